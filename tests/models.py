@@ -1,12 +1,26 @@
-"""Tiny random models of many architectures."""
+"""Tiny random models of many architectures, and random prompts for them."""
 
 from __future__ import annotations
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from functools import cache
 
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from prefheads.encoding import Encoded
+
+VOCABULARY = 97
 BASE = {
-    "vocab_size": 97,
+    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -16,7 +30,9 @@ BASE = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "tie_word_embeddings": False,  # tied, random weights say each token again
 }
+SHAPE = (3, 4)
 EXTRA: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"sliding_window": 8},
@@ -28,23 +44,81 @@ EXTRA: dict[str, dict[str, object]] = {
     "olmo2": {},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 2.0},
     "gpt_neox": {"num_key_value_heads": None},
-    "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48, "n_positions": 256},
+    "gpt2": {
+        "num_key_value_heads": None,
+        "intermediate_size": None,
+        "n_inner": 48,
+        "n_positions": 256,
+    },
     "starcoder2": {"sliding_window": 8},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
 }
 ARCHITECTURES = tuple(EXTRA)
+SLIDING = tuple(kind for kind in EXTRA if "sliding_window" in EXTRA[kind])
+BACKENDS = [
+    (kind, attention)
+    for kind in ARCHITECTURES
+    for attention in ("sdpa", "eager")
+    if (kind, attention) != ("gemma2", "sdpa")  # sdpa has no soft cap
+]
 
 
-def tiny(kind: str = "llama", attention: str | None = None, seed: int = 0, **changes: object) -> PreTrainedModel:
-    """A random model, with weights large enough for every head to matter."""
+def tiny(
+    kind: str = "llama", attention: str | None = None, seed: int = 0, **changes: object
+) -> PreTrainedModel:
+    """A random model, with weights large enough for every head to matter; it never ends a text."""
     settings = {k: v for k, v in (BASE | EXTRA[kind] | changes).items() if v is not None}
     config = AutoConfig.for_model(kind, **settings)
-    torch.manual_seed(seed)
     if attention is None:
-        attention = "eager" if kind == "gemma2" else "sdpa"  # sdpa has no soft cap
+        attention = "eager" if kind == "gemma2" else "sdpa"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval().float()
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.25)
+                parameter.normal_(0, 0.25, generator=generator)
+    model.generation_config.eos_token_id = None
     return model
+
+
+@cache
+def shared(kind: str = "llama", attention: str | None = None) -> PreTrainedModel:
+    """The same random model for all tests that leave it as it is."""
+    return tiny(kind, attention)
+
+
+def random_ids(n: int, seed: int = 0) -> torch.Tensor:
+    """Random tokens (n,), none of them special."""
+    return torch.randint(3, VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def random_encoded(
+    n_prompt: int = 17, n_response: int = 5, profile: slice = slice(10, 15), seed: int = 0
+) -> Encoded:
+    """A random prompt and response; the default profile is seen through a window of 8 tokens."""
+    ids = random_ids(n_prompt + n_response, seed)
+    mask = torch.zeros(n_prompt, dtype=torch.bool)
+    mask[profile] = True
+    return Encoded(ids[:n_prompt], ids[n_prompt:], mask, "", False, f"random-{seed}", "someone")
+
+
+def left_padded(rows: list[torch.Tensor], fill: int | bool = 0) -> torch.Tensor:
+    """Rows of different lengths as one batch."""
+    width = max(map(len, rows))
+    return torch.stack([torch.cat([r.new_full((width - len(r),), fill), r]) for r in rows])
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single printable characters, for the vocabulary of the tiny models."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(c): c - 29 for c in range(32, 126)}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="}"))
+    backend.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="}",
+        model_max_length=256,
+    )

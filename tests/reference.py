@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
+
+from prefheads.encoding import Encoded
 
 OUTPUT_PROJECTIONS = ("o_proj", "dense", "c_proj")
 
@@ -60,6 +62,7 @@ def gains_on_profile(
 ) -> Iterator[None]:
     """Attention written out: the weights on profile keys are multiplied before normalising.
 
+    A head that is left with nothing to look at reads nothing.
     gains: (n_layers, n_heads); profile: (batch, n_keys) bool. Queries from start on.
     """
 
@@ -77,7 +80,7 @@ def gains_on_profile(
         gain = gains[module.layer_idx].view(1, -1, 1, 1).to(weight.dtype)
         factor[:, :, start:] = torch.where(profile[:, None, None, :n], gain, 1.0)
         weight = weight * factor
-        weight = weight / weight.sum(-1, keepdim=True)
+        weight = (weight / weight.sum(-1, keepdim=True)).nan_to_num(0)
         return (weight @ value).transpose(1, 2), weight
 
     AttentionInterface.register("reference", attention)
@@ -91,7 +94,9 @@ def gains_on_profile(
 
 
 @contextmanager
-def gained(model, gains, target, start, profile):
+def gained(
+    model: PreTrainedModel, gains: Tensor, target: str, start: int, profile: Tensor
+) -> Iterator[None]:
     if target == "head":
         with gains_before_projection(model, gains, start):
             yield
@@ -101,42 +106,102 @@ def gained(model, gains, target, start, profile):
 
 
 @torch.no_grad()
-def naive_nll(model, encoded, gains, target="head", scope="response") -> Tensor:
+def plain_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits (n, vocab) of one sequence (n,)."""
+    return model(input_ids=ids[None], use_cache=False).logits[0].float()
+
+
+def gained_logits(
+    model: PreTrainedModel,
+    ids: Tensor,
+    n_prompt: int,
+    gains: Tensor,
+    target: str,
+    scope: str,
+    profile: Tensor | None,
+) -> Tensor:
+    """Logits (n, vocab) of one sequence under gains (n_layers, n_heads); profile: (n_prompt,)."""
+    columns = torch.zeros(1, len(ids), dtype=torch.bool)
+    if profile is not None:
+        columns[0, :n_prompt] = profile
+    with gained(model, gains, target, n_prompt - 1 if scope == "response" else 0, columns):
+        return plain_logits(model, ids)
+
+
+def response_loss(logits: Tensor, encoded: Encoded) -> Tensor:
+    """Mean NLL of the response under the logits (n, vocab) of prompt and response."""
+    predicting = logits[len(encoded.prompt_ids) - 1 : -1]
+    return nn.functional.cross_entropy(predicting, encoded.response_ids)
+
+
+def naive_nll(
+    model: PreTrainedModel,
+    encoded: Encoded,
+    gains: Tensor,
+    target: str = "head",
+    scope: str = "response",
+) -> Tensor:
     """Mean response NLL by one full forward pass under gains (n_layers, n_heads)."""
-    n = len(encoded.prompt_ids)
     ids = torch.cat([encoded.prompt_ids, encoded.response_ids])
-    profile = torch.zeros(1, len(ids), dtype=torch.bool)
-    profile[0, :n] = encoded.profile_mask
-    start = n - 1 if scope == "response" else 0
-    with gained(model, gains, target, start, profile):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
-    return nn.functional.cross_entropy(logits[n - 1 : -1], encoded.response_ids)
+    n = len(encoded.prompt_ids)
+    logits = gained_logits(model, ids, n, gains, target, scope, encoded.profile_mask)
+    return response_loss(logits, encoded)
 
 
-@torch.no_grad()
-def two_pass_logits(model, ids, gains, gamma, mode, target, start, profile) -> Tensor:
-    """Combined next-token logits (vocab,) of one unpadded sequence, by full forward passes."""
-    with gained(model, gains, target, start, profile):
-        changed = model(input_ids=ids[None], use_cache=False).logits[0, -1].float()
+def steered_logits(
+    model: PreTrainedModel,
+    ids: Tensor,
+    n_prompt: int,
+    weights: Tensor,
+    gamma: float,
+    *,
+    mode: str = "contrast",
+    target: str = "head",
+    scope: str = "response",
+    suppression: float = 1.0,
+    profile: Tensor | None = None,
+) -> Tensor:
+    """Eq. 8 by two full passes, or amplification by one. Logits (n, vocab) of a sequence (n,).
+
+    Only those from the last prompt token on are steered in scope "response".
+    """
+    gains = 1 + gamma * weights if mode == "amplify" else 1 - suppression * weights
+    changed = gained_logits(model, ids, n_prompt, gains, target, scope, profile)
     if mode == "amplify":
         return changed
-    plain = model(input_ids=ids[None], use_cache=False).logits[0, -1].float()
-    return (1 + gamma) * plain - gamma * changed
+    return (1 + gamma) * plain_logits(model, ids) - gamma * changed
 
 
-def two_pass_greedy(
-    model, prompt, weights, gamma, n_new, *, mode="contrast", target="head", scope="response",
-    suppression=1.0, profile=None,
-) -> list[int]:
-    """Greedy decoding of one unpadded prompt (P,) in a plain loop without any cache."""
-    gains = 1 + gamma * weights if mode == "amplify" else 1 - suppression * weights
-    start = len(prompt) - 1 if scope == "response" else 0
-    ids, new = prompt, []
+def next_logits(
+    model: PreTrainedModel, prompt: Tensor, weights: Tensor, gamma: float, **how: object
+) -> Callable[[list[int]], Tensor]:
+    """A function that gives the steered logits (vocab,) after the prompt and some new tokens."""
+
+    def after(new: list[int]) -> Tensor:
+        ids = torch.cat([prompt, torch.tensor(new, dtype=torch.long)])
+        return steered_logits(model, ids, len(prompt), weights, gamma, **how)[-1]
+
+    return after
+
+
+def greedy(after: Callable[[list[int]], Tensor], n_new: int) -> list[int]:
+    """Greedy decoding in a plain loop."""
+    new: list[int] = []
     for _ in range(n_new):
-        columns = torch.zeros(1, len(ids), dtype=torch.bool)
-        if profile is not None:
-            columns[0, : len(prompt)] = profile
-        logits = two_pass_logits(model, ids, gains, gamma, mode, target, start, columns)
-        new.append(int(logits.argmax()))
-        ids = torch.cat([ids, torch.tensor(new[-1:])])
+        new.append(int(after(new).argmax()))
     return new
+
+
+def beam_search(
+    after: Callable[[list[int]], Tensor], n_new: int, n_beams: int
+) -> list[tuple[float, list[int]]]:
+    """Beams of a fixed length, best first: (sum of log-probabilities, tokens)."""
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    for _ in range(n_new):
+        grown = [
+            (score + log_p, [*tokens, token])
+            for score, tokens in beams
+            for token, log_p in enumerate(after(tokens).log_softmax(-1).tolist())
+        ]
+        beams = sorted(grown, reverse=True)[:n_beams]
+    return beams

@@ -64,12 +64,22 @@ def test_loads_a_folder(folder: Path) -> None:
     assert tokenizer.pad_token == "<eos>"
     stored = load_file(folder / "model.safetensors")["model.norm.weight"]
     assert torch.equal(model.model.norm.weight, stored.float())
-    assert load_model(str(folder))[0].dtype in (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 def test_takes_dtypes_by_name_and_object(folder: Path, dtype: str | torch.dtype) -> None:
     assert load_model(folder, device="cpu", dtype=dtype)[0].dtype == torch.bfloat16
+
+
+def test_keeps_the_checkpoints_dtype_off_the_cpu(folder: Path) -> None:
+    assert load_model(folder, device="meta")[0].dtype == torch.bfloat16
+    assert load_model(folder, device="meta", dtype="float32")[0].dtype == torch.float32
+
+
+def test_takes_a_device_map(folder: Path) -> None:
+    model, _ = load_model(folder, device_map={"": "cpu"})
+    assert model.device.type == "cpu"
+    assert model.dtype == torch.bfloat16  # the checkpoint's: what fits on several devices decides
 
 
 def test_takes_the_attention(folder: Path) -> None:

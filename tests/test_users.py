@@ -102,7 +102,8 @@ def test_clusters_survive_a_file(tmp_path: Path) -> None:
     loaded = Clusters.from_tensors(*load_tensors(tmp_path / "clusters", "clusters"))
     assert loaded.assignment == clusters.assignment and loaded.sizes == clusters.sizes
     assert np.array_equal(loaded.centroids, clusters.centroids)
-    for bad in (({}, meta), (tensors, {}), (tensors, {"assignment": {"u": 2}})):
+    cases: list[tuple[Any, Any]] = [({}, meta), (tensors, {}), (tensors, {"assignment": {"u": 2}})]
+    for bad in cases:
         with pytest.raises(ArtifactError) as error:
             Clusters.from_tensors(*bad)
         one_line(error)
@@ -253,7 +254,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> ProfileEncoder:
 
 
 def test_profile_is_the_unit_mean_of_its_items(letters: ProfileEncoder) -> None:
-    profiles = [
+    profiles: list[list[dict[str, Any]]] = [
         [{"text": "aaaa"}, {"text": "e"}, {"text": "  "}],
         [{"id": "uuu", "date": "uuu", "title": "i", "text": "o", "score": 5}],
     ]
@@ -266,7 +267,8 @@ def test_profile_is_the_unit_mean_of_its_items(letters: ProfileEncoder) -> None:
 
 
 def test_profile_without_text_is_named(letters: ProfileEncoder) -> None:
-    for profile in ([], [{"text": " "}], [{"id": "7", "score": 3}]):
+    empty: list[list[dict[str, Any]]] = [[], [{"text": " "}], [{"id": "7", "score": 3}]]
+    for profile in empty:
         with pytest.raises(DataError, match="profile 1") as error:
             letters.embed([[{"text": "a"}], profile])
         one_line(error)
@@ -279,8 +281,8 @@ def test_missing_encoder_and_missing_extra_are_one_line(
 ) -> None:
     with pytest.raises(ModelError, match="'missing'") as error:
         ProfileEncoder("missing")
-    one_line(error)
+    assert one_line(error).endswith("no such encoder")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(PrefheadsError, match=r"prefheads\[cluster\]") as error:
+    with pytest.raises(PrefheadsError, match=r"prefheads\[cluster\]") as absent:
         ProfileEncoder("letters")
-    one_line(error)
+    one_line(absent)

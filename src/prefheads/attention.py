@@ -1,9 +1,10 @@
 """The one intervention: setting the gain of attention heads, row by row, while a model runs.
 
 Everything happens inside the attention function that the model already uses (transformers'
-``AttentionInterface``): its output ``(batch, query, heads, head_dim)`` is the vector each head hands to the output
-projection, so it is where a head's gain is set (target ``"head"``), and its scores are where a head's view of the
-profile is set (target ``"profile"``). No modelling code is copied and no module is addressed by a guessed name.
+``AttentionInterface``): its output ``(batch, query, heads, head_dim)`` is the vector each head
+hands to the output projection, so it is where a head's gain is set (target ``"head"``), and its
+scores are where a head's view of the profile is set (target ``"profile"``). No modelling code is
+copied and no module is addressed by a guessed name.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from prefheads.errors import ModelError, SteeringError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
+
 @dataclass(frozen=True)
 class HeadLayout:
-    """Where a model keeps its heads: one decoder layer and one attention module a layer, as seen in a probe run.
+    """Where a model keeps its heads: one decoder layer and one attention module a layer, as seen
+    in a probe run.
 
     Attributes:
         n_heads: Attention (query) heads in a layer; the same in all layers.
@@ -46,14 +49,20 @@ class HeadLayout:
 
 
 class Observer(Protocol):
-    """What sees the attention of a forward pass: a pass that intervenes, or the probe that looks for heads."""
+    """What sees the attention of a forward pass: one that intervenes, or the probe for heads."""
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Called with the input of each decoder layer; returns what the layer gets instead."""
 
     def attend(
-        self, inner: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-        mask: Tensor | None, kwargs: dict[str, Any],
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Called in place of the attention function ``inner``."""
 
@@ -73,8 +82,14 @@ class _Probe:
         return hidden, rest
 
     def attend(
-        self, inner: AttentionFunction, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-        mask: Tensor | None, kwargs: dict[str, Any],
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         out, weights = inner(module, query, key, value, mask, **kwargs)
         self.n_heads[module] = query.shape[1]
@@ -83,27 +98,37 @@ class _Probe:
 
 
 def _eager(module: nn.Module) -> AttentionFunction:
-    """The eager attention that a model's own file defines (it is no global function of the library)."""
+    """The eager attention, which each model's own file defines."""
     for cls in type(module).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:
             return function  # type: ignore[no-any-return]
-    raise ModelError(f"{type(module).__name__} has no eager attention function; load the model with sdpa attention")
+    raise ModelError(
+        f"{type(module).__name__} has no eager attention function; load the model with "
+        "sdpa attention"
+    )
 
 
 def _wrapper(inner_name: str) -> str:
-    """Register (once) an attention function that lets the running pass intervene; returns its name."""
+    """Register (once) an attention function that lets passes intervene; returns its name."""
     name = f"prefheads_{inner_name}"
     if name in AttentionInterface().valid_keys():
         return name
 
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         inner = _eager(module) if inner_name == "eager" else AttentionInterface()[inner_name]
         observer = current.get()
         if observer is None:
-            result: tuple[Tensor, Tensor | None] = inner(module, query, key, value, attention_mask, **kwargs)
+            result: tuple[Tensor, Tensor | None] = inner(
+                module, query, key, value, attention_mask, **kwargs
+            )
             return result
         return observer.attend(inner, module, query, key, value, attention_mask, kwargs)
 
@@ -115,7 +140,7 @@ def _wrapper(inner_name: str) -> str:
 
 
 def attention_backend(model: PreTrainedModel) -> str:
-    """The attention implementation that a model computes its heads with, such as ``"sdpa"`` or ``"eager"``."""
+    """The attention implementation of a model, such as ``"sdpa"`` or ``"eager"``."""
     name = model.config.get_text_config()._attn_implementation
     return str(name).removeprefix("prefheads_")
 
@@ -129,12 +154,22 @@ def _attention_set_to(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.set_attn_implementation(name)
         if model.config.get_text_config()._attn_implementation != name:
             raise ModelError(
-                f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, "
-                "so its heads cannot be reached"
+                f"{type(model).__name__} does not take its attention from transformers' "
+                "AttentionInterface, so its heads cannot be reached"
             )
         yield
     finally:
         model.set_attn_implementation(old if subs else old[""])
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its tokens."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type != "meta":
+        return device
+    # Weights that accelerate keeps elsewhere come to this device when they are needed.
+    return torch.device(getattr(embeddings._hf_hook, "execution_device", "cpu"))
 
 
 _layouts: weakref.WeakKeyDictionary[PreTrainedModel, HeadLayout] = weakref.WeakKeyDictionary()
@@ -147,7 +182,9 @@ def head_layout(model: PreTrainedModel) -> HeadLayout:
         ModelError: The model is not one whose heads can be set; the message says what is missing.
     """
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"expected a causal language model of transformers, not {type(model).__name__}")
+        raise ModelError(
+            f"expected a causal language model of transformers, not {type(model).__name__}"
+        )
     if model not in _layouts:
         _layouts[model] = _probe_layout(model)
     return _layouts[model]
@@ -162,12 +199,15 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
         raise ModelError(f"{kind} shares keys and values between layers, which is not supported")
     backend = attention_backend(model)
     if backend.startswith("paged"):
-        raise ModelError(f"{kind} is loaded with {backend} attention; load it with sdpa, eager or flash attention")
+        raise ModelError(
+            f"{kind} is loaded with {backend} attention; load it with sdpa, eager or "
+            "flash attention"
+        )
     probe = _Probe()
     token = current.set(probe)
     try:
         with torch.no_grad(), _attention_set_to(model, _wrapper(backend)):
-            ids = torch.zeros((1, 2), dtype=torch.long, device=model.get_input_embeddings().weight.device)
+            ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     finally:
         current.reset(token)
@@ -176,10 +216,14 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
     n_layers = config.num_hidden_layers
     missing = sorted(set(range(n_layers)) - set(by_layer))
     if missing:
-        raise ModelError(f"{kind} has no attention heads behind the AttentionInterface in layers {missing}")
+        raise ModelError(
+            f"{kind} has no attention heads behind the AttentionInterface in layers {missing}"
+        )
     heads = set(probe.n_heads.values())
     if len(by_layer) != n_layers or len(probe.n_heads) != n_layers or len(heads) != 1:
-        raise ModelError(f"{kind} does not have one attention of equally many heads in each of {n_layers} layers")
+        raise ModelError(
+            f"{kind} does not have one attention of equally many heads in each of {n_layers} layers"
+        )
     if not probe.per_head:
         raise ModelError(f"{kind} with {backend} attention does not return one vector a head")
     parents = {
@@ -190,7 +234,9 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
     }  # innermost enclosing decoder layer: modules() goes from the outside in
     orphans = [i for i, m in by_layer.items() if m not in parents]
     if orphans:
-        raise ModelError(f"{kind} does not mark its decoder layers {orphans} as transformers' own models do")
+        raise ModelError(
+            f"{kind} does not mark its decoder layers {orphans} as transformers' own models do"
+        )
     return HeadLayout(heads.pop(), tuple(parents[by_layer[i]] for i in range(n_layers)))
 
 
@@ -200,26 +246,35 @@ _busy_lock = threading.Lock()
 
 @contextmanager
 def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[HeadLayout]:
-    """Route a model's attention through the passes of this package; leave no trace when the block ends.
+    """Route a model's attention through the passes of this package; leave no trace when the block
+    ends.
 
     Args:
-        backend: Attention to compute with inside the block, for work that needs explicit masks; the model's own if None.
+        backend: Attention to compute with inside the block, for work that needs explicit masks;
+            the model's own if None.
 
     Raises:
         ModelError: The model cannot be handled (before anything is changed).
-        SteeringError: The model is already intercepted, by this thread or another: two interventions on one model
-            at once would act on each other's output.
+        SteeringError: The model is already intercepted, by this thread or another: two
+            interventions on one model at once would act on each other's output.
     """
     layout = head_layout(model)
     with _busy_lock:
-        if model in _busy:
-            raise SteeringError("this model is already being steered or measured; one intervention at a time")
+        # Models built from one config object share the setting that routes their attention.
+        in_use = str(model.config.get_text_config()._attn_implementation).startswith("prefheads_")
+        if model in _busy or in_use:
+            raise SteeringError(
+                "this model, or one with the same config object, is already being steered or "
+                "measured; one intervention at a time"
+            )
         _busy.add(model)
     handles: list[Any] = []
     try:
         with _attention_set_to(model, _wrapper(backend or attention_backend(model))):
             for index, layer in enumerate(layout.layers):
-                handles.append(layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True))
+                handles.append(
+                    layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
+                )
             yield layout
     finally:
         for handle in handles:
@@ -242,11 +297,15 @@ def _entry_hook(index: int) -> Callable[..., Any]:
     return hook
 
 
-MASKABLE = ("sdpa", "eager")  # backends that take an explicit mask, which a profile gain or shared prompt needs
+MASKABLE = (
+    "sdpa",
+    "eager",
+)  # backends that take an explicit mask, which a profile gain or shared prompt needs
 
 
 def masked_backend(model: PreTrainedModel) -> str:
-    """The backend to use where explicit masks are needed: the model's own, or an exact stand-in for flex attention.
+    """The backend to use where explicit masks are needed: the model's own, or an exact stand-in
+    for flex attention.
 
     Raises:
         ModelError: The model uses a backend (flash attention, a kernel) that takes no bias.
@@ -257,18 +316,22 @@ def masked_backend(model: PreTrainedModel) -> str:
     if backend == "flex_attention":
         softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
         return "eager" if softcap else "sdpa"
-    raise ModelError(f"{backend} attention takes no bias on single tokens; load the model with sdpa, eager or flex")
+    raise ModelError(
+        f"{backend} attention takes no bias on single tokens; load the model with sdpa, "
+        "eager or flex"
+    )
 
 
-def as_bias(mask: Tensor | None, like: Tensor, n_query: int, n_key: int) -> Tensor:
-    """An attention mask of any form as an additive bias ``(1 or batch, 1 or heads, n_query, n_key)``.
+def as_bias(mask: Tensor | None, query: Tensor, past: int, n_key: int) -> Tensor:
+    """An attention mask of any form as an additive bias ``(1 or batch, 1 or heads, n_query,
+    n_key)``.
 
-    ``None`` means causal, the queries being the last of the keys.
+    ``None`` means causal, ``past`` of the keys coming before those of the queries.
     """
-    low = torch.finfo(like.dtype).min
+    low = torch.finfo(query.dtype).min
     if mask is None:
-        past = n_key - n_query
-        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=like.device).tril(past)[None, None]
+        seen = torch.ones(query.shape[2], n_key, dtype=torch.bool, device=query.device)
+        mask = seen.tril(past)[None, None]
     if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, low)
-    return mask[..., :n_key].to(like.dtype)
+        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, low)
+    return mask[..., :n_key].to(query.dtype)

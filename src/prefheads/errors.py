@@ -1,6 +1,7 @@
 """Everything a user can get wrong, as one tree of exceptions with one-line messages.
 
-The command line prints such a message and exits with code 2; from Python they are ordinary exceptions.
+The command line prints such a message and exits with code 2; from Python they are ordinary
+exceptions.
 """
 
 
@@ -13,7 +14,7 @@ class DataError(PrefheadsError):
 
 
 class ModelError(PrefheadsError):
-    """A model, tokenizer or attention backend that cannot be handled; the message says what is missing."""
+    """A model, tokenizer or attention backend that cannot be handled; says what is missing."""
 
 
 class ArtifactError(PrefheadsError):

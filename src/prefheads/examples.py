@@ -1,4 +1,4 @@
-"""Examples: one input and response of a user, with the user's profile; loading and splitting them."""
+"""Examples: an input and a response of a user, with the user's profile; loading and splitting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Example:
     Attributes:
         id: Unique among the examples loaded together.
         user_id: Whose it is; one user may have several examples.
-        profile: Earlier texts of the user, the most relevant first; empty for the no-profile reference.
+        profile: Earlier texts of the user, most relevant first; empty for the no-profile reference.
         input: What is asked.
         output: The response; ``None`` where it is not known.
         task: Name of a LaMP task, which decides the form of the prompt; otherwise the generic form.
@@ -61,16 +61,17 @@ def load_examples(
 ) -> list[Example]:
     """Load examples from a JSONL file, official LaMP files, or objects at hand.
 
-    The example format is ``{"id", "user_id", "profile": [{"text"}], "input", "output"}``, optionally with
-    ``"task"``. Profiles of LaMP tasks are reduced to the items that retrieval finds, best first; other
-    profiles, and those of ``Example`` objects, are kept whole.
+    The example format is ``{"id", "user_id", "profile": [{"text"}], "input", "output"}``, and
+    ``"task"`` if it has one. Profiles of LaMP tasks are reduced to the items that retrieval finds,
+    best first; other profiles, and those of ``Example`` objects, are kept whole.
 
     Args:
-        source: A JSONL file; a ``*_questions.json`` of LaMP or a folder with one; or a list of dicts in the
-            example format or of examples.
+        source: A JSONL file; a ``*_questions.json`` of LaMP or a folder with one; or a list of
+            dicts in the example format or of examples.
         outputs: The golds of a LaMP file; by default the ``*_outputs.json`` beside the questions.
         items: Profile items to keep where there is retrieval.
-        retrieval: ``"bm25"``, ``"recent"`` or ``"all"``; see :func:`prefheads.tasks.retrieve.retrieve`.
+        retrieval: ``"bm25"``, ``"recent"`` or ``"all"``, as in
+            :func:`prefheads.tasks.retrieve.retrieve`.
         limit: Load only the first so many.
         require_output: Whether an example without a response is an error.
 
@@ -105,12 +106,12 @@ def split_users(
 ) -> tuple[list[Example], ...]:
     """Split examples by user, so that nobody is in two parts.
 
-    Which users go where depends on their ids and the seed alone, not on the order of the examples; within a
-    part that order is kept.
+    Which users go where depends on their ids and the seed alone, not on the order of the examples;
+    within a part that order is kept.
 
     Args:
         examples: The examples.
-        fractions: Share of the users in each part; positive, with sum 1. Every part gets at least one.
+        fractions: Share of the users in each part; positive, with sum 1. No part stays empty.
         seed: Seed of the shuffle.
 
     Raises:
@@ -132,9 +133,9 @@ def split_users(
 
 
 def other_profiles(examples: Sequence[Example], seed: int = 0) -> list[Example]:
-    """Each example with the profile of another user of the same task (a control: whose profile is it?).
+    """Each example with the profile of another user of the same task (is it *this* user's?).
 
-    Users are put in a circle and each takes the profile of the next, so every profile is used equally.
+    Users are put in a circle and each takes the next one's profile, so all are used alike.
 
     Raises:
         DataError: Fewer than two users in a task.
@@ -156,7 +157,7 @@ def other_profiles(examples: Sequence[Example], seed: int = 0) -> list[Example]:
 
 
 def without_profile(example: Example) -> Example:
-    """The example with its profile taken away (a control: is it the profile at all?)."""
+    """The example with its profile taken away (is it a profile at all?)."""
     return example.with_profile(())
 
 
@@ -182,7 +183,7 @@ def _rows(
     if not isinstance(source, str | Path):
         yield from ((f"example [{index}]", row) for index, row in enumerate(source))
         return
-    # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON strings may contain.
+    # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON strings may hold.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _json_line(line, f"{path}:{number}")

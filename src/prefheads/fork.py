@@ -1,8 +1,11 @@
-"""One forward pass, several branches: rows that leave a shared base row at the first layer where they differ from it.
+"""One forward pass, several branches: rows that leave a shared base row at the first layer where
+they differ from it.
 
-Below the first layer with a changed head a branch is identical to its base row, so it does not exist there: it is
-appended to the batch, as a copy of the base row's hidden state, on entering that layer. Steering uses one branch a
-row (the depersonalised one); discovery and calibration use hundreds, all in one pass.
+Below the first layer with a changed head a branch is identical to its base row, so it does not
+    exist there: it is
+appended to the batch, as a copy of the base row's hidden state, on entering that layer. Steering
+uses one branch a row (the depersonalised one); discovery and calibration use hundreds, all in one
+pass.
 """
 
 from __future__ import annotations
@@ -26,16 +29,22 @@ class Plan:
     """Which rows a pass has in each layer, and the gain of every head in each row.
 
     Args:
-        gains: ``(n_base + n_branches, n_layers, n_heads)``, non-negative; 1 leaves a head alone. Base rows first, then
-            branches in ascending order of ``starts``.
+        gains: ``(n_base + n_branches, n_layers, n_heads)``, non-negative; 1 leaves a head alone.
+            Base rows first, then branches in ascending order of ``starts``.
         n_base: Rows that the model is called with.
         starts: Layer at which each branch leaves, ascending.
         origins: Base row that each branch copies.
-        target: What the gain multiplies: the head's output, or its unnormalised attention to profile tokens.
+        target: What the gain multiplies: the head's output, or its unnormalised attention to
+            profile tokens.
     """
 
     def __init__(
-        self, gains: Tensor, n_base: int, starts: Sequence[int], origins: Sequence[int], target: Target
+        self,
+        gains: Tensor,
+        n_base: int,
+        starts: Sequence[int],
+        origins: Sequence[int],
+        target: Target,
     ) -> None:
         self.gains = gains.float()
         self.n_base = n_base
@@ -44,7 +53,8 @@ class Plan:
         self.origins = torch.tensor([*range(n_base), *origins], device=gains.device)
         self.first = min(self.starts, default=gains.shape[1])
         self.changed = [
-            bool((self.gains[: self.rows(layer), layer] != 1).any()) for layer in range(gains.shape[1])
+            bool((self.gains[: self.rows(layer), layer] != 1).any())
+            for layer in range(gains.shape[1])
         ]
         self._cached: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -61,7 +71,8 @@ class Plan:
 
 
 def branch_plan(gains: Tensor, target: Target) -> tuple[Plan, Tensor]:
-    """A plan with one base row that each row of ``gains`` (R, L, H) leaves at its own first changed layer.
+    """A plan with one base row that each row of ``gains`` (R, L, H) leaves at its own first
+    changed layer.
 
     Returns:
         The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
@@ -80,21 +91,26 @@ class Pass:
     Args:
         plan: Rows and gains.
         n_keys: Tokens seen when the pass is over, its own included.
-        profile: ``(n_base, n_keys)`` bool, the profile's tokens among them; needed for target ``"profile"``.
-        prompt: Keys and values of a prompt that all rows share (single base row). The model must be called with
-            ``ReadOnly(prompt)``; the rows are then folded into the query axis, so that the prompt's keys are read
-            once for all of them and each row sees its own tokens only.
-        whole: The pass holds prompt positions too, so a head may have nothing but profile to look at.
+        profile: ``(n_base, n_keys)`` bool, the profile's tokens among them; needed for target
+            ``"profile"``.
+        prompt: Keys and values of a prompt that all rows share (single base row). The model must
+            be called with ``ReadOnly(prompt)``; the rows are then folded into the query axis, so
+            that the prompt's keys are read once for all of them and each row sees its own tokens
+            only.
     """
 
     def __init__(
-        self, plan: Plan, n_keys: int, profile: Tensor | None = None, prompt: Cache | None = None, whole: bool = False
+        self,
+        plan: Plan,
+        n_keys: int,
+        profile: Tensor | None = None,
+        prompt: Cache | None = None,
     ) -> None:
         self.plan = plan
         self.n_keys = n_keys
         self.profile = profile
         self.prompt = prompt
-        self.whole = whole
+        self._may_be_blind: bool | None = None
         self._memo: dict[tuple[int, ...], tuple[Any, Tensor]] = {}
 
     @contextmanager
@@ -106,15 +122,17 @@ class Pass:
         finally:
             current.reset(token)
 
-    # -- rows -----------------------------------------------------------------------------------------------------
+    # -- rows --
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
-        """Append the branches that leave at this layer; give the layer's other inputs as many rows."""
+        """Append the branches that leave here; give the layer's other inputs as many rows."""
         n = self.plan.rows(index)
         if n > len(hidden):
             new = self.plan.origins[len(hidden) : n].to(hidden.device)
             hidden = torch.cat([hidden, hidden.index_select(0, new)])
-        if n > self.plan.n_base and self.prompt is None:  # folded rows broadcast over one row of mask and positions
+        if (
+            n > self.plan.n_base and self.prompt is None
+        ):  # folded rows broadcast over one row of mask and positions
             rest = self._expand(rest, n)
         return hidden, rest
 
@@ -123,7 +141,9 @@ class Pass:
             if value.dim() < 2 or len(value) != self.plan.n_base:
                 return value
             select = value.index_select
-            return self._remember((id(value), n), value, lambda: select(0, self.plan.origins[:n].to(value.device)))
+            return self._remember(
+                (id(value), n), value, lambda: select(0, self.plan.origins[:n].to(value.device))
+            )
         if isinstance(value, tuple | list):
             return type(value)(self._expand(v, n) for v in value)
         if isinstance(value, dict):
@@ -135,7 +155,7 @@ class Pass:
             self._memo[key] = (source, make())  # the source is kept too, so that its id stays taken
         return self._memo[key][1]
 
-    # -- heads ----------------------------------------------------------------------------------------------------
+    # -- heads --
 
     def attend(
         self,
@@ -147,7 +167,7 @@ class Pass:
         mask: Tensor | None,
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
-        """The attention function, with the gains of this layer. Shapes as transformers passes them."""
+        """The attention function, with this layer's gains. Shapes as transformers passes them."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         changed = self.plan.changed[layer]
         rows, _, n_query, _ = query.shape
@@ -166,8 +186,12 @@ class Pass:
             if biased:
                 mask = _fold_mask(mask, query, n_key, past)
             else:  # the same for all layers with as many rows and keys
-                mask = self._remember((id(mask), rows, past), mask, lambda: _fold_mask(mask, query, n_key, past))
-            keys, values = (torch.cat([s, _fold(x)], 2) for s, x in zip(shared, (key, value), strict=True))
+                mask = self._remember(
+                    (id(mask), rows, past), mask, lambda: _fold_mask(mask, query, n_key, past)
+                )
+            keys, values = (
+                torch.cat([s, _fold(x)], 2) for s, x in zip(shared, (key, value), strict=True)
+            )
             out, weights = inner(module, _fold(query), keys, values, mask, **kwargs)
             out = out.reshape(rows, n_query, *out.shape[2:])
         if gain is not None and self.plan.target == "head":
@@ -176,47 +200,57 @@ class Pass:
             out = out.masked_fill(blind.transpose(1, 2)[..., None], 0)
         return out, weights
 
-    def _hide(self, gain: Tensor, mask: Tensor | None, query: Tensor, n_key: int) -> tuple[Tensor, Tensor | None]:
-        """The mask with log(gain) added where keys are profile tokens, and where a head is left with nothing.
+    def _hide(
+        self, gain: Tensor, mask: Tensor | None, query: Tensor, n_key: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add log(gain) to the mask where keys are profile tokens.
 
         Returns:
-            The bias ``(rows, n_heads, n_query, n_key)``, and ``(rows, n_heads, n_query)`` bool, or None if no head
-            can be blind: a head from which all it could see is hidden reads nothing, so its output is zero.
+            The bias ``(rows, n_heads, n_query, n_key)``; and where a head is blind
+            ``(rows, n_heads, n_query)``, or None if none can be: a head from which all it could
+            see is hidden reads nothing, so its output is zero.
         """
         assert self.profile is not None
         origins = self.plan.origins[: len(gain)].to(gain.device)
         columns = self._columns(self.profile.to(gain.device), n_key)[origins][:, None, None, :]
         log_gain = torch.where(columns, gain.log()[..., None, None], 0.0).to(query.dtype)
-        seen = as_bias(mask, query, query.shape[2], n_key)
+        past = min(n_key, self.n_keys) - query.shape[2]
+        seen = as_bias(mask, query, past, n_key)
         low = torch.finfo(query.dtype).min
         bias = (seen + log_gain).clamp_min(low)
-        if not self.whole:
+        if self._may_be_blind is None:  # a token outside the profile sees at least itself
+            own = self.profile[:, self.n_keys - query.shape[2] : self.n_keys]
+            self._may_be_blind = bool(own.any())
+        if not self._may_be_blind:
             return bias, None
         visible = seen > low / 2
         return bias, visible.any(-1) & ~(visible & (log_gain > float("-inf"))).any(-1)
 
     def _columns(self, profile: Tensor, n_key: int) -> Tensor:
-        """The profile mask over the keys of a layer: a sliding window keeps the last, a static cache has spare ones."""
+        """The profile mask over a layer's keys: the last ones, or padded for a static cache."""
         if n_key <= self.n_keys:
             return profile[:, self.n_keys - n_key : self.n_keys]
         return nn.functional.pad(profile, (0, n_key - self.n_keys))
 
-    # -- rows folded into the query axis --------------------------------------------------------------------------
+    # -- rows folded into the query axis --
 
     def _shared(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         assert self.prompt is not None
-        held = self.prompt.layers[layer] if layer < len(self.prompt.layers) else None
+        layers: list[Any] = self.prompt.layers
+        held = layers[layer] if layer < len(layers) else None
         if held is None or held.get_seq_length() == 0:
             return key[:1, :, :0], value[:1, :, :0]
         return held.keys, held.values
 
 
 def _fold_mask(mask: Tensor | None, query: Tensor, n_key: int, past: int) -> Tensor:
-    """Block-diagonal mask: each row sees the prompt and its own tokens. ``(1, heads, rows * T, past + rows * T)``"""
+    """Mask ``(1, heads, rows * T, past + rows * T)``: a row sees the prompt and its own tokens."""
     rows, _, n_query, _ = query.shape
-    bias = as_bias(mask, query, n_query, n_key).expand(rows, -1, -1, -1)
+    bias = as_bias(mask, query, n_key - n_query, n_key).expand(rows, -1, -1, -1)
     heads = bias.shape[1]
-    folded = query.new_full((heads, rows, n_query, past + rows * n_query), torch.finfo(query.dtype).min)
+    folded = query.new_full(
+        (heads, rows, n_query, past + rows * n_query), torch.finfo(query.dtype).min
+    )
     folded[..., :past] = bias[..., :past].transpose(0, 1)
     own = folded[..., past:].unflatten(-1, (rows, n_query)).diagonal(dim1=1, dim2=3)
     own.copy_(bias[..., past:].permute(1, 2, 3, 0))
@@ -229,22 +263,25 @@ def _fold(x: Tensor) -> Tensor:
 
 
 class ReadOnly(Cache):
-    """A filled cache that gives its lengths and positions but keeps nothing: new keys and values pass through."""
+    """A filled cache that tells its lengths and keeps nothing: new keys and values pass through."""
 
     def __init__(self, filled: Cache) -> None:
         super().__init__(layers=filled.layers)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Return the new keys and values unchanged; :class:`Pass` adds the prompt's."""
         return key_states, value_states
 
 
-# -- caches of a forked generation ------------------------------------------------------------------------------------
+# -- caches of a forked generation --
 
 
 def fork_cache(cache: Cache, first: int, n_rows: int) -> None:
-    """Give layers from ``first`` on a second copy of their ``n_rows`` rows, and make reordering (beams) act on both."""
-    for layer in cache.layers[first:]:
+    """Double the ``n_rows`` rows of layers from ``first`` on; reordering (beams) acts on both."""
+    layers: list[Any] = cache.layers[first:]
+    for layer in layers:
         if layer.get_seq_length() > 0 and len(layer.keys) == n_rows:
             layer.keys = torch.cat([layer.keys, layer.keys])
             layer.values = torch.cat([layer.values, layer.values])

@@ -1,4 +1,4 @@
-"""Likelihood of responses (Eq. 3): of one response under many head maps at once, and of many under one steering."""
+"""Likelihood of responses (Eq. 3): of one under many head maps, of many under one steering."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from prefheads.attention import input_device
 from prefheads.encoding import Encoded, encode, pad_batch
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
@@ -23,9 +24,12 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), as float32 (..., T)."""
+    """NLL in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), float32 (..., T)."""
     logits = logits.float()
-    return logits.logsumexp(-1) - logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0]
+    return (
+        logits.logsumexp(-1)
+        - logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0]
+    )
 
 
 @dataclass
@@ -34,8 +38,10 @@ class Budget:
 
     tokens: int = 512
 
-    def run(self, n: int, per_row: int, work: Callable[[slice], Tensor]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ``(rows, work(rows))`` for consecutive slices of ``range(n)`` that fit the budget."""
+    def run(
+        self, n: int, per_row: int, work: Callable[[slice], Tensor]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ``(rows, work(rows))`` for consecutive slices of ``range(n)`` that fit."""
         done = 0
         while done < n:
             rows = slice(done, min(n, done + max(1, self.tokens // per_row)))
@@ -61,25 +67,33 @@ class Scorer:
 
     Args:
         encoded: Prompt, response and profile mask of one example.
-        scope: ``"response"``: gains act at positions that predict the response, and the prompt's keys and values are
-            shared by all maps. ``"all"``: they act at every position.
+        scope: ``"response"``: gains act at positions that predict the response, and the prompt's
+            keys and values are shared by all maps. ``"all"``: they act at every position.
         budget: Tokens a pass, shared between examples so that it adapts once.
     """
 
-    def __init__(self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None
+    ) -> None:
         self.model, self.encoded = model, encoded
         self.budget = budget or Budget()
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)
         self.n_keys = len(prompt) + len(self.targets) - 1
-        self.profile = torch.nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
+        self.profile = torch.nn.functional.pad(
+            encoded.profile_mask, (0, self.n_keys - len(prompt))
+        )[None]
         inputs = torch.cat([prompt, self.targets[:-1]])[None]
         self.cache: Cache | None = None
         if scope == "response":
             self.cache = DynamicCache(config=model.config)
             if len(prompt) > 1:
                 with torch.no_grad():
-                    model(input_ids=inputs[:, : len(prompt) - 1], past_key_values=self.cache, logits_to_keep=1)
+                    model(
+                        input_ids=inputs[:, : len(prompt) - 1],
+                        past_key_values=self.cache,
+                        logits_to_keep=1,
+                    )
             inputs = inputs[:, len(prompt) - 1 :]
         self.inputs = inputs
 
@@ -92,10 +106,12 @@ class Scorer:
             target: What the gains multiply.
 
         Yields:
-            ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the unchanged model's
-            logits first.
+            ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the
+            unchanged model's logits first.
         """
-        order = branch_plan(gains, target)[1]  # rows that leave at about the same layer share a pass
+        order = branch_plan(gains, target)[
+            1
+        ]  # rows that leave at about the same layer share a pass
 
         def work(rows: slice) -> Tensor:
             return self._forward(branch_plan(gains[order[rows]], target)[0])
@@ -104,7 +120,7 @@ class Scorer:
             yield order[rows], logits
 
     def _forward(self, plan: Plan) -> Tensor:
-        running = Pass(plan, self.n_keys, self.profile, self.cache, whole=self.cache is None)
+        running = Pass(plan, self.n_keys, self.profile, self.cache)
         with running.running():
             out = self.model(
                 input_ids=self.inputs,
@@ -116,7 +132,8 @@ class Scorer:
         return logits
 
     def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Mean response NLL (Eq. 3), in nats a token, unchanged ``()`` and under each map of gains ``(R,)``.
+        """Mean response NLL (Eq. 3), in nats a token, unchanged ``()`` and under each map of gains
+        ``(R,)``.
 
         Raises:
             ModelError: The model's logits are not finite.
@@ -127,12 +144,18 @@ class Scorer:
             nll = token_nll(logits, self.targets).mean(-1).cpu()
             base, result[rows] = nll[0], nll[1:]
         if not (torch.isfinite(result).all() and torch.isfinite(base)):
-            raise ModelError(f"the model's logits for example {self.encoded.example_id!r} are not finite; try float32")
+            raise ModelError(
+                f"the model's logits for example {self.encoded.example_id!r} are not finite; "
+                "try float32"
+            )
         return base, result
 
 
 def encode_all(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], end_of_turn: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    end_of_turn: bool = False,
 ) -> list[Encoded]:
     """Encode examples for a model's context; every one must have a response."""
     for example in examples:
@@ -151,11 +174,12 @@ def response_nll(
     batch_size: int = 8,
     end_of_turn: bool = False,
 ) -> Tensor:
-    """Mean NLL of each example's response, in nats a token (Eq. 3), under whatever steering is active.
+    """Mean NLL of each example's response, in nats a token (Eq. 3), under whatever steering is
+    active.
 
     Args:
-        batch_size: Examples a pass. Under a steering for B users, ``examples`` are those users' in order, one each,
-            and go through as one batch.
+        batch_size: Examples a pass. Under a steering for B users, ``examples`` are those users' in
+            order, one each, and go through as one batch.
 
     Returns:
         ``(n_examples,)`` float32.
@@ -169,7 +193,7 @@ def response_nll(
     if steering is not None and steering.batch > 1:
         batch_size = max(1, len(encoded))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     values = []
     for i in range(0, len(encoded), batch_size):
         batch = pad_batch(encoded[i : i + batch_size], pad)

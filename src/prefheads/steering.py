@@ -1,8 +1,9 @@
 """steer(): generation with some heads suppressed in a second opinion, or amplified in the only one.
 
-A context manager around stock ``model.generate()``. While it is active the model's ``forward`` runs the prompt up to
-its last token as it is, and from there on the pass that :mod:`prefheads.fork` describes; ``generate`` itself, with
-its sampling, beams, streamers and stopping, is transformers' own.
+A context manager around stock ``model.generate()``. While it is active the model's ``forward``
+runs the prompt up to its last token as it is, and from there on the pass that
+:mod:`prefheads.fork` describes; ``generate`` itself, with its sampling, beams, streamers and
+stopping, is transformers' own.
 """
 
 from __future__ import annotations
@@ -72,32 +73,34 @@ def steer(
 
     Args:
         model: Any causal language model of transformers that uses its attention interface.
-        weights: How strongly each head is suppressed (contrast) or amplified: ``(n_layers, n_heads)`` in [0, 1], or
-            ``(B, n_layers, n_heads)`` for a batch of different users.
+        weights: How strongly each head is suppressed (contrast) or amplified: ``(n_layers,
+            n_heads)`` in [0, 1], or ``(B, n_layers, n_heads)`` for a batch of different users.
         gamma: Strength, one or ``(B,)``; 0 is exactly plain generation.
-        mode: ``"contrast"``: ``(1 + gamma) * personalised - gamma * depersonalised`` logits (Eq. 8), the latter from a
-            second branch in which head gains are ``1 - suppression * weight``. ``"amplify"``: one branch with gains
-            ``1 + gamma * weight``, at no extra cost.
-        target: What a gain multiplies: ``"head"``, the head's output before the output projection; ``"profile"``, the
-            head's unnormalised attention to the profile's tokens.
+        mode: ``"contrast"``: ``(1 + gamma) * personalised - gamma * depersonalised`` logits (Eq.
+            8), the latter from a second branch in which head gains are ``1 - suppression *
+            weight``. ``"amplify"``: one branch with gains ``1 + gamma * weight``, at no extra cost.
+        target: What a gain multiplies: ``"head"``, the head's output before the output projection;
+            ``"profile"``, the head's unnormalised attention to the profile's tokens.
         suppression: How far contrast removes a head of weight 1, in [0, 1]; the paper's is 1.
-        scope: ``"response"``: only positions that predict the response, from the last prompt token on; the prompt is
-            encoded once and shared. ``"all"``: every position, the prompt's too.
-        profile_mask: ``(n_prompt,)`` or ``(B, n_prompt)`` bool, the profile's tokens in the (padded) prompt, for
-            target ``"profile"``; :func:`prefheads.encode` gives it.
-        schedule: ``"constant"``, or ``"entropy"``: contrast times the entropy of the personalised distribution.
+        scope: ``"response"``: only positions that predict the response, from the last prompt token
+            on; the prompt is encoded once and shared. ``"all"``: every position, the prompt's too.
+        profile_mask: ``(n_prompt,)`` or ``(B, n_prompt)`` bool, the profile's tokens in the
+            (padded) prompt, for target ``"profile"``; :func:`prefheads.encode` gives it.
+        schedule: ``"constant"``, or ``"entropy"``: contrast times the entropy of the personalised
+            distribution.
         cap: Upper bound of an entropy schedule.
         plausibility: Contrast rules out tokens less likely than this share of the likeliest one.
 
     Raises:
-        SteeringError: Weights, strengths or the call cannot be honoured, or the model is being steered already. The
-            steering belongs to the model, whichever thread generates inside the block.
+        SteeringError: Weights, strengths or the call cannot be honoured, or the model is being
+            steered already. The steering belongs to the model, whichever thread generates inside
+            the block.
         ModelError: The model's heads cannot be reached.
     """
     layout = head_layout(model)
     steering = Steering(
-        model, layout, _as_map(weights, layout), gamma, mode, target, suppression, scope, profile_mask,
-        schedule, cap, plausibility,
+        model, layout, _as_map(weights, layout), gamma, mode, target, suppression, scope,
+        profile_mask, schedule, cap, plausibility,
     )  # fmt: skip
     if isinstance(weights, HeadWeights) and weights.info.scope != scope:
         message = f"heads found with scope={weights.info.scope!r} steer with scope={scope!r}"
@@ -107,7 +110,9 @@ def steer(
         return
     backend = masked_backend(model) if target == "profile" else None
     with intercept(model, backend):
-        own = model.__dict__.get("forward")  # set where a library (accelerate) has wrapped it already
+        own = model.__dict__.get(
+            "forward"
+        )  # set where a library (accelerate) has wrapped it already
         model.forward = steering.wrap(model.forward)
         _active[model] = steering
         try:
@@ -128,11 +133,14 @@ def active_steering(model: PreTrainedModel) -> Steering | None:
 def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
     values = weights.values if isinstance(weights, HeadWeights) else torch.as_tensor(weights)
     values = values.detach().float()
+    shape = tuple(values.shape)
     if values.dim() == 2:
         values = values[None]
-    if values.dim() != 3 or values.shape[1:] != layout.shape:
-        wanted = "(n_layers, n_heads) = {} or with a batch before it".format(layout.shape)
-        raise SteeringError(f"weights of shape {tuple(values.shape)} do not fit this model; expected {wanted}")
+    if values.dim() != 3 or values.shape[1:] != layout.shape or not len(values):
+        raise SteeringError(
+            f"weights of shape {shape} do not fit this model; expected (n_layers, n_heads) = "
+            f"{layout.shape} or with a batch before it"
+        )
     if not torch.isfinite(values).all():
         raise SteeringError("NaN or infinity in the weights")
     if values.min() < 0 or values.max() > 1:
@@ -159,10 +167,13 @@ class Steering:
         plausibility: float | None,
     ) -> None:
         for name, value, allowed in (
-            ("mode", mode, Mode), ("target", target, Target), ("scope", scope, Scope), ("schedule", schedule, Schedule)
+            ("mode", mode, Mode), ("target", target, Target), ("scope", scope, Scope), ("schedule",
+            schedule, Schedule)
         ):  # fmt: skip
             if value not in get_args(allowed):
-                raise SteeringError(f"unknown {name} {value!r}; choose from {', '.join(get_args(allowed))}")
+                raise SteeringError(
+                    f"unknown {name} {value!r}; choose from {', '.join(get_args(allowed))}"
+                )
         self.gamma = torch.as_tensor(gamma, dtype=torch.float32).reshape(-1)
         if not torch.isfinite(self.gamma).all() or (self.gamma < 0).any():
             raise SteeringError("gamma must be a finite number of at least 0")
@@ -177,7 +188,9 @@ class Steering:
         self.schedule, self.cap, self.plausibility = schedule, cap, plausibility
         sizes = {len(weights), len(self.gamma)} - {1}
         if len(sizes) > 1:
-            raise SteeringError(f"{len(weights)} maps of weights but {len(self.gamma)} values of gamma")
+            raise SteeringError(
+                f"{len(weights)} maps of weights but {len(self.gamma)} values of gamma"
+            )
         self.batch = max(sizes, default=1)
         strength = suppression if mode == "contrast" else 1.0
         self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
@@ -185,7 +198,7 @@ class Steering:
         self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def rows(self, per_user: Tensor, n: int) -> Tensor:
-        """One row a user, repeated for beams or returned sequences as ``generate`` repeats its inputs."""
+        """One row a user, repeated for beams as ``generate`` repeats its inputs."""
         if len(per_user) == 1:
             return per_user.expand(n, *per_user.shape[1:])
         if n % len(per_user):
@@ -193,7 +206,7 @@ class Steering:
         return per_user.repeat_interleave(n // len(per_user), 0)
 
     def plan(self, n: int) -> Plan:
-        """Rows and gains for a batch of ``n``: amplified in place, or followed by ``n`` depersonalised branches."""
+        """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches."""
         if n not in self._plans:
             weights, gamma = self.rows(self.weights, n), self.rows(self.gamma, n)
             if self.mode == "amplify":
@@ -237,14 +250,20 @@ class Steering:
         before = None
         if start > 0:
             wanted = max(1, keep - (length - start)) if keep else 0
-            before = forward(**_part(call, past, length, 0, start) | {"logits_to_keep": wanted}).logits
+            before = forward(
+                **_part(call, past, length, 0, start) | {"logits_to_keep": wanted}
+            ).logits
         plan = self.plan(n)
         forks = plan.first if self.mode == "contrast" else None
         if forks is not None and cache is not None and cache not in self._begun:
             fork_cache(cache, forks, n)
-        columns = self._profile(n, past, length, inputs.device)
-        with Pass(plan, past + length, columns, whole=self.scope == "all").running():
-            out = forward(**_part(call, past, length, start, length) | {"logits_to_keep": min(keep, length - start)})
+        begins = cache is not None and cache not in self._begun
+        columns = self._profile(n, past, length, inputs.device, begins)
+        with Pass(plan, past + length, columns).running():
+            out = forward(
+                **_part(call, past, length, start, length)
+                | {"logits_to_keep": min(keep, length - start)}
+            )
         if cache is not None:
             if forks is not None:
                 fork_cache(cache, forks, n)  # layers that a lazily built cache has only now
@@ -261,7 +280,10 @@ class Steering:
         begun = cache is not None and cache in self._begun
         if self.scope == "all":
             if past and not begun:
-                raise SteeringError("scope='all' acts on the prompt too, but this cache holds one encoded without it")
+                raise SteeringError(
+                    "scope='all' acts on the prompt too, but this cache holds one encoded "
+                    "without it"
+                )
             return 0
         span = response_span.get()
         if span is not None:
@@ -269,23 +291,33 @@ class Steering:
         if begun:
             if length > 1:
                 raise SteeringError(
-                    "several tokens at once after steered ones: chunked prefill, assisted generation and further "
-                    "turns on the same cache are not supported with scope='response'"
+                    "several tokens at once after steered ones: chunked prefill, assisted "
+                    "generation and further turns on one cache need scope='all'"
                 )
             return 0
         if cache is None and use_cache is False:
-            raise SteeringError("scope='response' needs the cache to know where the prompt ends; keep use_cache on")
+            raise SteeringError(
+                "scope='response' needs the cache to know where the prompt ends; keep use_cache on"
+            )
         return length - 1
 
-    def _profile(self, n: int, past: int, length: int, device: torch.device) -> Tensor | None:
+    def _profile(
+        self, n: int, past: int, length: int, device: torch.device, begins: bool
+    ) -> Tensor | None:
         if self.target != "profile":
             return None
         span = response_span.get()
         mask = self.profile_mask if span is None else span.profile_mask
         if mask is None:
-            raise SteeringError("target='profile' needs profile_mask, the profile's tokens in the prompt")
-        if mask.shape[1] > past + length or (past == 0 and span is None and mask.shape[1] != length):
-            raise SteeringError(f"profile_mask covers {mask.shape[1]} tokens, but the prompt has {past + length}")
+            raise SteeringError(
+                "target='profile' needs profile_mask, the profile's tokens in the prompt"
+            )
+        if mask.shape[1] > past + length or (
+            begins and span is None and mask.shape[1] != past + length
+        ):
+            raise SteeringError(
+                f"profile_mask covers {mask.shape[1]} tokens, but the prompt has {past + length}"
+            )
         rows = self.rows(mask.to(device), n)
         return torch.nn.functional.pad(rows, (0, past + length - mask.shape[1]))
 
@@ -310,13 +342,25 @@ def _part(call: dict[str, Any], past: int, length: int, a: int, b: int) -> dict[
         part["inputs_embeds"] = part["inputs_embeds"][:, a:b]
     mask = part.get("attention_mask")
     if isinstance(mask, dict):
-        part["attention_mask"] = {kind: _part_of_mask(m, length, a, b) for kind, m in mask.items()}
+        part["attention_mask"] = {
+            kind: _part_of_mask(m, part.get("past_key_values"), kind, length, a, b)
+            for kind, m in mask.items()
+        }
     else:
-        part["attention_mask"] = _part_of_mask(mask, length, a, b)
+        part["attention_mask"] = _part_of_mask(
+            mask, part.get("past_key_values"), None, length, a, b
+        )
     return part
 
 
-def _part_of_mask(mask: Any, length: int, a: int, b: int) -> Any:
+def _part_of_mask(mask: Any, cache: Any, kind: str | None, length: int, a: int, b: int) -> Any:
     if not isinstance(mask, Tensor):
         return mask
-    return mask[:, : mask.shape[1] - (length - b)] if mask.dim() == 2 else mask[..., a:b, :]
+    if mask.dim() == 2:
+        return mask[:, : mask.shape[1] - (length - b)]
+    if cache is None:
+        return mask
+    # Explicit masks have a column for each key that the layers of their kind see in this call.
+    alike = [i for i, s in enumerate(cache.is_sliding) if s == (kind == "sliding_attention")]
+    n_keys = cache.get_mask_sizes(b - a, alike[0] if kind and alike else 0)[0]
+    return mask[..., a:b, :n_keys] if b < length else mask[..., a:b, -n_keys:]

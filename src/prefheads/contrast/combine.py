@@ -21,11 +21,12 @@ def combine(
     Args:
         personalised: Logits ``(..., vocab)`` of the model as it is.
         generic: Logits ``(..., vocab)`` of the depersonalised branch.
-        gamma: Strength, non-negative, broadcastable to ``(..., 1)``. Where it is 0 the result is ``personalised``
-            exactly.
-        active: Rows to combine, bool, broadcastable to ``(..., 1)``; the others are ``personalised`` exactly.
-        plausibility: If given, tokens whose personalised probability is below this share of the likeliest one's are
-            ruled out, as in contrastive decoding.
+        gamma: Strength, non-negative, broadcastable to ``(..., 1)``. Where it is 0 the result is
+            ``personalised`` exactly.
+        active: Rows to combine, bool, broadcastable to ``(..., 1)``; the others are
+            ``personalised`` exactly.
+        plausibility: If given, tokens whose personalised probability is below this share of the
+            likeliest one's are ruled out, as in contrastive decoding.
 
     Returns:
         Combined logits ``(..., vocab)`` in float32.
@@ -40,8 +41,11 @@ def combine(
     return torch.where(use, result, p)
 
 
-def entropy_strength(personalised: Tensor, gamma: Tensor | float, cap: float | None = None) -> Tensor:
-    """Strength that follows the model's doubt: ``gamma`` times the entropy of its distribution, at most ``cap``.
+def entropy_strength(
+    personalised: Tensor, gamma: Tensor | float, cap: float | None = None
+) -> Tensor:
+    """Strength that follows the model's doubt: ``gamma`` times the entropy of its distribution, at
+    most ``cap``.
 
     Args:
         personalised: Logits ``(..., vocab)``.

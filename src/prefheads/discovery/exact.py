@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +20,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import HeadLayout, head_layout, intercept, masked_backend
+from prefheads.checkpoint import Checkpoint, digest
 from prefheads.encoding import Encoded
-from prefheads.errors import ArtifactError, DataError, SteeringError
+from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.fork import Target
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.steering import Scope
-from prefheads.storage import load_tensors, save_tensors
 
 Reference = Literal["no-profile", "other-profile"]
-SAVE_EVERY = 4  # examples between two checkpoints
 
 
 def discover(
@@ -64,7 +61,7 @@ def discover(
         method: ``"exact"``.
         end_of_turn: Count the end-of-turn token as part of the response.
         checkpoint: File in which finished examples are kept; a killed run that is started again
-            goes on from it. It is removed by whoever saves the result.
+            goes on from it, and a finished one returns at once.
         tokens_per_pass: Memory bound; halved by itself when memory runs out.
         seed: Decides whose profile is the other one.
         progress: Show a progress bar.
@@ -99,7 +96,7 @@ def discover(
 
     tasks = {e.task for e in examples}
     info = Provenance(
-        model_id=model.config.name_or_path,
+        model_id=str(model.config.name_or_path),
         fingerprint=fingerprint(model.config),
         task=tasks.pop() if len(tasks) == 1 else None,
         scope=scope,
@@ -109,24 +106,23 @@ def discover(
         n_examples=len(examples),
         seed=seed,
     )
-    store = _Checkpoint(checkpoint, info, [*encoded, *(others or [])])
-    values, nll = store.load()
+    run = digest(asdict(info), [*encoded, *(others or [])])
     budget = Budget(tokens_per_pass)
-    done = len(values)
-    bar = tqdm(total=len(examples), initial=done, desc="PCS", unit="example", disable=not progress)
-    with intercept(model, masked_backend(model)), bar:
-        for i in range(done, len(examples)):
+    with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
+        done = len(store.rows)
+        indices = range(done, len(examples))
+        bar = tqdm(
+            indices, "PCS", len(examples), unit="example", initial=done, disable=not progress
+        )
+        for i in bar:
             score, base = _pcs(model, layout, encoded[i], scope, target, budget)
             if others is not None:
                 score = score - _pcs(model, layout, others[i], scope, target, budget)[0]
-            values.append(score)
-            nll.append(base)
-            if (i + 1) % SAVE_EVERY == 0 or i + 1 == len(examples):
-                store.save(values, nll)
-            bar.update()
+            store.add(values=score, nll=base)
+        result = store.stacked()
     return HeadScores(
-        torch.stack(values),
-        torch.stack(nll),
+        result["values"],
+        result["nll"],
         tuple(e.id for e in examples),
         tuple(e.user_id for e in examples),
         info,
@@ -146,29 +142,3 @@ def _pcs(
     gains = (1 - torch.eye(n)).reshape(n, *layout.shape)  # one head less in each
     base, ablated = Scorer(model, encoded, scope, budget).nll(gains, target)
     return (ablated - base).reshape(layout.shape), base
-
-
-class _Checkpoint:
-    """Finished examples of one run, kept so that it can be killed."""
-
-    KIND = "unfinished head scores"
-
-    def __init__(self, path: str | Path | None, info: Provenance, encoded: list[Encoded]) -> None:
-        self.path = None if path is None else Path(path)
-        digest = hashlib.sha256(json.dumps(asdict(info), sort_keys=True).encode())
-        for e in encoded:
-            digest.update(repr((e.prompt_ids.tolist(), e.response_ids.tolist())).encode())
-        self.run = digest.hexdigest()
-
-    def load(self) -> tuple[list[Tensor], list[Tensor]]:
-        if self.path is None or not self.path.exists():
-            return [], []
-        tensors, meta = load_tensors(self.path, self.KIND)
-        if meta.get("run") != self.run:
-            raise ArtifactError(f"{self.path}: belongs to another run (other model, data or options)")
-        return list(tensors["values"]), list(tensors["nll"])
-
-    def save(self, values: list[Tensor], nll: list[Tensor]) -> None:
-        if self.path is not None:
-            tensors = {"values": torch.stack(values), "nll": torch.stack(nll)}
-            save_tensors(self.path, tensors, self.KIND, {"run": self.run})

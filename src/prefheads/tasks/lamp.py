@@ -1,7 +1,7 @@
 """The LaMP benchmark: one table of what its tasks look like, and its official files.
 
-``TASKS`` holds every difference between the tasks (Salemi et al., "LaMP: When Large Language Models Meet
-Personalization"), so that prompts and retrieval are plain functions of it.
+``TASKS`` holds every difference between the tasks (Salemi et al., "LaMP: When Large Language Models
+Meet Personalization"), so that prompts and retrieval are plain functions of it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Task:
         long: The field of an item that may be cut to fit a context.
         closing: What stands between the profile and the input.
         corpus: The fields of an item that retrieval reads.
-        query: Retrieval looks for what follows this in the input; ``None``: for its quoted candidates.
-        inside: The profile follows this word of the input, instead of preceding the input as a whole.
+        query: Retrieval asks for what follows this in the input; ``None``: for its two candidates.
+        inside: The profile follows this word of the input, instead of preceding the whole input.
     """
 
     item: str
@@ -80,7 +80,7 @@ GENERIC = Task('"{text}"', "text", " are written by a person. ", ("text",))
 
 
 def task_name(name: str) -> str:
-    """The usual spelling of a task's name: ``LaMP_7`` is ``LaMP-7``; names of other tasks stay as they are.
+    """The usual spelling of a task's name: ``LaMP_7`` is ``LaMP-7``; other names stay as they are.
 
     Raises:
         DataError: A LaMP task that does not exist.
@@ -143,9 +143,10 @@ def read_lamp(
     rows = _read_json(questions)
     if not isinstance(rows, list):
         raise DataError(f"{questions}: must be a list of questions")
+    golds: dict[str, str] = {}
     golds_at = outputs or questions.with_name(questions.name.removesuffix(QUESTIONS) + OUTPUTS)
     if outputs is None and not require_output and not golds_at.exists():
-        task, golds = _task_in_path(questions), {}
+        task = _task_in_path(questions)
     else:
         task, golds = _read_golds(golds_at)
     for index, question in enumerate(rows):
@@ -189,7 +190,9 @@ def _read_golds(path: Path) -> tuple[str, dict[str, str]]:
         raise DataError(f'{path}: "golds" must be a list')
     golds: dict[str, str] = {}
     for index, gold in enumerate(content["golds"]):
-        if not isinstance(gold, dict) or not {"id", "output"} <= gold.keys():
-            raise DataError(f'{path}: golds[{index}] must be an object with "id" and "output"')
-        golds[str(gold["id"])] = str(gold["output"])
+        if not isinstance(gold, dict) or not all(
+            isinstance(gold.get(field), str) for field in ("id", "output")
+        ):
+            raise DataError(f'{path}: golds[{index}] must have a string "id" and "output"')
+        golds[gold["id"]] = gold["output"]
     return task_name(content["task"]), golds

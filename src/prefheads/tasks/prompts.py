@@ -16,7 +16,7 @@ LEAST_TEXT = 8
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt in three parts. ``profile`` is one contiguous block without whitespace at its edges."""
+    """A prompt in three parts; ``profile`` is one block without whitespace at its ends."""
 
     before: str
     profile: str
@@ -57,15 +57,15 @@ def shorten(
 ) -> Example:
     """Cut the profile to a number of tokens by the benchmark's rule; the input is never touched.
 
-    The budget is split evenly over the items, and what an item leaves unused goes to the next one. Only
-    an item's long text is cut. Where that would leave an item less than ``LEAST_TEXT`` tokens of it, the
-    last (least relevant) item is dropped and the budget split anew.
+    The budget is split evenly over the items, and what an item leaves unused goes to the next one.
+    Only an item's long text is cut. Where that would leave an item less than ``LEAST_TEXT`` tokens
+    of it, the last (least relevant) item is dropped and the budget split anew.
 
     Args:
         example: An example with a profile.
         budget: Tokens that the profile block may take.
         count: Number of tokens of a text.
-        cut: ``cut(text, n)`` is the beginning of the text, ``n`` tokens long (all of it if it is shorter).
+        cut: ``cut(text, n)`` is the beginning of the text, at most ``n`` tokens long.
 
     Raises:
         DataError: Not even one item fits.
@@ -84,8 +84,8 @@ def shorten(
                 for item, room in zip(example.profile, rooms, strict=False)
             )
     raise DataError(
-        f"example {example.id!r}: no profile item fits into the {max(budget, 0)} tokens left for the "
-        "profile; allow a longer context or shorten the input"
+        f"example {example.id!r}: no profile item fits into the {max(budget, 0)} tokens left for "
+        "the profile; allow a longer context or shorten the input"
     )
 
 

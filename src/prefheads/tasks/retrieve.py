@@ -43,7 +43,8 @@ def retrieve(
     require_fields(profile, form.corpus, 'retrieval "bm25"')
     corpus = [" ".join(item[field] for field in form.corpus).split() for item in profile]
     scores = okapi_scores(_query(form, input).split(), corpus)
-    # Of equal scores the later item comes first: the benchmark reverses an ascending sort.
+    # Of equal scores the later item comes first, as where the benchmark reverses an ascending sort;
+    # its sort is not stable, so there the order of ties depends on the processor.
     order = np.argsort(scores, kind="stable")[::-1][:k]
     return [profile[index] for index in order]
 
@@ -53,8 +54,8 @@ def okapi_scores(
 ) -> NDArray[np.float64]:
     """BM25-Okapi scores of tokenised documents, with the idf floor of the benchmark's retriever.
 
-    The idf of a word in n of N documents is ln((N - n + 0.5) / (n + 0.5)); where that is negative, a
-    quarter of the mean idf of all words of the corpus stands in for it.
+    The idf of a word in n of N documents is ln((N - n + 0.5) / (n + 0.5)); where that is negative,
+    a quarter of the mean idf of all words of the corpus stands in for it.
 
     Returns:
         ``(n_documents,)``.

@@ -1,0 +1,302 @@
+"""Figures of what was found: head maps, calibration curves, validation with its controls.
+
+Each function returns a matplotlib ``Figure`` and leaves matplotlib's global state alone. Widths
+suit a phone; colours can be told apart by the colour-blind and stand on light and dark paper.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefheads.calibrate import Calibration
+from prefheads.errors import DataError, PrefheadsError
+from prefheads.heads import HeadScores, HeadWeights
+from prefheads.stats import Estimate
+from prefheads.storage import PathLike, write_atomic
+from prefheads.validate import Validation
+
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.patches import Rectangle
+except ModuleNotFoundError as error:
+    raise PrefheadsError(
+        f'{error.name} is not installed; install the extra: pip install "prefheads[plots]"'
+    ) from error
+
+WIDTH = 5.2  # inches
+MIN_USERS = 5  # a bootstrap over fewer users makes intervals too narrow to mark heads by
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of text and of the paper under a figure."""
+
+    ink: str
+    paper: str
+
+
+LIGHT = Theme("#1f2328", "#ffffff")
+DARK = Theme("#e6edf3", "#0d1117")
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; none is lost on black or white.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#808890"
+
+# Zero is transparent, so that it is the paper's colour, light or dark.
+DIVERGING = LinearSegmentedColormap.from_list(
+    "prefheads", [(0.0, "#2b83c6ff"), (0.5, "#80808000"), (1.0, "#e06000ff")]
+)
+
+
+def heat_map(
+    panels: Mapping[str, HeadScores],
+    chosen: Sequence[HeadWeights] = (),
+    *,
+    title: str = "Preference Contribution Score of each head",
+    theme: Theme = LIGHT,
+    seed: int = 0,
+) -> Figure:
+    """Maps of mean PCS over layers and heads, one under the other on one colour scale.
+
+    A dot marks a head whose 95 % bootstrap interval over users excludes 0 (not drawn for fewer
+    than ``MIN_USERS`` users), a frame a chosen one.
+    The scale ends at the 98th percentile, so that a few extreme heads do not hide the others.
+
+    Args:
+        panels: Scores by title, e.g. of all users and of each cluster; maps of equal shape.
+        chosen: The heads steered with, one map a panel; none are framed if empty.
+
+    Raises:
+        DataError: No panels, or maps that do not match them.
+    """
+    shapes = {scores.shape[1:] for scores in panels.values()}
+    if len(shapes) != 1 or (chosen and len(chosen) != len(panels)):
+        raise DataError("a heat map needs scores of one shape, and one map of heads each")
+    n_layers, n_heads = shapes.pop()
+    limit = float(np.quantile([s.mean.abs().numpy() for s in panels.values()], 0.98)) or 1e-9
+    height = 0.95 + len(panels) * (0.75 + 4.2 * n_heads / n_layers)
+    with mpl.rc_context(_style(theme)):
+        figure = _figure(height, title)
+        axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+        for i, (name, scores) in enumerate(panels.items()):
+            image = _map(axes[i], scores, limit, chosen[i] if chosen else None, theme, seed)
+            axes[i].set_title(name)
+        axes[-1].set_xlabel("layer (dot: interval excludes 0; frame: steered with)")
+        bar = figure.colorbar(
+            image, ax=list(axes), location="bottom", extend="both", aspect=40, shrink=0.8
+        )
+        bar.set_label("rise of NLL when ablated, nats a token")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _map(
+    axes: Axes,
+    scores: HeadScores,
+    limit: float,
+    chosen: HeadWeights | None,
+    theme: Theme,
+    seed: int,
+) -> AxesImage:
+    mean = scores.mean.numpy().T  # heads down, layers across
+    image = axes.imshow(
+        mean, DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="none"
+    )
+    low, high = (end.numpy().T for end in scores.interval(seed=seed))
+    excludes_zero = (low > 0) | (high < 0)
+    heads, layers = np.nonzero(excludes_zero & (len(set(scores.user_ids)) >= MIN_USERS))
+    axes.plot(layers, heads, ".", color=theme.ink, markersize=2.6, label="_significant")
+    for layer, head in chosen.heads if chosen is not None else ():
+        axes.add_patch(
+            Rectangle(
+                (layer - 0.5, head - 0.5), 1, 1, fill=False, ec=theme.ink, lw=1.3, clip_on=False
+            )
+        )
+    axes.set_ylabel("head")
+    axes.set_yticks(range(0, mean.shape[0], max(1, mean.shape[0] // 5)))
+    axes.set_xticks(range(0, mean.shape[1], max(1, mean.shape[1] // 10)))
+    return image
+
+
+def calibration_curves(calibration: Calibration, *, theme: Theme = LIGHT) -> Figure:
+    """Change of held-out NLL against gamma: a panel a form of steering, a line a head set.
+
+    Bars are one standard error over users; a ring marks the setting that was chosen.
+    """
+    forms: dict[tuple[str, str, float], None] = {}
+    sets: dict[str, None] = {}
+    for s in calibration.settings:
+        if not s.plain:
+            forms[s.mode, s.target, s.suppression] = None
+            sets[s.heads] = None
+    columns = min(2, max(1, len(forms)))
+    rows = max(1, -(-len(forms) // columns))
+    with mpl.rc_context(_style(theme)):
+        figure = _figure(1.3 + 1.9 * rows, "Calibration: change of NLL on held-out users")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, form in zip(grid, forms, strict=False):
+            for i, name in enumerate(sets):
+                _curve(axes, calibration, form, name, i)
+            _ring(axes, calibration, form, theme)
+            axes.axhline(0, color=theme.ink, lw=0.8, label="_plain")
+            axes.set_title(_form_name(*form))
+            axes.set_xlabel("gamma")
+        for axes in grid[len(forms) :]:
+            axes.set_axis_off()
+        figure.supylabel("change of NLL, nats a token (below 0 helps)", fontsize=10)
+        if handles := grid[0].get_legend_handles_labels()[0]:
+            figure.legend(handles, list(sets), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _curve(
+    axes: Axes, calibration: Calibration, form: tuple[str, str, float], name: str, i: int
+) -> None:
+    points = sorted(
+        (s.gamma, calibration.change[j], calibration.stderr[j])
+        for j, s in enumerate(calibration.settings)
+        if not s.plain and s.heads == name and (s.mode, s.target, s.suppression) == form
+    )
+    if not points:
+        return
+    gamma, change, stderr = zip(*[(0.0, 0.0, 0.0), *points], strict=True)
+    axes.errorbar(
+        gamma,
+        change,
+        stderr,
+        label=name,
+        color=COLOURS[i % len(COLOURS)],
+        marker=MARKERS[i % len(MARKERS)],
+        ms=3.5,
+        lw=1.3,
+        elinewidth=0.9,
+    )
+
+
+def _ring(axes: Axes, calibration: Calibration, form: tuple[str, str, float], theme: Theme) -> None:
+    s = calibration.setting
+    if not s.plain and (s.mode, s.target, s.suppression) == form:
+        change = calibration.change[calibration.chosen]
+        axes.plot(
+            [s.gamma], [change], "o", ms=11, mfc="none", mec=theme.ink, mew=1.6, label="_chosen"
+        )
+
+
+def _form_name(mode: str, target: str, suppression: float) -> str:
+    faint = f" ({suppression:g})" if mode == "contrast" and suppression != 1 else ""
+    return f"{mode}{faint}, {target}"
+
+
+def validation_plot(validation: Validation, *, theme: Theme = LIGHT, seed: int = 0) -> Figure:
+    """Every method's change of NLL on test users, and of specificity, with 95 % intervals.
+
+    Plain decoding is the line at 0. A change of NLL helps if below 0; a change of specificity
+    above 0 means that the own profile is used more than another user's.
+    """
+    rows = validation.rows(seed)[1:]
+    names = [textwrap.fill(row.method, 18) for row in rows]
+    with mpl.rc_context(_style(theme)):
+        figure = _figure(1.35 + 0.45 * max(1, len(rows)), "Validation on test users")
+        left, right = figure.subplots(1, 2, sharey=True)
+        _forest(left, [row.change for row in rows], theme)
+        _forest(right, [row.specificity_change for row in rows], theme)
+        left.set_yticks(range(len(rows)), names)
+        left.invert_yaxis()
+        left.set_title("change of NLL")
+        left.set_xlabel("nats a token\n← helps")
+        right.set_title("change of specificity")
+        right.set_xlabel("nats a token\nmore personal →")
+    return figure
+
+
+def _forest(axes: Axes, estimates: Sequence[Estimate], theme: Theme) -> None:
+    axes.axvline(0, color=theme.ink, lw=0.8, label="_plain")
+    for y, e in enumerate(estimates):
+        colour = COLOURS[0] if e.excludes_zero else GREY
+        axes.plot([e.low, e.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+        axes.plot([e.mean], [y], "o", color=colour, ms=5, mfc=colour if e.excludes_zero else "none")
+    axes.grid(axis="y", lw=0)
+
+
+def save(figure: Figure, path: PathLike) -> tuple[Path, Path]:
+    """Write ``path`` with the endings ``.png`` (twice screen resolution) and ``.svg``.
+
+    Raises:
+        ArtifactError: They cannot be written; no half file is left.
+    """
+    base = Path(path).with_suffix("") if Path(path).suffix in (".png", ".svg") else Path(path)
+    written = []
+    for ending in ("png", "svg"):
+        target = base.with_name(f"{base.name}.{ending}")
+        write_atomic(target, _render(figure, ending, transparent=False))
+        written.append(target)
+    return written[0], written[1]
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """A figure drawn with ``LIGHT`` as an SVG element that takes its ink from the page around it.
+
+    Args:
+        name: Letters that no other figure of the page has; all ids begin with it.
+        description: What a screen reader says in its place; plain text without markup.
+    """
+    text = _render(figure, "svg", transparent=True).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = text.replace("url(#", f"url(#{name}-").replace(LIGHT.ink, "currentColor")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def _render(figure: Figure, form: str, *, transparent: bool) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "prefheads"}):
+        metadata = {"Date": None} if form == "svg" else None
+        figure.savefig(buffer, format=form, dpi=192, transparent=transparent, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _figure(height: float, title: str) -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def _style(theme: Theme) -> Any:  # matplotlib lists every key in the type it wants
+    return {
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "axes.titlesize": 10.5,
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9.5,
+        "ytick.labelsize": 9.5,
+        "legend.fontsize": 9.5,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": False,
+        "axes.facecolor": "none",
+        "figure.facecolor": theme.paper,
+        "savefig.facecolor": "auto",
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.ink,
+        "axes.edgecolor": theme.ink,
+        "xtick.color": theme.ink,
+        "ytick.color": theme.ink,
+    }

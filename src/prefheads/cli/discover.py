@@ -1,0 +1,83 @@
+"""`prefheads discover`: how much each head contributes, and the heads that contribute most."""
+
+from typing import Annotated, Literal
+
+import typer
+
+import prefheads
+from prefheads.cli import options, session
+from prefheads.cli.tables import head_rows, head_table
+from prefheads.examples import load_examples
+
+SHOWN = 20
+
+
+def discover(
+    model: options.Model,
+    data: options.Data,
+    out: options.Out,
+    target: Annotated[
+        Literal["head", "profile"],
+        typer.Option(help="Take away a head's output, or only what it reads from the profile."),
+    ] = "head",
+    scope: options.Scope = "response",
+    reference: options.Reference = "none",
+    method: Annotated[Literal["exact"], typer.Option(help="How scores are computed.")] = "exact",
+    fraction: Annotated[
+        float, typer.Option(min=1e-4, max=1, help="Share of all heads to keep.")
+    ] = 0.04,
+    limit: options.Limit = None,
+    items: options.Items = 5,
+    retrieval: options.Retrieval = "bm25",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Score every attention head by ablation (PCS), and keep the strongest."""
+    config = session.read_config(model)
+    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
+    settings = {
+        "data": data,
+        "limit": limit,
+        "items": items,
+        "retrieval": retrieval,
+        "target": target,
+        "scope": scope,
+        "reference": reference,
+        "method": method,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    run = session.open_run(out, "discover", config, settings)
+    with session.notes() as prompts:
+        prompts.append(len(examples))
+        network, tokenizer = session.load(model, device, dtype, seed)
+        session.begin(out, run)
+        scores = prefheads.discover(
+            network,
+            tokenizer,
+            examples,
+            scope=scope,
+            target=target,
+            reference=None if reference == "none" else reference,
+            method=method,
+            checkpoint=out / "unfinished.safetensors",
+            seed=seed,
+            progress=session.show_progress(quiet, as_json),
+        )
+        heads = scores.top(fraction=fraction)
+    scores.save(out / "scores.safetensors")
+    heads.save(out / "heads.safetensors")
+    result = {
+        "run": out,
+        "n_examples": scores.n_examples,
+        "n_users": len(set(scores.user_ids)),
+        "shape": scores.shape[1:],
+        "nll": scores.nll.mean().item(),
+        "selected": heads.heads,
+        "heads": head_rows(scores, scores.values[0].numel(), seed),
+    }
+    said = f"{heads.n_active} heads in {out / 'heads.safetensors'}"
+    session.emit(as_json, result, [head_table(scores, SHOWN, seed), said])

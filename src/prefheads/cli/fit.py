@@ -1,0 +1,141 @@
+"""`prefheads fit`: clusters of users, the heads of each, and the strength to steer with."""
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import RenderableType
+
+from prefheads.cli import options, session
+from prefheads.cli.tables import calibration_table, cluster_table
+from prefheads.errors import DataError
+from prefheads.examples import Example, load_examples, split_users
+from prefheads.scoring import encode_all
+from prefheads.steerer import PreferenceSteerer, spread
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        fractions = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        fractions = ()
+    if len(fractions) != 3:
+        raise DataError(f"--split {text!r}: give three shares of the users, as 0.5,0.25,0.25")
+    return fractions
+
+
+def _used(
+    examples: list[Example],
+    fractions: tuple[float, ...],
+    clusters: int | None,
+    limits: tuple[int | None, int | None],
+    seed: int,
+) -> list[Example]:
+    """The samples that fitting will use; refuses what it would only stumble over hours later."""
+    parts = split_users(examples, fractions, seed)
+    found, held = (spread(part, limit, seed) for part, limit in zip(parts, limits, strict=False))
+    n_found, n_held = (len({e.user_id for e in part}) for part in (found, held))
+    if clusters is not None and clusters > n_found:
+        raise DataError(
+            f"{clusters} clusters, but discovery has {n_found} users; ask for fewer, or give more "
+            "users or a larger share of them (--split)"
+        )
+    if n_held < 2:
+        raise DataError(f"calibration needs at least two users, and has {n_held}; add users")
+    return found + held
+
+
+def fit(
+    model: options.Model,
+    data: options.Data,
+    out: options.Out,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, help="Number of clusters; chosen from the data if absent.")
+    ] = None,
+    discovery: Annotated[
+        int | None, typer.Option(min=1, help="At most so many samples for discovery.")
+    ] = None,
+    calibration: Annotated[
+        int | None, typer.Option(min=2, help="At most so many samples for calibration.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Shares of the users for discovery, calibration and tests.")
+    ] = "0.5,0.25,0.25",
+    scope: options.Scope = "response",
+    reference: options.Reference = "none",
+    objective: Annotated[
+        Literal["likelihood", "specificity"], typer.Option(help="What calibration aims at.")
+    ] = "likelihood",
+    min_samples: Annotated[
+        int, typer.Option(min=1, help="Discovery samples that a cluster needs.")
+    ] = 10,
+    encoder: Annotated[
+        str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
+    ] = "bundled",
+    limit: options.Limit = None,
+    items: options.Items = 5,
+    retrieval: options.Retrieval = "bm25",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Cluster users, discover the heads of each cluster, and calibrate how to steer."""
+    fractions = _fractions(split)
+    config = session.read_config(model)
+    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
+    used = _used(examples, fractions, clusters, (discovery, calibration), seed)
+    settings = {
+        "data": data,
+        "limit": limit,
+        "items": items,
+        "retrieval": retrieval,
+        "clusters": clusters,
+        "discovery": discovery,
+        "calibration": calibration,
+        "split": list(fractions),
+        "scope": scope,
+        "reference": reference,
+        "objective": objective,
+        "min_samples": min_samples,
+        "encoder": encoder,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    run = session.open_run(out, "fit", config, settings)
+    with session.notes() as prompts:
+        network, tokenizer = session.load(model, device, dtype, seed)
+        prompts.append(len(used))
+        encode_all(network, tokenizer, used)  # all must fit the context, calibration's too
+        session.begin(out, run)
+        steerer = PreferenceSteerer.fit(
+            network,
+            tokenizer,
+            examples,
+            clusters,
+            fractions=fractions,
+            discovery_limit=discovery,
+            calibration_limit=calibration,
+            reference=None if reference == "none" else reference,
+            scope=scope,
+            objective=objective,
+            min_samples=min_samples,
+            encoder=encoder,
+            run=out,
+            seed=seed,
+            progress=session.show_progress(quiet, as_json),
+        )
+    steerer.save(out)
+    result = {
+        "run": out,
+        "clusters": steerer.clusters.sizes,
+        "setting": str(steerer.setting),
+        "users": {part: len(users) for part, users in steerer.users.items()},
+        "calibration": steerer.calibration.to_dict(),
+    }
+    shown: list[RenderableType] = [
+        cluster_table(steerer.clusters, [m.n_active for m in steerer.maps]),
+        calibration_table(steerer.calibration),
+        f"Chosen: {steerer.setting}. {len(steerer.users['test'])} users are left for `validate`.",
+    ]
+    session.emit(as_json, result, shown)

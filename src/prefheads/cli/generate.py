@@ -1,0 +1,197 @@
+"""`prefheads generate`: text for one user, steered, and beside it unsteered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import typer
+from rich.table import Table
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from prefheads.calibrate import Setting
+from prefheads.cli import options, session
+from prefheads.encoding import encode
+from prefheads.errors import DataError, ModelError, SteeringError
+from prefheads.examples import Example, load_examples
+from prefheads.fork import Target
+from prefheads.heads import HeadWeights
+from prefheads.scoring import context_length
+from prefheads.steerer import PreferenceSteerer
+from prefheads.steering import Scope, steer
+from prefheads.tasks.lamp import read_text
+
+
+def generate(
+    model: options.Model,
+    run: options.Run,
+    profile: Annotated[
+        Path,
+        typer.Option(help='The user\'s texts: JSON or JSONL of strings or {"text"}, or .txt.'),
+    ],
+    prompt: Annotated[str, typer.Option(help="What to write.")],
+    gamma: Annotated[
+        float | None, typer.Option(help="Strength, at least 0; as calibrated if absent.")
+    ] = None,
+    mode: Annotated[
+        Literal["contrast", "amplify"] | None, typer.Option(help="As calibrated if absent.")
+    ] = None,
+    target: Annotated[
+        Literal["head", "profile"] | None, typer.Option(help="As calibrated if absent.")
+    ] = None,
+    routing: Annotated[
+        Literal["soft", "hard"] | None,
+        typer.Option(help="Mix the maps of clusters, or take the nearest; as fitted if absent."),
+    ] = None,
+    compare: Annotated[bool, typer.Option(help="Print the unsteered text beside it.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the text.")] = 64,
+    sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest.")] = False,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, help="Of sampling; above 1 is more varied.")
+    ] = 1.0,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write for one user, given by a profile, with the heads and strength of a run."""
+    if gamma is not None and not 0 <= gamma < float("inf"):
+        raise SteeringError(f"--gamma {gamma:g}: it must be a finite number of at least 0")
+    if not prompt.strip():
+        raise DataError("--prompt is empty; say what to write")
+    config = session.read_config(model)
+    texts = read_profile(profile)
+    fitted = (run / "steerer.json").is_file()
+    if fitted:
+        session.require_fitted(run, config)
+    else:
+        heads = session.load_heads(run, config)
+        if gamma is None:
+            raise SteeringError(f"{run}: holds heads but no calibrated strength; give --gamma")
+    with session.notes() as prompts:
+        prompts.append(1)
+        network, tokenizer = session.load(model, device, dtype, seed)
+        if fitted:
+            steerer = PreferenceSteerer.load(run, network, tokenizer)
+            heads = steerer.heads_for([texts], routing)[0]
+            task, scope, base = steerer.task, steerer.scope, steerer.setting
+        else:
+            task, scope = heads.info.task, cast(Scope, heads.info.scope or "response")
+            found_by = cast(Target, heads.info.target or "head")
+            base = Setting(f"{heads.n_active} heads", "contrast", found_by)
+        setting = replace(
+            base,
+            gamma=base.gamma if gamma is None else gamma,
+            mode=mode or base.mode,
+            target=target or base.target,
+        )
+        if setting.plain and gamma is None:
+            session.tell("calibration found no steering that helps; --gamma steers all the same")
+        example = Example(str(profile), "user", tuple(texts), prompt, None, task)
+        choice: dict[str, Any] = {"do_sample": sample, "max_new_tokens": max_new_tokens}
+        if sample:
+            choice["temperature"] = temperature
+
+        def write(how: Setting) -> str:
+            set_seed(seed)
+            return _write(network, tokenizer, example, heads, how, scope, **choice)
+
+        result = {"setting": str(setting), "steered": write(setting)}
+        if compare:
+            result["plain"] = write(replace(setting, gamma=0.0))
+    table = Table("plain", f"steered: {setting}", show_lines=True)
+    table.add_row(result.get("plain", ""), result["steered"])
+    session.emit(as_json, result, [table if compare else result["steered"]])
+
+
+def read_profile(path: Path) -> list[dict[str, str]]:
+    """A user's texts: JSON or JSONL of ``{"text": ...}`` or strings, or ``.txt``, one a line.
+
+    Raises:
+        DataError: A file that cannot be read or holds no texts, with its line.
+    """
+    text = read_text(path)
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if path.suffix == ".txt":
+        items: list[Any] = [line.strip() for _, line in lines]
+    elif path.suffix == ".json":
+        items = _json(text, str(path))
+        if not isinstance(items, list):
+            raise DataError(f"{path}: must be a list of texts")
+    else:
+        items = [_json(line, f"{path}:{n}") for n, line in lines]
+    if not items:
+        raise DataError(f"{path}: the profile is empty; give it at least one text")
+    profile = [{"text": item} if isinstance(item, str) else item for item in items]
+    row = {"id": path.name, "user_id": "user", "profile": profile, "input": ""}
+    try:
+        (example,) = load_examples([row], retrieval="all", require_output=False)
+    except DataError as error:
+        reason = str(error).removeprefix("example [0]: ")
+        raise DataError(f"{path}: {reason}") from None
+    return [dict(item) for item in example.profile]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}, line {error.lineno})") from None
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    heads: HeadWeights,
+    setting: Setting,
+    scope: Scope,
+    *,
+    max_new_tokens: int,
+    **choice: Any,
+) -> str:
+    limit = context_length(model)
+    if limit is not None and max_new_tokens >= limit:
+        raise DataError(f"--max-new-tokens {max_new_tokens}: the context has {limit} tokens in all")
+    room = None if limit is None else limit - max_new_tokens
+    encoded = encode(tokenizer, example, max_length=room)
+    ids = encoded.prompt_ids[None].to(model.device)
+    with steer(
+        model,
+        heads.values,
+        setting.gamma,
+        mode=setting.mode,
+        target=setting.target,
+        suppression=setting.suppression,
+        scope=scope,
+        profile_mask=encoded.profile_mask,
+    ):
+        generator: Any = model
+        out = generator.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            logits_processor=LogitsProcessorList([_NoNaN()]),
+            **choice,
+        )
+    text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return str(text).strip()
+
+
+class _NoNaN(LogitsProcessor):
+    """Broken weights would give some text all the same."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if scores.isnan().any():
+            raise ModelError("the model's logits are not finite; its weights may be damaged")
+        return scores

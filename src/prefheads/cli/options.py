@@ -1,0 +1,44 @@
+"""Options that several commands take, each said once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Model = Annotated[
+    str, typer.Option("--model", help='Folder of a model, hub id, or "bundled".', metavar="MODEL")
+]
+Data = Annotated[
+    Path,
+    typer.Option("--data", help="JSONL of examples, or a LaMP questions file or its folder."),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; resumes what is in it.")]
+Run = Annotated[Path, typer.Option("--run", help="Folder that `fit` or `discover` wrote.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Use only the first so many examples.")
+]
+Items = Annotated[
+    int, typer.Option("--items", min=1, help="Profile items that retrieval keeps (LaMP).")
+]
+Retrieval = Annotated[
+    Literal["bm25", "recent", "all"],
+    typer.Option("--retrieval", help="How LaMP profile items are chosen."),
+]
+Scope = Annotated[
+    Literal["response", "all"],
+    typer.Option("--scope", help="Act where the response is predicted, or at every position."),
+]
+Reference = Annotated[
+    Literal["none", "no-profile", "other-profile"],
+    typer.Option("--reference", help="Scores to subtract, measured with this prompt instead."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random choice.")]
+Device = Annotated[
+    str, typer.Option("--device", help='"cpu", "cuda", "cuda:1"; "auto" takes a GPU if any.')
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option("--dtype", help='"auto": as saved, on a CPU float32.'),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -1,0 +1,191 @@
+"""What commands share: checks that need no model, loading, warnings as notes, and output."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, RenderableType
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+import prefheads
+from prefheads.encoding import TruncationWarning
+from prefheads.errors import ArtifactError
+from prefheads.heads import HeadWeights, fingerprint
+from prefheads.loading import _read_config, _source, load_model
+from prefheads.storage import read_json, writable_dir, write_json
+
+RUN_FILE = "run.json"
+_PACKAGE = str(Path(prefheads.__file__).parent)
+_WIDTH = 160  # of tables that go into a file or a pipe
+
+
+def read_config(model: str) -> PreTrainedConfig:
+    """The configuration of a model, without its weights: enough for most checks.
+
+    Raises:
+        ModelError: No such model, or none that can be steered.
+    """
+    return _read_config(_source(model))
+
+
+def load(
+    model: str, device: str, dtype: str, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model and fix every random generator."""
+    set_seed(seed)
+    return load_model(model, device=device, dtype=None if dtype == "auto" else dtype)
+
+
+def open_run(
+    folder: Path, command: str, config: PreTrainedConfig, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make sure that a folder can take this run, and return what to record in it.
+
+    A folder that holds results takes only the very same run again, which then resumes.
+
+    Args:
+        options: What the results depend on; ``data`` is recorded but may have moved.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or holds another run.
+    """
+    writable_dir(folder)
+    run = {
+        "command": command,
+        "version": prefheads.__version__,
+        "model": config.name_or_path,
+        "fingerprint": fingerprint(config),
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
+    }
+    path = folder / RUN_FILE
+    if path.exists():
+        before = read_json(path)
+        if _has_results(folder):
+            _require_same(folder, before, run)
+    return run
+
+
+def _require_same(folder: Path, before: Any, run: Mapping[str, Any]) -> None:
+    if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
+        raise ArtifactError(f"{folder / RUN_FILE}: damaged; give another folder")
+    if before.get("fingerprint") != run["fingerprint"]:
+        raise ArtifactError(
+            f"{folder}: holds a run of another model ({before.get('model')}), not of "
+            f"{run['model']}; give another folder"
+        )
+    old = {"command": before.get("command"), "model": before.get("model"), **before["options"]}
+    new = {"command": run["command"], "model": run["model"], **run["options"]}
+    for name in sorted((old.keys() | new.keys()) - {"data"}):
+        if old.get(name) != new.get(name):
+            raise ArtifactError(
+                f"{folder}: holds a run with another {name} ({old.get(name)}, now "
+                f"{new.get(name)}); give another folder"
+            )
+
+
+def begin(folder: Path, run: Mapping[str, Any]) -> None:
+    """Record what the folder is for, before the first result; later runs only resume."""
+    if not _has_results(folder):
+        write_json(folder / RUN_FILE, run)
+
+
+def _has_results(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def require_fitted(folder: Path, config: PreTrainedConfig) -> None:
+    """Make sure, without the weights of the model, that a steerer was fitted for it.
+
+    Raises:
+        ArtifactError: No steerer, a damaged one, or another model's.
+    """
+    path = folder / "steerer.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: holds no fitted steerer; run `prefheads fit` first")
+    data = read_json(path)
+    if not isinstance(data, dict) or "fingerprint" not in data:
+        raise ArtifactError(f"{path}: damaged; fit again into another folder")
+    if data["fingerprint"] != fingerprint(config):
+        raise ArtifactError(
+            f"{folder}: was fitted for {data.get('model_id') or 'another model'}, not for "
+            f"{config.name_or_path}"
+        )
+
+
+def load_heads(folder: Path, config: PreTrainedConfig) -> HeadWeights:
+    """The heads that `discover` left in a folder, checked against the model."""
+    path = folder / "heads.safetensors"
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: holds no run; give a folder that `prefheads fit` or `discover` wrote"
+        )
+    return HeadWeights.load(path, model=config)
+
+
+def show_progress(quiet: bool, as_json: bool) -> bool:
+    """Whether to draw bars: on a terminal only, since a log holds every redrawing of them."""
+    return not (quiet or as_json) and sys.stderr.isatty()
+
+
+@contextmanager
+def notes() -> Iterator[list[int]]:
+    """Collect warnings and tell them once, in a line each, when the block has succeeded.
+
+    Yields:
+        A list that the block puts the number of its prompts into.
+    """
+    prompts: list[int] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield prompts
+    ours = [w for w in caught if w.filename.startswith(_PACKAGE)]
+    cut = sorted({str(w.message) for w in ours if issubclass(w.category, TruncationWarning)})
+    if cut:
+        context = cut[0].rpartition(" to fit ")[2]
+        tell(
+            f"{len(cut)} of {sum(prompts)} prompts had profile items cut to fit {context}; "
+            "inputs are never cut"
+        )
+    others = (str(w.message) for w in ours if not issubclass(w.category, TruncationWarning))
+    for message in dict.fromkeys(others):
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """One line to the user, beside the result."""
+    print(f"note: {' '.join(message.split())}", file=sys.stderr)
+
+
+def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
+    """Print a result: for programs as JSON, for people as tables and sentences."""
+    if as_json:
+        print(json.dumps(plain(data), ensure_ascii=False, allow_nan=False))
+        return
+    width = None if sys.stdout.isatty() else _WIDTH
+    # Texts of users and models may hold what rich would take for markup.
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    for item in shown:
+        console.print(item)
+
+
+def plain(data: Any) -> Any:
+    """Data as JSON has it: tensors as lists, paths as strings, and null for NaN."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, torch.Tensor):
+        return plain(data.tolist())
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    if isinstance(data, Path):
+        return str(data)
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data

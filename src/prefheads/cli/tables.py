@@ -1,0 +1,122 @@
+"""Results as tables, for every command that prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from rich.table import Table
+
+from prefheads.analysis.findings import Finding, Verdict
+from prefheads.calibrate import Calibration
+from prefheads.heads import HeadScores
+from prefheads.users import Clusters
+from prefheads.validate import Row
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+def head_rows(scores: HeadScores, n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The ``n`` heads of highest PCS with standard errors and 95 % bootstrap intervals."""
+    low, high = scores.interval(seed=seed)
+    return [
+        {
+            "layer": layer,
+            "head": head,
+            "pcs": mean,
+            "stderr": stderr,
+            "low": low[layer, head].item(),
+            "high": high[layer, head].item(),
+        }
+        for layer, head, mean, stderr in scores.ranked()[:n]
+    ]
+
+
+def head_table(scores: HeadScores, n: int, seed: int = 0) -> Table:
+    """The strongest heads; PCS in thousandths of a nat a token, where most of them lie."""
+    users = len(set(scores.user_ids))
+    title = (
+        f"Heads of highest PCS, target {scores.info.target}: {scores.n_examples} examples, "
+        f"{users} users, NLL {scores.nll.mean():.3f} nats a token"
+    )
+    table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval")
+    for row in head_rows(scores, n, seed):
+        pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
+        table.add_row(
+            f"{row['layer']}.{row['head']}",
+            f"{pcs:+.2f}",
+            f"{error:.2f}",
+            f"[{low:+.2f}, {high:+.2f}]",
+        )
+    return table
+
+
+def cluster_table(clusters: Clusters, active: Sequence[int]) -> Table:
+    """Sizes of the clusters, and how many heads each steers."""
+    table = _table("Clusters of users", "cluster", "users", "heads", "for example")
+    for i, (size, heads) in enumerate(zip(clusters.sizes, active, strict=True)):
+        some = ", ".join(sorted(clusters.members(i))[:3])
+        table.add_row(str(i), str(size), str(heads), some)
+    return table
+
+
+def calibration_table(calibration: Calibration, n: int = 8) -> Table:
+    """Plain decoding, the chosen setting, and the best of the rest by NLL."""
+    title = (
+        f"Calibration: {calibration.n_examples} samples of {calibration.n_users} users, "
+        f"plain NLL {calibration.plain_nll:.3f} nats a token"
+    )
+    specific = calibration.specificity
+    columns = ["setting", "change of NLL", "std. error", "divergence"]
+    table = _table(title, *columns, *(["specificity"] if specific else []), "")
+    best = sorted(range(len(calibration.settings)), key=calibration.change.__getitem__)
+    for i in dict.fromkeys([0, calibration.chosen, *best[:n]]):
+        table.add_row(
+            str(calibration.settings[i]),
+            f"{calibration.change[i]:+.4f}",
+            f"{calibration.stderr[i]:.4f}",
+            f"{calibration.divergence[i]:.4f}",
+            *([f"{specific[i]:+.4f}"] if specific else []),
+            "chosen" if i == calibration.chosen else "",
+        )
+    return table
+
+
+def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
+    """Every method with its controls."""
+    table = _table(
+        f"Validation on {n_examples} samples; changes against plain, 95 % intervals over users",
+        "method",
+        "NLL",
+        "change",
+        "other's profile",
+        "no profile",
+        "specificity",
+        "its change",
+        "own wins",
+    )
+    for row in rows:
+        table.add_row(
+            row.method,
+            f"{row.nll:.3f}",
+            str(row.change),
+            str(row.other),
+            str(row.none),
+            f"{row.specificity.mean:+.3f}",
+            str(row.specificity_change),
+            f"{row.own_wins:.0%}",
+        )
+    return table
+
+
+def verdict(found: Sequence[Finding]) -> str:
+    """What holds and what does not, in one sentence."""
+    if not found:
+        return "Calibration chose plain decoding: no steering helped there, so none is tested."
+    claims = {v: [f.claim for f in found if f.verdict == v] for v in get_args(Verdict)}
+    return " ".join(f"{v.capitalize()}: {'; '.join(c)}." for v, c in claims.items() if c)

@@ -1,0 +1,54 @@
+"""`prefheads validate`: the gain of a fitted steering on unseen users, beside its controls."""
+
+from dataclasses import asdict
+
+from rich.console import RenderableType
+
+from prefheads.analysis.findings import findings
+from prefheads.cli import options, session
+from prefheads.cli.tables import validation_table, verdict
+from prefheads.examples import load_examples
+from prefheads.steerer import PreferenceSteerer
+from prefheads.storage import writable_dir, write_json
+
+
+def validate(
+    model: options.Model,
+    run: options.Run,
+    data: options.Data,
+    limit: options.Limit = None,
+    items: options.Items = 5,
+    retrieval: options.Retrieval = "bm25",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a fitted steering on users that fitting has not seen, beside its controls."""
+    session.require_fitted(run, session.read_config(model))
+    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
+    writable_dir(run)
+    checkpoint = run / "unfinished-validation.safetensors"
+    with session.notes() as prompts:
+        network, tokenizer = session.load(model, device, dtype, seed)
+        steerer = PreferenceSteerer.load(run, network, tokenizer)
+        result = steerer.validate(
+            examples,
+            checkpoint=checkpoint,
+            seed=seed,
+            progress=session.show_progress(quiet, as_json),
+        )
+        tested = len(result.example_ids)
+        prompts.append(tested)
+    left_out = len(examples) - tested
+    write_json(run / "validation.json", session.plain(result.to_dict()))
+    checkpoint.unlink(missing_ok=True)  # so that other data can be validated next
+    claims = findings(result, seed)
+    shown: list[RenderableType] = [
+        validation_table(result.rows(seed), tested),
+        verdict(claims),
+        f"{left_out} of {len(examples)} samples were left out: their users took part in fitting.",
+    ]
+    report = result.to_dict() | {"left_out": left_out, "findings": [asdict(c) for c in claims]}
+    session.emit(as_json, report, shown)

@@ -1,0 +1,407 @@
+"""PreferenceSteerer: Algorithm 1 of the paper, from a dataset of users to text for a new one."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefheads.attention import head_layout
+from prefheads.calibrate import Calibration, Objective, Setting, calibrate
+from prefheads.discovery import Reference, discover
+from prefheads.encoding import encode, pad_batch
+from prefheads.errors import ArtifactError, DataError, SteeringError
+from prefheads.examples import Example, split_users
+from prefheads.fork import Target
+from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
+from prefheads.scoring import context_length
+from prefheads.steering import Mode, Scope, steer
+from prefheads.storage import load_tensors, read_json, save_tensors, writable_dir, write_json
+from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
+from prefheads.validate import Validation, validate
+
+Routing = Literal["hard", "soft"]
+Profile = Sequence[Mapping[str, str]]
+PARTS = ("discovery", "calibration", "test")
+SIZES = (0.04, 0.08)  # shares of all heads that are tried
+
+
+@dataclass
+class PreferenceSteerer:
+    """Clusters of users, the heads of each, and the calibrated way to steer with them.
+
+    Attributes:
+        clusters: Groups of discovery users by profile.
+        maps: One map of heads a cluster.
+        shared: The map of all discovery users together.
+        calibration: How the steering was chosen, with the whole curve.
+        scores: What discovery measured, by what ablation took away.
+        users: Which users took part in discovery and calibration, and which are left for tests.
+        scope, routing, temperature, encoder: How generation steers, routes and embeds.
+        task: Form of the prompts (a LaMP task's name, or None).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    clusters: Clusters
+    maps: list[HeadWeights]
+    shared: HeadWeights
+    calibration: Calibration
+    users: dict[str, list[str]]
+    scores: dict[str, HeadScores] = field(default_factory=dict)
+    scope: Scope = "response"
+    routing: Routing = "soft"
+    temperature: float = 0.1
+    encoder: str = "bundled"
+    task: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        n_clusters: int | None = None,
+        *,
+        fractions: Sequence[float] = (0.5, 0.25, 0.25),
+        discovery_limit: int | None = None,
+        calibration_limit: int | None = None,
+        targets: Sequence[Target] = ("head", "profile"),
+        reference: Reference | None = None,
+        scope: Scope = "response",
+        settings: Sequence[Setting] | None = None,
+        objective: Objective = "likelihood",
+        routing: Routing = "soft",
+        temperature: float = 0.1,
+        min_samples: int = 10,
+        encoder: str = "bundled",
+        run: str | Path | None = None,
+        tokens_per_pass: int = 512,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Self:
+        """Phases 1 and 2 of Algorithm 1, then calibration.
+
+        Args:
+            examples: Samples of many users, each with a response.
+            n_clusters: Number of clusters; chosen so that each keeps ``min_samples`` if None.
+            fractions: Shares of the users for discovery, calibration, and tests (left untouched).
+            discovery_limit, calibration_limit: At most so many samples, evenly over the users.
+            targets: What ablation takes away in discovery; calibration chooses between the heads
+                found with each.
+            reference, scope: As for :func:`prefheads.discover`.
+            settings, objective: As for :func:`prefheads.calibrate.calibrate`.
+            routing, temperature: How users are assigned to clusters when steering.
+            encoder: Sentence encoder of profiles.
+            run: Folder for checkpoints: a killed fit that is started again goes on from them.
+
+        Raises:
+            DataError: Too few users or samples, or samples that cannot be used.
+        """
+        folder = None if run is None else writable_dir(run)
+        parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=True))
+        found = spread(parts["discovery"], discovery_limit, seed)
+        held = spread(parts["calibration"], calibration_limit, seed)
+        profiles = {e.user_id: e.profile for e in reversed(found)}
+        names = sorted(profiles)
+        embedder = ProfileEncoder(encoder)
+        clusters = fit_clusters(
+            embedder.embed([profiles[name] for name in names]),
+            names,
+            n_clusters,
+            samples_per_user={name: sum(e.user_id == name for e in found) for name in names},
+            min_samples=min_samples,
+            seed=seed,
+        )
+        scores: dict[str, HeadScores] = {
+            target: discover(
+                model,
+                tokenizer,
+                found,
+                scope=scope,
+                target=target,
+                reference=reference,
+                checkpoint=None if folder is None else folder / f"discovery-{target}.safetensors",
+                tokens_per_pass=tokens_per_pass,
+                seed=seed,
+                progress=progress,
+            )
+            for target in targets
+        }
+        sets = {
+            _name(target, size): (cluster_heads(s, clusters, fraction=size), s.soft(fraction=size))
+            for target, s in scores.items()
+            for size in SIZES
+        }
+        weights = route(
+            embedder.embed([e.profile for e in held]), clusters.centroids, routing, temperature
+        )
+        calibration = calibrate(
+            model,
+            tokenizer,
+            held,
+            {
+                name: torch.stack([mix(w, maps).values for w in weights])
+                for name, (maps, _) in sets.items()
+            },
+            settings,
+            scope=scope,
+            objective=objective,
+            checkpoint=None if folder is None else folder / "calibration.safetensors",
+            tokens_per_pass=tokens_per_pass,
+            seed=seed,
+            progress=progress,
+        )
+        maps, shared = sets[calibration.setting.heads or next(iter(sets))]
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            clusters=clusters,
+            maps=maps,
+            shared=shared,
+            calibration=calibration,
+            users={name: sorted({e.user_id for e in part}) for name, part in parts.items()},
+            scores=scores,
+            scope=scope,
+            routing=routing,
+            temperature=temperature,
+            encoder=encoder,
+            task=next(iter(scores.values())).info.task,
+            seed=seed,
+        )
+
+    @property
+    def setting(self) -> Setting:
+        """The calibrated way to steer; plain where nothing helped."""
+        return self.calibration.setting
+
+    def heads_for(
+        self, profiles: Sequence[Profile], routing: Routing | None = None
+    ) -> list[HeadWeights]:
+        """The map of each user: cluster maps, weighted by routing (Alg. 1, lines 10 and 17)."""
+        if not hasattr(self, "_embedder"):
+            self._embedder = ProfileEncoder(self.encoder)
+        weights = route(
+            self._embedder.embed(profiles),
+            self.clusters.centroids,
+            routing or self.routing,
+            self.temperature,
+        )
+        return [mix(w, self.maps) for w in weights]
+
+    @overload
+    def generate(self, prompt: str, profile: Profile, **options: Any) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], profile: Sequence[Profile], **options: Any
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        profile: Any,
+        *,
+        routing: Routing | None = None,
+        gamma: float | None = None,
+        mode: Mode | None = None,
+        target: Target | None = None,
+        suppression: float | None = None,
+        max_new_tokens: int = 64,
+        **generate_options: Any,
+    ) -> str | list[str]:
+        """Phase 3: text for users with these profiles, all in one batch.
+
+        Args:
+            prompt: What to write; one, or one a user.
+            profile: The user's texts, ``[{"text": "..."}]``, or a list of such.
+            routing: ``"hard"`` or ``"soft"``; as fitted if None.
+            gamma, mode, target, suppression: Replace what was calibrated; gamma 0 is plain.
+            generate_options: Go to ``model.generate`` as they are.
+
+        Raises:
+            DataError: An empty profile, or an input longer than the context.
+        """
+        single = isinstance(prompt, str)
+        prompts: list[str] = [prompt] if isinstance(prompt, str) else list(prompt)
+        profiles: list[Profile] = [profile] if single else list(profile)
+        if len(prompts) != len(profiles):
+            raise DataError(f"{len(prompts)} prompts came with {len(profiles)} profiles")
+        changes: dict[str, Any] = {
+            "gamma": gamma,
+            "mode": mode,
+            "target": target,
+            "suppression": suppression,
+        }
+        setting = replace(self.setting, **{k: v for k, v in changes.items() if v is not None})
+        limit = context_length(self.model)
+        batch = pad_batch(
+            [
+                encode(
+                    self.tokenizer,
+                    Example(f"prompt {i}", f"user {i}", tuple(p), text, None, self.task),
+                    max_length=None if limit is None else limit - max_new_tokens,
+                )
+                for i, (text, p) in enumerate(zip(prompts, profiles, strict=True))
+            ],
+            self.tokenizer.pad_token_id or 0,
+        )
+        maps = self.heads_for(profiles, routing)
+        device = self.model.device
+        with steer(
+            self.model,
+            torch.stack([m.values for m in maps]),
+            setting.gamma,
+            mode=setting.mode,
+            target=setting.target,
+            suppression=setting.suppression,
+            scope=self.scope,
+            profile_mask=batch.profile_mask,
+        ):
+            ids = self.model.generate(  # type: ignore[operator]
+                input_ids=batch.prompt_ids.to(device),
+                attention_mask=batch.prompt_mask.long().to(device),
+                max_new_tokens=max_new_tokens,
+                **generate_options,
+            )
+        new = ids[:, batch.prompt_ids.shape[1] :]
+        texts = [t.strip() for t in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return texts[0] if single else texts
+
+    def unseen(self, examples: Sequence[Example]) -> list[Example]:
+        """The samples of users who took no part in discovery or calibration."""
+        seen = {user for part in PARTS[:2] for user in self.users.get(part, ())}
+        return [e for e in examples if e.user_id not in seen]
+
+    def validate(
+        self,
+        examples: Sequence[Example],
+        *,
+        checkpoint: str | Path | None = None,
+        tokens_per_pass: int = 512,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> Validation:
+        """The gain on users that fitting has not seen, with its controls.
+
+        Raises:
+            DataError: No samples of unseen users.
+        """
+        test = self.unseen(examples)
+        if not test:
+            raise DataError("all users took part in fitting; validation needs users of its own")
+        others = {}
+        if not self.setting.plain:
+            others["one map for all users"] = ([self.shared] * len(test), self.setting)
+        if "head" in self.scores:
+            paper = self.scores["head"].top(fraction=SIZES[0])
+            how = Setting("", "contrast", "head", 0.25, 1.0)
+            others["the paper's DPS (top 4 %, gamma 0.25)"] = ([paper] * len(test), how)
+        return validate(
+            self.model,
+            self.tokenizer,
+            test,
+            self.heads_for([e.profile for e in test]),
+            self.setting,
+            others=others,
+            scope=self.scope,
+            plain_temperature=self.calibration.plain_temperature,
+            temperature=self.calibration.temperature,
+            checkpoint=checkpoint,
+            tokens_per_pass=tokens_per_pass,
+            seed=self.seed if seed is None else seed,
+            progress=progress,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything but the model: ``steerer.json``, maps, clusters and scores."""
+        folder = writable_dir(folder)
+        tensors, meta = self.clusters.to_tensors()
+        tensors |= {
+            "maps": torch.stack([m.values for m in self.maps]),
+            "shared": self.shared.values,
+        }
+        infos = [asdict(m.info) for m in (self.shared, *self.maps)]
+        save_tensors(folder / "steerer.safetensors", tensors, KIND, meta | {"infos": infos})
+        for target, scores in self.scores.items():
+            scores.save(folder / f"scores-{target}.safetensors")
+        config = self.model.config
+        write_json(
+            folder / "steerer.json",
+            {
+                "model_id": config.name_or_path,
+                "fingerprint": fingerprint(config),
+                "calibration": self.calibration.to_dict(),
+                **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+                "targets": list(self.scores),
+            },
+        )
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: Missing, damaged, or fitted for another model.
+        """
+        folder = Path(folder)
+        if not (folder / "steerer.json").is_file():
+            raise ArtifactError(f"{folder}: holds no fitted steerer (steerer.json is missing)")
+        data = read_json(folder / "steerer.json")
+        tensors, meta = load_tensors(folder / "steerer.safetensors", KIND)
+        try:
+            if data["fingerprint"] != fingerprint(model.config):
+                raise ArtifactError(
+                    f"{folder}: was fitted for {data['model_id'] or 'another model'}, "
+                    f"not for {model.config.name_or_path}"
+                )
+            shared, *infos = (Provenance(**info) for info in meta["infos"])
+            steerer = cls(
+                model=model,
+                tokenizer=tokenizer,
+                clusters=Clusters.from_tensors(tensors, meta),
+                maps=[HeadWeights(m, i) for m, i in zip(tensors["maps"], infos, strict=True)],
+                shared=HeadWeights(tensors["shared"], shared),
+                calibration=Calibration.from_dict(data["calibration"]),
+                scores={
+                    t: HeadScores.load(folder / f"scores-{t}.safetensors") for t in data["targets"]
+                },
+                **{name: data[name] for name in _PLAIN_FIELDS},
+            )
+        except (KeyError, TypeError, ValueError, SteeringError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
+        if steerer.shared.shape != head_layout(model).shape:
+            raise ArtifactError(f"{folder}: its maps have another shape than the model's heads")
+        return steerer
+
+
+KIND = "steerer"
+_PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
+
+
+def _name(target: str, size: float) -> str:
+    return f"top {size:.0%} by {'head' if target == 'head' else 'profile'} PCS"
+
+
+def spread(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[Example]:
+    """At most ``limit`` samples, taken in turn from each user in a seeded order."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    by_user: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_user[example.user_id].append(example)
+    users = sorted(by_user)
+    random.Random(seed).shuffle(users)
+    turns = chain.from_iterable(zip_longest(*(by_user[u] for u in users)))
+    chosen = {e.id for e in [e for e in turns if e is not None][:limit]}
+    return [e for e in examples if e.id in chosen]

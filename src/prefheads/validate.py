@@ -1,0 +1,207 @@
+"""The gain of a steering on unseen users, beside the controls without which it means nothing.
+
+A lower NLL can come from a better temperature, from disturbing any heads at all, or from using any
+profile more. So each claim stands beside plain decoding at its best temperature, random heads, and
+the same steering with another user's profile in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefheads.calibrate import PLAIN, Setting, sweep
+from prefheads.errors import DataError
+from prefheads.examples import Example, other_profiles, without_profile
+from prefheads.stats import Array, Estimate
+from prefheads.steering import Scope
+from prefheads.weights import HeadWeights
+
+N_RANDOM = 5  # random draws a control is averaged over
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a validation table; NLL in nats a token, all changes against plain decoding.
+
+    Attributes:
+        method: What is done.
+        nll: Mean NLL of the response, with the own profile in the prompt.
+        change: Its change against plain (negative helps).
+        other: Change with another user's profile in the prompt.
+        none: Change with no profile in the prompt.
+        specificity: NLL with the other's profile minus NLL with the own.
+        specificity_change: Its change against plain decoding.
+        own_wins: Share of samples in which the own profile beats the other's.
+    """
+
+    method: str
+    nll: float
+    change: Estimate
+    other: Estimate
+    none: Estimate
+    specificity: Estimate
+    specificity_change: Estimate
+    own_wins: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """NLL of every method on every test sample, in three contexts.
+
+    Attributes:
+        setting: The steering that was tested.
+        methods: Names; the first is plain decoding.
+        nll: ``(n_examples, 3, n_methods)``, nats a token: own, other, no profile.
+        example_ids, user_ids: ``n_examples`` ids each.
+    """
+
+    setting: Setting
+    methods: tuple[str, ...]
+    nll: Array
+    example_ids: tuple[str, ...]
+    user_ids: tuple[str, ...]
+
+    def rows(self, seed: int = 0) -> list[Row]:
+        """The table: means with 95 % bootstrap intervals over users, drawn with ``seed``."""
+        own, other, none = (self.nll[:, i] for i in range(3))
+        specific = other - own
+
+        def estimate(values: Array) -> Estimate:
+            return Estimate.of(values, self.user_ids, seed)
+
+        return [
+            Row(
+                method,
+                float(own[:, i].mean()),
+                estimate(own[:, i] - own[:, 0]),
+                estimate(other[:, i] - other[:, 0]),
+                estimate(none[:, i] - none[:, 0]),
+                estimate(specific[:, i]),
+                estimate(specific[:, i] - specific[:, 0]),
+                float((specific[:, i] > 0).mean()),
+            )
+            for i, method in enumerate(self.methods)
+        ]
+
+    def difference(self, method: str, baseline: str, seed: int = 0) -> Estimate:
+        """Paired difference of NLL (own profile); negative favours ``method``."""
+        a, b = (self.methods.index(name) for name in (method, baseline))
+        return Estimate.of(self.nll[:, 0, a] - self.nll[:, 0, b], self.user_ids, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable data: the raw matrix and the table."""
+        return {
+            "setting": asdict(self.setting),
+            "methods": list(self.methods),
+            "nll": self.nll.tolist(),
+            "example_ids": list(self.example_ids),
+            "user_ids": list(self.user_ids),
+            "table": [asdict(row) for row in self.rows()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Validation:
+        """Inverse of :meth:`to_dict`; the table is computed anew from the matrix."""
+        return cls(
+            Setting(**data["setting"]),
+            tuple(data["methods"]),
+            np.array(data["nll"], dtype=np.float64),
+            tuple(data["example_ids"]),
+            tuple(data["user_ids"]),
+        )
+
+
+def validate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    heads: Sequence[HeadWeights],
+    setting: Setting,
+    *,
+    others: Mapping[str, tuple[Sequence[HeadWeights], Setting]] | None = None,
+    scope: Scope = "response",
+    plain_temperature: float = 1.0,
+    temperature: float = 1.0,
+    checkpoint: str | Path | None = None,
+    tokens_per_pass: int = 512,
+    seed: int = 0,
+    progress: bool = True,
+) -> Validation:
+    """Measure a calibrated steering on test samples, with its controls.
+
+    Args:
+        examples: Test samples, of users who took part neither in discovery nor in calibration.
+        heads: Map of each sample's user, ``n_examples`` of them.
+        setting: How to steer with them.
+        others: More steerings to measure beside it, by name: their maps and settings.
+        plain_temperature, temperature: Calibrated temperatures of plain and steered decoding.
+        checkpoint: File to keep finished samples in, so that a killed run goes on from there.
+        seed: Draws the random heads, and whose profile is the other one.
+
+    Raises:
+        DataError: No samples, or of one user only.
+    """
+    if not examples:
+        raise DataError("no samples to validate on")
+    maps: dict[str, Tensor] = {"steered": _stack(heads)}
+    settings: dict[str, Setting] = {"plain": PLAIN}
+    if not setting.plain:
+        settings["steered"] = replace(setting, heads="steered")
+        for kind in ("heads", "mask"):
+            for i in range(N_RANDOM):
+                name = f"random {kind} {i}"
+                # one draw for equal maps, so that users of one cluster share their control
+                maps[name] = _stack([h.random_like(seed + i, kind) for h in heads])
+                settings[name] = replace(setting, heads=name)
+    for name, (own, how) in (others or {}).items():
+        maps[name] = _stack(own)
+        settings[name] = replace(how, heads=name)
+    temperatures = sorted({1.0, plain_temperature, temperature})
+    nll, _ = sweep(
+        model,
+        tokenizer,
+        [examples, other_profiles(examples, seed), [without_profile(e) for e in examples]],
+        maps,
+        list(settings.values()),
+        scope=scope,
+        temperatures=temperatures,
+        checkpoint=checkpoint,
+        tokens_per_pass=tokens_per_pass,
+        progress=progress,
+        label="validate",
+    )
+    names = list(settings)
+
+    def at(name: str, degree: float = 1.0) -> Array:
+        return np.asarray(nll[:, :, names.index(name), temperatures.index(degree)])
+
+    columns = {
+        "plain": at("plain"),
+        f"plain, temperature {plain_temperature:g}": at("plain", plain_temperature),
+    }
+    if not setting.plain:
+        columns["steered"] = at("steered")
+        columns[f"steered, temperature {temperature:g}"] = at("steered", temperature)
+        for kind, label in (("heads", "random heads"), ("mask", "random masks")):
+            draws = [at(f"random {kind} {i}") for i in range(N_RANDOM)]
+            columns[f"{label} (mean of {N_RANDOM})"] = np.mean(draws, 0)
+    columns |= {name: at(name) for name in others or {}}
+    return Validation(
+        setting,
+        tuple(columns),
+        np.stack(list(columns.values()), -1),
+        tuple(e.id for e in examples),
+        tuple(e.user_id for e in examples),
+    )
+
+
+def _stack(heads: Sequence[HeadWeights]) -> Tensor:
+    return torch.stack([h.values for h in heads])
