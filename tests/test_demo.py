@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,21 +41,32 @@ def people() -> list[Example]:
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def encoder():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefheads.steerer, "ProfileEncoder", Encoder)
+        yield
+
+
 @pytest.fixture(scope="module")
 def parts():
     return tiny("llama"), character_tokenizer()
 
 
-@pytest.fixture(autouse=True)
-def encoder(monkeypatch):
-    monkeypatch.setattr(prefheads.steerer, "ProfileEncoder", Encoder)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
 
 
-def test_second_run_reuses_what_the_first_has_done(parts, tmp_path, monkeypatch):
-    first = run(*parts, people(), tmp_path, SIZE, max_new_tokens=4)
+@pytest.fixture(scope="module")
+def first(parts, folder):
+    return run(*parts, people(), folder, SIZE, max_new_tokens=4)
+
+
+def test_second_run_reuses_what_the_first_has_done(parts, folder, first, monkeypatch):
     assert first.report.is_file()
-    assert (tmp_path / "steerer.json").is_file()  # a run for the other commands, too
-    assert json.loads((tmp_path / "validation.json").read_text())["nll"]
+    assert (folder / "steerer.json").is_file()  # a run for the other commands, too
+    assert json.loads((folder / "validation.json").read_text())["nll"]
 
     def never(*args, **kwargs):
         raise AssertionError("computed again")
@@ -62,49 +74,43 @@ def test_second_run_reuses_what_the_first_has_done(parts, tmp_path, monkeypatch)
     monkeypatch.setattr(prefheads.discovery.exact, "_pcs", never)
     monkeypatch.setattr(prefheads.calibrate, "score_settings", never)
     monkeypatch.setattr(PreferenceSteerer, "generate", never)
-    second = run(*parts, people(), tmp_path, SIZE, max_new_tokens=4)
+    second = run(*parts, people(), folder, SIZE, max_new_tokens=4)
     assert second.texts == first.texts
     assert np.array_equal(second.validation.nll, first.validation.nll)
 
 
-def test_people_of_fitting_are_not_tested(parts, tmp_path):
-    result = run(*parts, people(), tmp_path, SIZE, max_new_tokens=4)
-    used = set(result.steerer.users["discovery"]) | set(result.steerer.users["calibration"])
-    assert used.isdisjoint(result.validation.user_ids)
-    assert used.isdisjoint(text.user_id for text in result.texts)
-    assert len(result.validation.example_ids) == SIZE.test
+def test_people_of_fitting_are_not_tested(first):
+    used = set(first.steerer.users["discovery"]) | set(first.steerer.users["calibration"])
+    assert used.isdisjoint(first.validation.user_ids)
+    assert used.isdisjoint(text.user_id for text in first.texts)
+    assert len(first.validation.example_ids) == SIZE.test
 
 
-def test_summary_and_data_tell_the_outcome(parts, tmp_path):
-    result = run(*parts, people(), tmp_path, SIZE, max_new_tokens=4)
-    lines = [str(line) for line in summary(result)]
+def test_summary_and_data_tell_the_outcome(first):
+    lines = [str(line) for line in summary(first)]
     assert any(line.startswith("Groups of people:") for line in lines)
-    assert any(str(result.steerer.setting) in line for line in lines)
-    assert lines[-1] == f"Report: {result.report}"
+    assert any(str(first.steerer.setting) in line for line in lines)
+    assert lines[-1] == f"Report: {first.report}"
     did_not_help = any("did not help" in line for line in lines)
-    assert did_not_help == result.steerer.setting.plain
-    assert as_data(result)["validation"]["methods"][0] == "plain"
+    assert did_not_help == first.steerer.setting.plain
+    assert as_data(first)["validation"]["methods"][0] == "plain"
 
 
-def steerer_with(parts, setting, tmp_path) -> PreferenceSteerer:
-    steerer = run(*parts, people(), tmp_path, SIZE, max_new_tokens=4).steerer
-    calibration = steerer.calibration
-    steerer.calibration = type(calibration).from_dict(
-        calibration.to_dict() | {"settings": [vars(setting)], "chosen": 0}
-    )
-    return steerer
+def steerer_with(first, setting) -> PreferenceSteerer:
+    calibration = replace(first.steerer.calibration, settings=(setting,), chosen=0)
+    return replace(first.steerer, calibration=calibration)
 
 
-def test_texts_are_compared_for_people_of_different_kinds(parts, tmp_path):
-    steerer = steerer_with(parts, Setting("", "amplify", "head", 8.0), tmp_path)
+def test_texts_are_compared_for_people_of_different_kinds(first, tmp_path):
+    steerer = steerer_with(first, Setting("", "amplify", "head", 8.0))
     texts = compare(steerer, people(), 2, tmp_path / "other.json", max_new_tokens=6)
     assert [text.user_id for text in texts] == ["cat-0", "dog-0"]
     assert all(text.differs for text in texts)
     assert texts[0].written == "cat00"
 
 
-def test_next_sample_is_tried_where_texts_are_equal(parts, tmp_path, monkeypatch):
-    steerer = steerer_with(parts, Setting("", "amplify", "head", 1.0), tmp_path)
+def test_next_sample_is_tried_where_texts_are_equal(first, tmp_path, monkeypatch):
+    steerer = steerer_with(first, Setting("", "amplify", "head", 1.0))
 
     def generate(self, prompt, profile, *, gamma, **options):
         return f"{prompt} {gamma}" if prompt == "say 1" else prompt
@@ -117,8 +123,8 @@ def test_next_sample_is_tried_where_texts_are_equal(parts, tmp_path, monkeypatch
     assert not text.differs
 
 
-def test_nothing_is_compared_under_plain_decoding(parts, tmp_path):
-    steerer = steerer_with(parts, Setting(), tmp_path)
+def test_nothing_is_compared_under_plain_decoding(first, tmp_path):
+    steerer = steerer_with(first, Setting())
     assert compare(steerer, people(), 2, tmp_path / "other.json") == []
 
 

@@ -165,9 +165,9 @@ def _attention_set_to(model: PreTrainedModel, name: str) -> Iterator[None]:
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model takes its tokens."""
     embeddings = model.get_input_embeddings()
-    device: torch.device = embeddings.weight.device
-    if device.type != "meta":
-        return device
+    weight = next(embeddings.parameters())
+    if weight.device.type != "meta":
+        return weight.device
     # Weights that accelerate keeps elsewhere come to this device when they are needed.
     return torch.device(getattr(embeddings._hf_hook, "execution_device", "cpu"))
 

@@ -71,4 +71,6 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
+        if np.isnan(self.mean):
+            return "n/a"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"

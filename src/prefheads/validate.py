@@ -40,6 +40,8 @@ class Row:
         specificity: NLL with the other's profile minus NLL with the own.
         specificity_change: Its change against plain decoding.
         own_wins: Share of samples in which the own profile beats the other's.
+
+    What was not measured is NaN.
     """
 
     method: str
@@ -59,7 +61,8 @@ class Validation:
     Attributes:
         setting: The steering that was tested.
         methods: Names; the first is plain decoding.
-        nll: ``(n_examples, 3, n_methods)``, nats a token: own, other, no profile.
+        nll: ``(n_examples, 3, n_methods)``, nats a token: own, other, no profile. Random controls
+            are measured with the own profile only, and NaN elsewhere.
         example_ids, user_ids: ``n_examples`` ids each.
     """
 
@@ -86,7 +89,7 @@ class Validation:
                 estimate(none[:, i] - none[:, 0]),
                 estimate(specific[:, i]),
                 estimate(specific[:, i] - specific[:, 0]),
-                float((specific[:, i] > 0).mean()),
+                float(np.where(np.isnan(specific[:, i]), np.nan, specific[:, i] > 0).mean()),
             )
             for i, method in enumerate(self.methods)
         ]
@@ -161,27 +164,50 @@ def validate(
                 # one draw for equal maps, so that users of one cluster share their control
                 maps[name] = _stack([h.random_like(seed + i, kind) for h in heads])
                 settings[name] = replace(setting, heads=name)
-    for name, (own, how) in (others or {}).items():
-        maps[name] = _stack(own)
+    for name, (theirs, how) in (others or {}).items():
+        maps[name] = _stack(theirs)
         settings[name] = replace(how, heads=name)
     temperatures = sorted({1.0, plain_temperature, temperature})
-    nll, _ = sweep(
+    names = list(settings)
+    compared = [name for name in names if not name.startswith("random ")]
+    common: dict[str, Any] = {
+        "scope": scope,
+        "tokens_per_pass": tokens_per_pass,
+        "progress": progress,
+        "temperatures": temperatures,
+    }
+    first, second = (
+        None if checkpoint is None else Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-{n}")
+        for n in ("own", "others")
+    )
+    own, _ = sweep(
         model,
         tokenizer,
-        [examples, other_profiles(examples, seed), [without_profile(e) for e in examples]],
+        [examples],
         maps,
         list(settings.values()),
-        scope=scope,
-        temperatures=temperatures,
-        checkpoint=checkpoint,
-        tokens_per_pass=tokens_per_pass,
-        progress=progress,
-        label="validate",
+        checkpoint=first,
+        label="own profile",
+        **common,
     )
-    names = list(settings)
+    rest, _ = sweep(
+        model,
+        tokenizer,
+        [other_profiles(examples, seed), [without_profile(e) for e in examples]],
+        maps,
+        [settings[name] for name in compared],
+        checkpoint=second,
+        label="other profiles",
+        **common,
+    )
 
     def at(name: str, degree: float = 1.0) -> Array:
-        return np.asarray(nll[:, :, names.index(name), temperatures.index(degree)])
+        t = temperatures.index(degree)
+        result = np.full((len(examples), 3), np.nan)
+        result[:, 0] = own[:, 0, names.index(name), t]
+        if name in compared:
+            result[:, 1:] = rest[:, :, compared.index(name), t]
+        return result
 
     columns = {
         "plain": at("plain"),

@@ -127,7 +127,8 @@ def _heads(
     if steerer.clusters.n_clusters > 1:
         for c, weights in enumerate(steerer.maps):
             own = scores.select(users=steerer.clusters.members(c))
-            panels[f"cluster {c + 1} ({len(set(own.user_ids))} users)"] = own
+            users = len(set(own.user_ids))
+            panels[f"cluster {c + 1} ({users} {'user' if users == 1 else 'users'})"] = own
             chosen.append(weights)
     # The maps come from one of the targets; frames on the other's figure would mislead.
     steered_with = steerer.shared.info.target == target and not steerer.setting.plain

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from prefheads.checkpoint import digest
 from prefheads.examples import Example
@@ -98,7 +99,13 @@ class _Texts:
 
     def write(self, example: Example, gamma: float) -> str:
         steerer, config = self.steerer, self.steerer.model.config
-        made_from = [example.input, example.profile, steerer.task, self.max_new_tokens, gamma]
+        made_from: list[Any] = [
+            example.input,
+            example.profile,
+            steerer.task,
+            self.max_new_tokens,
+            gamma,
+        ]
         made_from += [config.name_or_path, fingerprint(config)]
         maps = []
         if gamma:

@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 import prefheads
+from prefheads.cli.demo import demo
 from prefheads.cli.discover import discover
 from prefheads.cli.fit import fit
 from prefheads.cli.generate import generate
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (discover, fit, generate, validate, inspect):
+for command in (discover, fit, generate, validate, inspect, demo):
     app.command()(command)
 
 

@@ -1,0 +1,1 @@
+"""Side-by-side measurements of speed, each in one run: ``python -m benchmarks.discovery``."""
