@@ -196,8 +196,6 @@ def test_a_damaged_checkpoint_is_refused(tmp_path) -> None:
         ("target", "value"),
         ("reference", "none"),
         ("method", "guess"),
-        ("tokens_per_pass", 0),
-        ("tokens_per_pass", -5),
     ],
 )
 def test_bad_options_are_refused_before_any_work(option, value) -> None:

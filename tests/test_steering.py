@@ -83,46 +83,47 @@ def assert_untouched(model, before: torch.Tensor) -> None:
     assert torch.equal(plain_logits(model, PROMPTS[0]), before)
 
 
+def assert_steered(model, prompt, new, logits, weights, gamma, **how) -> None:
+    """Each step has the logits (n_new, vocab), and the likeliest token, of full passes.
+
+    The model is causal, so one full pass over prompt and new tokens shows all steps at once.
+    """
+    ids = torch.cat([prompt, torch.tensor(new[:-1])])
+    wanted = steered_logits(model, ids, len(prompt), weights, gamma, **how)[len(prompt) - 1 :]
+    assert (logits - wanted).abs().max() < 1e-4
+    assert new == wanted.argmax(-1).tolist()
+
+
 # -- greedy decoding --------------------------------------------------------------------------
 
 
 @each_way
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_greedy_equals_full_passes(kind, how) -> None:
-    model = shared(kind)
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [(kind, None) for kind in ARCHITECTURES] + [(k, "eager") for k in ("llama", "gemma3_text")],
+)
+def test_generation_equals_full_passes(kind, attention, how) -> None:
+    model = shared(kind, attention)
     before = plain_logits(model, PROMPTS[0])
     plain = generate(model)
     with steer(model, SOFT, 1.5, suppression=0.8, profile_mask=PROFILE_MASK, **how):
-        batch = generate(model)
+        batch, logits = step_logits(model)
     with steer(model, HARD, 2.0, profile_mask=PROFILES[1], **how):
-        alone = generate(model, PROMPTS[1])
-    assert batch == [expected(model, row, SOFT, 1.5, suppression=0.8, **how) for row in range(3)]
-    assert alone == [expected(model, 1, HARD, 2.0, **how)]
-    assert batch != plain or alone != plain[1:2]
+        (alone,), (alone_logits,) = step_logits(model, PROMPTS[1])
+    for row in range(3):
+        settings = {"suppression": 0.8, "profile": PROFILES[row], **how}
+        assert_steered(model, PROMPTS[row], batch[row], logits[row], SOFT, 1.5, **settings)
+    assert_steered(model, PROMPTS[1], alone, alone_logits, HARD, 2.0, profile=PROFILES[1], **how)
+    assert batch != plain
     assert_untouched(model, before)
 
 
-@each_way
-@pytest.mark.parametrize(
-    ("kind", "attention"), [(kind, "eager") for kind in ("llama", "gemma3_text", "gpt2")]
-)
-def test_greedy_equals_full_passes_with_eager_attention(kind, attention, how) -> None:
-    model = shared(kind, attention)
-    with steer(model, SOFT, 1.5, suppression=0.8, profile_mask=PROFILE_MASK, **how):
-        batch = generate(model)
-    assert batch == [expected(model, row, SOFT, 1.5, suppression=0.8, **how) for row in range(3)]
-
-
-@each_way
-@pytest.mark.parametrize(("kind", "attention"), [("llama", "sdpa"), ("gemma3_text", "sdpa")])
-def test_logits_of_each_step_equal_full_passes(kind, attention, how) -> None:
-    model = shared(kind, attention)
+@pytest.mark.parametrize("how", [HOW[0], HOW[3]], ids=lambda how: "-".join(how.values()))
+def test_greedy_equals_a_plain_loop(how) -> None:
+    model = shared("llama")
     with steer(model, SOFT, 1.5, profile_mask=PROFILE_MASK, **how):
-        new, logits = step_logits(model)
-    for row in range(3):
-        after = next_logits(model, PROMPTS[row], SOFT, 1.5, profile=PROFILES[row], **how)
-        for step in range(N_NEW):
-            assert (logits[row, step] - after(new[row][:step])).abs().max() < 1e-4
+        new = generate(model)
+    assert new == [expected(model, row, SOFT, 1.5, **how) for row in range(3)]
 
 
 @each_way

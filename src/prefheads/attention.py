@@ -77,6 +77,7 @@ class _Probe:
     def __init__(self) -> None:
         self.n_heads: dict[nn.Module, int] = {}
         self.per_head = True
+        self.causal = True
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         return hidden, rest
@@ -93,6 +94,7 @@ class _Probe:
     ) -> tuple[Tensor, Tensor | None]:
         out, weights = inner(module, query, key, value, mask, **kwargs)
         self.n_heads[module] = query.shape[1]
+        self.causal &= bool(getattr(module, "is_causal", True))
         self.per_head &= out.dim() == 4 and out.shape[1:3] == (query.shape[2], query.shape[1])
         return out, weights
 
@@ -147,11 +149,15 @@ def attention_backend(model: PreTrainedModel) -> str:
 
 @contextmanager
 def _attention_set_to(model: PreTrainedModel, name: str) -> Iterator[None]:
-    subs = {key: getattr(model.config, key) for key in model.config.sub_configs}
-    old: dict[str, Any] = {"": model.config._attn_implementation}
-    old |= {key: sub._attn_implementation for key, sub in subs.items() if sub is not None}
+    configs = {"": model.config}
+    configs |= {key: getattr(model.config, key) for key in model.config.sub_configs}
+    old = {
+        key: config._attn_implementation
+        for key, config in configs.items()
+        if config is not None and config._attn_implementation is not None
+    }
     try:
-        model.set_attn_implementation(name)
+        model.set_attn_implementation(dict.fromkeys(old, name))
         if model.config.get_text_config()._attn_implementation != name:
             raise ModelError(
                 f"{type(model).__name__} does not take its attention from transformers' "
@@ -159,7 +165,7 @@ def _attention_set_to(model: PreTrainedModel, name: str) -> Iterator[None]:
             )
         yield
     finally:
-        model.set_attn_implementation(old if subs else old[""])
+        model.set_attn_implementation(old)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -224,6 +230,8 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
         raise ModelError(
             f"{kind} does not have one attention of equally many heads in each of {n_layers} layers"
         )
+    if not probe.causal:
+        raise ModelError(f"{kind} looks ahead: it is not a causal language model")
     if not probe.per_head:
         raise ModelError(f"{kind} with {backend} attention does not return one vector a head")
     parents = {

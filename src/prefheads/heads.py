@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringError
 from prefheads.provenance import Provenance, fingerprint
+from prefheads.stats import bootstrap
 from prefheads.storage import PathLike, load_tensors, save_tensors
 from prefheads.weights import Head, HeadWeights, cpu_float32, dims
 
@@ -180,23 +180,8 @@ class HeadScores:
         Returns:
             Lower and upper end, each `(n_layers, n_heads)`; NaN if there is only one user.
         """
-        if not 0 < level < 1 or n_boot < 1:
-            raise DataError(f"an interval needs 0 < level < 1 and n_boot >= 1: {level}, {n_boot}")
-        _, user_of, counts = np.unique(self.user_ids, return_inverse=True, return_counts=True)
-        n_users = len(counts)
-        if n_users == 1:
-            unknown = torch.full_like(self.values[0], torch.nan)
-            return unknown, unknown.clone()
-        totals = np.zeros((n_users, self.values[0].numel()))
-        np.add.at(totals, user_of, self.values.flatten(1).double().numpy())
-        draws = np.random.default_rng(seed).multinomial(
-            n_users, np.full(n_users, 1 / n_users), size=n_boot
-        )
-        means = (draws @ totals) / (draws @ counts)[:, None]
-        tail = (1 - level) / 2
-        low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-        shape = self.shape[1:]
-        return cpu_float32(low).reshape(shape), cpu_float32(high).reshape(shape)
+        low, high = bootstrap(self.values.double().numpy(), self.user_ids, level, n_boot, seed)
+        return cpu_float32(low), cpu_float32(high)
 
     def top(
         self, k: int | None = None, fraction: float | None = None, signed: bool = False

@@ -43,7 +43,8 @@ def validate(
         prompts.append(tested)
     left_out = len(examples) - tested
     write_json(run / "validation.json", session.plain(result.to_dict()))
-    checkpoint.unlink(missing_ok=True)  # so that other data can be validated next
+    for path in run.glob(f"{checkpoint.stem}*"):  # so that other data can be validated next
+        path.unlink()
     claims = findings(result, seed)
     shown: list[RenderableType] = [
         validation_table(result.rows(seed), tested),

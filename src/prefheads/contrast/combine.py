@@ -33,7 +33,7 @@ def combine(
     """
     p, g = personalised.float(), generic.float()
     gamma = torch.as_tensor(gamma, dtype=p.dtype, device=p.device)
-    result = p + gamma * (p - g)
+    result = torch.where(p.isneginf(), p, p + gamma * (p - g))  # ruled out stays ruled out
     if plausibility is not None:
         floor = p.amax(-1, keepdim=True) + math.log(plausibility)
         result = result.masked_fill(p < floor, float("-inf"))
@@ -55,7 +55,6 @@ def entropy_strength(
     Returns:
         Strengths ``(..., 1)``, for :func:`combine`.
     """
-    log_p = personalised.float().log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)  # in nats
-    strength = torch.as_tensor(gamma, dtype=log_p.dtype, device=log_p.device) * entropy
+    entropy = torch.special.entr(personalised.float().softmax(-1)).sum(-1, keepdim=True)  # in nats
+    strength = torch.as_tensor(gamma, dtype=entropy.dtype, device=entropy.device) * entropy
     return strength if cap is None else strength.clamp(max=cap)
