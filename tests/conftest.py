@@ -6,6 +6,8 @@ import pytest
 from models import character_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+pytest.register_assert_rewrite("steered")
+
 
 @pytest.fixture(scope="session")
 def characters() -> PreTrainedTokenizerFast:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import BACKENDS, SHAPE, SLIDING, random_encoded, shared, tiny
 from reference import naive_nll, plain_logits, response_loss
+from steered import EXAMPLES
 
 from prefheads import scoring
 from prefheads.attention import intercept, masked_backend
@@ -20,11 +21,6 @@ N_HEADS = SHAPE[0] * SHAPE[1]
 ONE_OUT = (1 - torch.eye(N_HEADS)).reshape(N_HEADS, *SHAPE)
 ANY = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2
 GAINS = torch.cat([ONE_OUT, ANY, torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE)])
-EXAMPLES = [
-    Example("a", "u", ({"text": "Tea, no sugar!"},), "Say it: ", "Hot & plain."),
-    Example("b", "v", ({"text": "LOUD"}, {"text": "wow"}), "Shout. Now: ", "HEY"),
-    Example("c", "w", (), "Nothing known: ", "fine, I think so."),
-]
 
 
 def fast_nll(model, encoded, gains, target, scope, tokens=40):

@@ -54,9 +54,7 @@ def load_model(
         raise ModelError("give either device or device_map, not both")
     place = None if device_map is not None else _device(device)
     wanted_dtype = _dtype(dtype, place)
-    source = _source(name)
-
-    config = _read_config(source)
+    source, config = _source(name), load_config(name)
     model = _read_weights(
         source,
         config=config,
@@ -114,7 +112,13 @@ def _source(name: str | os.PathLike[str]) -> str:
     return str(name)
 
 
-def _read_config(source: str) -> PreTrainedConfig:
+def load_config(name: str | os.PathLike[str] = "bundled") -> PreTrainedConfig:
+    """The configuration of a model, without its weights: enough for most checks.
+
+    Raises:
+        ModelError: No such model, or not a causal language model.
+    """
+    source = _source(name)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # anything can be wrong with foreign files

@@ -21,7 +21,7 @@ from prefheads.errors import ArtifactError, DataError, SteeringError
 from prefheads.examples import Example, split_users
 from prefheads.fork import Target
 from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
-from prefheads.scoring import context_length
+from prefheads.scoring import context_length, encode_all
 from prefheads.steering import Mode, Scope, steer
 from prefheads.storage import load_tensors, read_json, save_tensors, writable_dir, write_json
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
@@ -110,6 +110,9 @@ class PreferenceSteerer:
         parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=True))
         found = spread(parts["discovery"], discovery_limit, seed)
         held = spread(parts["calibration"], calibration_limit, seed)
+        if len({e.user_id for e in held}) < 2:
+            raise DataError("calibration needs samples of at least two users; add users or samples")
+        encode_all(model, tokenizer, [*found, *held])  # what cannot be used is told before the work
         profiles = {e.user_id: e.profile for e in reversed(found)}
         names = sorted(profiles)
         embedder = ProfileEncoder(encoder)

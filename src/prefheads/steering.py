@@ -34,7 +34,7 @@ Schedule = Literal["constant", "entropy"]
 
 
 class ScopeWarning(UserWarning):
-    """Heads that were found for one scope or target steer in another."""
+    """Heads that were found for one scope steer in another."""
 
 
 @dataclass(frozen=True)
@@ -240,10 +240,12 @@ class Steering:
         n, length = inputs.shape[:2]
         cache = call.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        start = self._start(cache, past, length, call.get("use_cache"))
         keep = call.get("logits_to_keep", 0)
         if isinstance(keep, Tensor):
             raise SteeringError("logits_to_keep must be a number under steering")
+        # The last prompt token, and tokens that assisted generation proposes after it.
+        predicting = min(max(1, keep), length)
+        start = self._start(cache, past, length, call.get("use_cache"), predicting)
         if start > 0 and cache is None:
             cache = call["past_key_values"] = DynamicCache(config=self.model.config)
 
@@ -258,7 +260,8 @@ class Steering:
         if forks is not None and cache is not None and cache not in self._begun:
             fork_cache(cache, forks, n)
         begins = cache is not None and cache not in self._begun
-        columns = self._profile(n, past, length, inputs.device, begins)
+        prompt = past + length - predicting + 1 if begins else 0
+        columns = self._profile(n, past + length, inputs.device, prompt)
         with Pass(plan, past + length, columns).running():
             out = forward(
                 **_part(call, past, length, start, length)
@@ -275,7 +278,9 @@ class Steering:
         out.logits = logits
         return out.to_tuple() if as_tuple else out
 
-    def _start(self, cache: Any, past: int, length: int, use_cache: bool | None) -> int:
+    def _start(
+        self, cache: Any, past: int, length: int, use_cache: bool | None, predicting: int
+    ) -> int:
         """Index, within this call, of the first position that is steered."""
         begun = cache is not None and cache in self._begun
         if self.scope == "all":
@@ -289,21 +294,20 @@ class Steering:
         if span is not None:
             return span.start
         if begun:
-            if length > 1:
+            if length > predicting:
                 raise SteeringError(
-                    "several tokens at once after steered ones: chunked prefill, assisted "
-                    "generation and further turns on one cache need scope='all'"
+                    "several tokens at once after steered ones: chunked prefill and further turns "
+                    "on one cache need scope='all'"
                 )
             return 0
         if cache is None and use_cache is False:
             raise SteeringError(
                 "scope='response' needs the cache to know where the prompt ends; keep use_cache on"
             )
-        return length - 1
+        return length - predicting
 
-    def _profile(
-        self, n: int, past: int, length: int, device: torch.device, begins: bool
-    ) -> Tensor | None:
+    def _profile(self, n: int, length: int, device: torch.device, prompt: int) -> Tensor | None:
+        """The profile's tokens among all keys ``(n, length)``; it covers ``prompt`` or more."""
         if self.target != "profile":
             return None
         span = response_span.get()
@@ -312,14 +316,12 @@ class Steering:
             raise SteeringError(
                 "target='profile' needs profile_mask, the profile's tokens in the prompt"
             )
-        if mask.shape[1] > past + length or (
-            begins and span is None and mask.shape[1] != past + length
-        ):
+        if mask.shape[1] > length or (span is None and mask.shape[1] < prompt):
             raise SteeringError(
-                f"profile_mask covers {mask.shape[1]} tokens, but the prompt has {past + length}"
+                f"profile_mask covers {mask.shape[1]} tokens, but the prompt has {length}"
             )
         rows = self.rows(mask.to(device), n)
-        return torch.nn.functional.pad(rows, (0, past + length - mask.shape[1]))
+        return torch.nn.functional.pad(rows, (0, length - mask.shape[1]))
 
     def _combine(self, logits: Tensor, n: int) -> Tensor:
         if self.mode == "amplify":

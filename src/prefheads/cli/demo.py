@@ -19,6 +19,7 @@ from prefheads.analysis.texts import Comparison, compare, kind
 from prefheads.bundled import people_path
 from prefheads.cli import options, session
 from prefheads.examples import Example, load_examples
+from prefheads.loading import load_config
 from prefheads.steerer import PreferenceSteerer, spread
 from prefheads.storage import writable_dir, write_json
 from prefheads.validate import Validation
@@ -37,7 +38,7 @@ class Size:
 
 
 # Discovery is what takes time: about a quarter of a minute a sample and target on two cores.
-FULL = Size(discovery=8, calibration=12, test=12, people=6)
+FULL = Size(discovery=12, calibration=12, test=18, people=6)
 QUICK = Size(discovery=4, calibration=6, test=6, people=2)
 
 
@@ -68,7 +69,7 @@ def demo(
     """
     import prefheads.analysis.report  # noqa: F401  a missing extra is told before the work
 
-    config = session.read_config("bundled")
+    config = load_config("bundled")
     chosen = {"quick": quick, "seed": seed, "dtype": dtype}
     record = session.open_run(out, "demo", config, chosen)
     model, tokenizer = session.load("bundled", device, dtype, seed)

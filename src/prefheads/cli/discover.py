@@ -8,6 +8,7 @@ import prefheads
 from prefheads.cli import options, session
 from prefheads.cli.tables import head_rows, head_table
 from prefheads.examples import load_examples
+from prefheads.loading import load_config
 
 SHOWN = 20
 
@@ -36,7 +37,7 @@ def discover(
     as_json: options.Json = False,
 ) -> None:
     """Score every attention head by ablation (PCS), and keep the strongest."""
-    config = session.read_config(model)
+    config = load_config(model)
     examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
     settings = {
         "data": data,

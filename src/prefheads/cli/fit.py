@@ -9,7 +9,7 @@ from prefheads.cli import options, session
 from prefheads.cli.tables import calibration_table, cluster_table
 from prefheads.errors import DataError
 from prefheads.examples import Example, load_examples, split_users
-from prefheads.scoring import encode_all
+from prefheads.loading import load_config
 from prefheads.steerer import PreferenceSteerer, spread
 
 
@@ -82,7 +82,7 @@ def fit(
 ) -> None:
     """Cluster users, discover the heads of each cluster, and calibrate how to steer."""
     fractions = _fractions(split)
-    config = session.read_config(model)
+    config = load_config(model)
     examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
     used = _used(examples, fractions, clusters, (discovery, calibration), seed)
     settings = {
@@ -106,7 +106,6 @@ def fit(
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed)
         prompts.append(len(used))
-        encode_all(network, tokenizer, used)  # all must fit the context, calibration's too
         session.begin(out, run)
         steerer = PreferenceSteerer.fit(
             network,

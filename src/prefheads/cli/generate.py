@@ -25,6 +25,7 @@ from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, load_examples
 from prefheads.fork import Target
 from prefheads.heads import HeadWeights
+from prefheads.loading import load_config
 from prefheads.scoring import context_length
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steering import Scope, steer
@@ -69,7 +70,7 @@ def generate(
         raise SteeringError(f"--gamma {gamma:g}: it must be a finite number of at least 0")
     if not prompt.strip():
         raise DataError("--prompt is empty; say what to write")
-    config = session.read_config(model)
+    config = load_config(model)
     texts = read_profile(profile)
     fitted = (run / "steerer.json").is_file()
     if fitted:

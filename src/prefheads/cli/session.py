@@ -19,21 +19,12 @@ import prefheads
 from prefheads.encoding import TruncationWarning
 from prefheads.errors import ArtifactError
 from prefheads.heads import HeadWeights, fingerprint
-from prefheads.loading import _read_config, _source, load_model
+from prefheads.loading import load_model
 from prefheads.storage import read_json, writable_dir, write_json
 
 RUN_FILE = "run.json"
 _PACKAGE = str(Path(prefheads.__file__).parent)
 _WIDTH = 160  # of tables that go into a file or a pipe
-
-
-def read_config(model: str) -> PreTrainedConfig:
-    """The configuration of a model, without its weights: enough for most checks.
-
-    Raises:
-        ModelError: No such model, or none that can be steered.
-    """
-    return _read_config(_source(model))
 
 
 def load(

@@ -8,6 +8,7 @@ from prefheads.analysis.findings import findings
 from prefheads.cli import options, session
 from prefheads.cli.tables import validation_table, verdict
 from prefheads.examples import load_examples
+from prefheads.loading import load_config
 from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
 
@@ -26,7 +27,7 @@ def validate(
     as_json: options.Json = False,
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
-    session.require_fitted(run, session.read_config(model))
+    session.require_fitted(run, load_config(model))
     examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
     writable_dir(run)
     checkpoint = run / "unfinished-validation.safetensors"

@@ -56,5 +56,5 @@ def entropy_strength(
         Strengths ``(..., 1)``, for :func:`combine`.
     """
     entropy = torch.special.entr(personalised.float().softmax(-1)).sum(-1, keepdim=True)  # in nats
-    strength = torch.as_tensor(gamma, dtype=entropy.dtype, device=entropy.device) * entropy
+    strength: Tensor = torch.as_tensor(gamma, dtype=entropy.dtype, device=entropy.device) * entropy
     return strength if cap is None else strength.clamp(max=cap)
