@@ -10,15 +10,10 @@ from models import ARCHITECTURES, BACKENDS, BASE, SHAPE, random_ids, shared, tin
 from reference import attentions, plain_logits
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaModel
 
-from prefheads import attention
-from prefheads.attention import (
-    as_bias,
-    attention_backend,
-    head_layout,
-    intercept,
-    masked_backend,
-)
+from prefheads import attention, masks
+from prefheads.attention import attention_backend, head_layout, intercept
 from prefheads.errors import ModelError, SteeringError
+from prefheads.masks import as_bias, masked_backend
 from prefheads.scoring import Scorer
 from prefheads.steering import steer
 
@@ -128,6 +123,9 @@ UNFIT = {
     "state space": lambda: of_kind("mamba", vocab_size=97, hidden_size=32, num_hidden_layers=2),
     "mpt": lambda: of_kind("mpt", vocab_size=97, d_model=32, n_heads=4, n_layers=2),
     "bloom": lambda: of_kind("bloom", vocab_size=97, hidden_size=32, n_layer=2, n_head=4),
+    "rows tied to the input": lambda: of_kind(
+        "gpt_bigcode", vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64
+    ),
     "rwkv": lambda: of_kind("rwkv", vocab_size=97, hidden_size=32, num_hidden_layers=2),
     "some layers without heads": lambda: of_kind(
         "recurrent_gemma",
@@ -183,7 +181,7 @@ def test_a_vector_that_is_not_one_a_head_is_refused(monkeypatch) -> None:
 def test_backends_that_take_no_bias_are_refused_for_the_profile(backend, monkeypatch) -> None:
     model = shared("llama")
     head_layout(model)
-    monkeypatch.setattr(attention, "attention_backend", lambda _: backend)
+    monkeypatch.setattr(masks, "attention_backend", lambda _: backend)
     profile = torch.ones(1, 12, dtype=torch.bool)
     with (
         pytest.raises(ModelError, match=f"{backend}.*sdpa") as caught,
@@ -195,7 +193,7 @@ def test_backends_that_take_no_bias_are_refused_for_the_profile(backend, monkeyp
 
 
 def test_flex_attention_has_an_exact_stand_in(monkeypatch) -> None:
-    monkeypatch.setattr(attention, "attention_backend", lambda _: "flex_attention")
+    monkeypatch.setattr(masks, "attention_backend", lambda _: "flex_attention")
     assert masked_backend(shared("llama")) == "sdpa"
     assert masked_backend(shared("gemma2")) == "eager"  # has a soft cap
     monkeypatch.undo()

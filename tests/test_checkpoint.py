@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import random_encoded
+from models import random_encoded, tiny
 
-from prefheads.checkpoint import Checkpoint, digest
+from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.errors import ArtifactError
 
 
@@ -74,3 +74,13 @@ def test_the_digest_tells_options_tokens_and_tensors_apart():
     }
     assert len(digests) == 7
     assert digest({"x": 1}, [a], [ones]) == digest({"x": 1}, [random_encoded(seed=0)], [ones])
+    assert digest({"x": 1}, [a], [ones]) == digest({"x": 1}, [a], [ones + 1e-6])
+
+
+def test_a_model_with_other_weights_is_another_model():
+    model = tiny()
+    before = model_marks(model)
+    assert before == model_marks(tiny())
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    assert model_marks(model) != before

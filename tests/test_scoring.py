@@ -11,10 +11,11 @@ from reference import naive_nll, plain_logits, response_loss
 from steered import EXAMPLES
 
 from prefheads import scoring
-from prefheads.attention import intercept, masked_backend
+from prefheads.attention import intercept
 from prefheads.encoding import encode
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, load_examples
+from prefheads.masks import masked_backend
 from prefheads.scoring import Budget, Scorer, response_nll, token_nll
 
 N_HEADS = SHAPE[0] * SHAPE[1]

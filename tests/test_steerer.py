@@ -13,8 +13,8 @@ import prefheads as ph
 from prefheads.calibrate import Setting
 from prefheads.encoding import encode
 from prefheads.errors import ArtifactError, DataError
-from prefheads.examples import Example
-from prefheads.steerer import PreferenceSteerer, spread
+from prefheads.examples import Example, spread
+from prefheads.steerer import PreferenceSteerer
 from prefheads.users import cluster_heads, mix, route
 
 TOPICS = {

@@ -245,7 +245,29 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
         raise ModelError(
             f"{kind} does not mark its decoder layers {orphans} as transformers' own models do"
         )
-    return HeadLayout(heads.pop(), tuple(parents[by_layer[i]] for i in range(n_layers)))
+    layout = HeadLayout(heads.pop(), tuple(parents[by_layer[i]] for i in range(n_layers)))
+    if not _rows_can_join(model, layout.layers[-1]):
+        raise ModelError(f"{kind} does not let rows join a batch between two of its layers")
+    return layout
+
+
+def _rows_can_join(model: PreTrainedModel, layer: nn.Module) -> bool:
+    """Whether a second row may be added to a pass of one row on entering a layer."""
+
+    def double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (torch.cat([args[0]] * 2), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": torch.cat([kwargs["hidden_states"]] * 2)}
+
+    handle = layer.register_forward_pre_hook(double, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
+            return len(model(input_ids=ids, use_cache=False).logits) == 2
+    except RuntimeError:
+        return False
+    finally:
+        handle.remove()
 
 
 _busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
@@ -303,43 +325,3 @@ def _entry_hook(index: int) -> Callable[..., Any]:
         return (), kwargs | {"hidden_states": hidden}
 
     return hook
-
-
-MASKABLE = (
-    "sdpa",
-    "eager",
-)  # backends that take an explicit mask, which a profile gain or shared prompt needs
-
-
-def masked_backend(model: PreTrainedModel) -> str:
-    """The backend to use where explicit masks are needed: the model's own, or an exact stand-in
-    for flex attention.
-
-    Raises:
-        ModelError: The model uses a backend (flash attention, a kernel) that takes no bias.
-    """
-    backend = attention_backend(model)
-    if backend in MASKABLE:
-        return backend
-    if backend == "flex_attention":
-        softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-        return "eager" if softcap else "sdpa"
-    raise ModelError(
-        f"{backend} attention takes no bias on single tokens; load the model with sdpa, "
-        "eager or flex"
-    )
-
-
-def as_bias(mask: Tensor | None, query: Tensor, past: int, n_key: int) -> Tensor:
-    """An attention mask of any form as an additive bias ``(1 or batch, 1 or heads, n_query,
-    n_key)``.
-
-    ``None`` means causal, ``past`` of the keys coming before those of the queries.
-    """
-    low = torch.finfo(query.dtype).min
-    if mask is None:
-        seen = torch.ones(query.shape[2], n_key, dtype=torch.bool, device=query.device)
-        mask = seen.tril(past)[None, None]
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, low)
-    return mask[..., :n_key].to(query.dtype)

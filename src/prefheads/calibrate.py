@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import intercept, masked_backend
-from prefheads.checkpoint import Checkpoint, digest
+from prefheads.attention import intercept
+from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.contrast import combine
 from prefheads.errors import DataError
 from prefheads.examples import Example, other_profiles
 from prefheads.fork import Target
-from prefheads.heads import fingerprint
+from prefheads.masks import masked_backend
 from prefheads.scoring import Budget, Scorer, encode_all, token_nll
 from prefheads.stats import Array, user_means
 from prefheads.steering import Mode, Scope
@@ -328,7 +328,7 @@ def sweep(
     budget = Budget(tokens_per_pass)
     encoded = [encode_all(model, tokenizer, examples) for examples in contexts]
     options: list[Any] = [scope, [asdict(s) for s in settings], list(temperatures), list(maps)]
-    options += [model.config.name_or_path, fingerprint(model.config)]
+    options += model_marks(model)
     run = digest(options, itertools.chain(*encoded), list(maps.values()))
     with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
         done, n = len(store.rows), len(encoded[0])

@@ -12,9 +12,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefheads.encoding import Encoded
 from prefheads.errors import ArtifactError
+from prefheads.provenance import fingerprint
 from prefheads.storage import PathLike, load_tensors, save_tensors
 
 SAVE_AFTER = 15.0  # seconds of work that a kill -9 may cost
@@ -81,10 +83,23 @@ class Checkpoint:
 
 
 def digest(options: Any, encoded: Iterable[Encoded] = (), tensors: Sequence[Tensor] = ()) -> str:
-    """A hash of what a run computes: JSON-serialisable options, tokens, and tensors."""
+    """A hash of what a run computes: JSON-serialisable options, tokens, and tensors.
+
+    Tensors count to three decimals: the last bits depend on the number of threads.
+    """
     result = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for e in encoded:
-        result.update(repr((e.prompt_ids.tolist(), e.response_ids.tolist())).encode())
+        parts = (e.prompt_ids, e.response_ids, e.profile_mask)
+        result.update(repr([part.tolist() for part in parts]).encode())
     for tensor in tensors:
-        result.update(tensor.contiguous().cpu().numpy().tobytes())
+        result.update((1000 * tensor.cpu().double()).round().long().numpy().tobytes())
     return result.hexdigest()
+
+
+def model_marks(model: PreTrainedModel) -> list[Any]:
+    """What tells a model from others for :func:`digest`: name, kind, and a few of its weights."""
+    weights = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:8] if parameter.device.type != "meta" else ()
+        weights.update(repr((name, [float(x) for x in some])).encode())
+    return [model.config.name_or_path, fingerprint(model.config), weights.hexdigest()]

@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,20 @@ def split_users(
         end = min(max(wanted, start + 1), len(users) - (parts - 1 - part))
         part_of |= dict.fromkeys(users[start:end], part)
     return tuple([e for e in examples if part_of[e.user_id] == part] for part in range(parts))
+
+
+def spread(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[Example]:
+    """At most ``limit`` samples, taken in turn from each user in a seeded order."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    by_user: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_user[example.user_id].append(example)
+    users = sorted(by_user)
+    random.Random(seed).shuffle(users)
+    turns = chain.from_iterable(zip_longest(*(by_user[u] for u in users)))
+    chosen = {e.id for e in [e for e in turns if e is not None][:limit]}
+    return [e for e in examples if e.id in chosen]
 
 
 def other_profiles(examples: Sequence[Example], seed: int = 0) -> list[Example]:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from prefheads.attention import AttentionFunction, as_bias, current
+from prefheads.attention import AttentionFunction, current
+from prefheads.masks import as_bias
 
 Target = Literal["head", "profile"]
 
@@ -300,3 +301,40 @@ def _select_both(layer: Any, indices: Tensor) -> None:
 def _both(index: Tensor, layer: Any) -> Tensor:
     """Row numbers of a forked layer: those of the personalised half, then of the depersonalised."""
     return torch.cat([index, index + len(layer.keys) // 2]) if layer.get_seq_length() else index
+
+
+# -- calls in parts --
+
+
+def part_of(call: dict[str, Any], past: int, length: int, a: int, b: int) -> dict[str, Any]:
+    """The arguments of a forward call for its tokens ``a`` to ``b`` only."""
+    part = dict(call)
+    for name in ("input_ids", "position_ids", "token_type_ids", "cache_position"):
+        if part.get(name) is not None:
+            part[name] = part[name][..., a:b]
+    if part.get("inputs_embeds") is not None:
+        part["inputs_embeds"] = part["inputs_embeds"][:, a:b]
+    mask = part.get("attention_mask")
+    if isinstance(mask, dict):
+        part["attention_mask"] = {
+            kind: _part_of_mask(m, part.get("past_key_values"), kind, length, a, b)
+            for kind, m in mask.items()
+        }
+    else:
+        part["attention_mask"] = _part_of_mask(
+            mask, part.get("past_key_values"), None, length, a, b
+        )
+    return part
+
+
+def _part_of_mask(mask: Any, cache: Any, kind: str | None, length: int, a: int, b: int) -> Any:
+    if not isinstance(mask, Tensor):
+        return mask
+    if mask.dim() == 2:
+        return mask[:, : mask.shape[1] - (length - b)]
+    if cache is None:
+        return mask
+    # Explicit masks have a column for each key that the layers of their kind see in this call.
+    alike = [i for i, s in enumerate(cache.is_sliding) if s == (kind == "sliding_attention")]
+    n_keys = cache.get_mask_sizes(b - a, alike[0] if kind and alike else 0)[0]
+    return mask[..., a:b, :n_keys] if b < length else mask[..., a:b, -n_keys:]

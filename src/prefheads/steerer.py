@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, zip_longest
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import head_layout
+from prefheads import steerer_files
+from prefheads.attention import input_device
 from prefheads.calibrate import Calibration, Objective, Setting, calibrate
 from prefheads.discovery import Reference, discover
 from prefheads.encoding import encode, pad_batch
-from prefheads.errors import ArtifactError, DataError, SteeringError
-from prefheads.examples import Example, split_users
+from prefheads.errors import DataError
+from prefheads.examples import Example, split_users, spread
 from prefheads.fork import Target
-from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
+from prefheads.heads import HeadScores, HeadWeights
 from prefheads.scoring import context_length, encode_all
 from prefheads.steering import Mode, Scope, steer
-from prefheads.storage import load_tensors, read_json, save_tensors, writable_dir, write_json
+from prefheads.storage import writable_dir
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
 from prefheads.validate import Validation, validate
 
@@ -256,7 +254,7 @@ class PreferenceSteerer:
             self.tokenizer.pad_token_id or 0,
         )
         maps = self.heads_for(profiles, routing)
-        device = self.model.device
+        device = input_device(self.model)
         with steer(
             self.model,
             torch.stack([m.values for m in maps]),
@@ -324,27 +322,7 @@ class PreferenceSteerer:
 
     def save(self, folder: str | Path) -> None:
         """Write everything but the model: ``steerer.json``, maps, clusters and scores."""
-        folder = writable_dir(folder)
-        tensors, meta = self.clusters.to_tensors()
-        tensors |= {
-            "maps": torch.stack([m.values for m in self.maps]),
-            "shared": self.shared.values,
-        }
-        infos = [asdict(m.info) for m in (self.shared, *self.maps)]
-        save_tensors(folder / "steerer.safetensors", tensors, KIND, meta | {"infos": infos})
-        for target, scores in self.scores.items():
-            scores.save(folder / f"scores-{target}.safetensors")
-        config = self.model.config
-        write_json(
-            folder / "steerer.json",
-            {
-                "model_id": config.name_or_path,
-                "fingerprint": fingerprint(config),
-                "calibration": self.calibration.to_dict(),
-                **{name: getattr(self, name) for name in _PLAIN_FIELDS},
-                "targets": list(self.scores),
-            },
-        )
+        steerer_files.save(self, writable_dir(folder))
 
     @classmethod
     def load(
@@ -355,56 +333,8 @@ class PreferenceSteerer:
         Raises:
             ArtifactError: Missing, damaged, or fitted for another model.
         """
-        folder = Path(folder)
-        if not (folder / "steerer.json").is_file():
-            raise ArtifactError(f"{folder}: holds no fitted steerer (steerer.json is missing)")
-        data = read_json(folder / "steerer.json")
-        tensors, meta = load_tensors(folder / "steerer.safetensors", KIND)
-        try:
-            if data["fingerprint"] != fingerprint(model.config):
-                raise ArtifactError(
-                    f"{folder}: was fitted for {data['model_id'] or 'another model'}, "
-                    f"not for {model.config.name_or_path}"
-                )
-            shared, *infos = (Provenance(**info) for info in meta["infos"])
-            steerer = cls(
-                model=model,
-                tokenizer=tokenizer,
-                clusters=Clusters.from_tensors(tensors, meta),
-                maps=[HeadWeights(m, i) for m, i in zip(tensors["maps"], infos, strict=True)],
-                shared=HeadWeights(tensors["shared"], shared),
-                calibration=Calibration.from_dict(data["calibration"]),
-                scores={
-                    t: HeadScores.load(folder / f"scores-{t}.safetensors") for t in data["targets"]
-                },
-                **{name: data[name] for name in _PLAIN_FIELDS},
-            )
-        except (KeyError, TypeError, ValueError, SteeringError) as error:
-            if isinstance(error, ArtifactError):
-                raise
-            raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
-        if steerer.shared.shape != head_layout(model).shape:
-            raise ArtifactError(f"{folder}: its maps have another shape than the model's heads")
-        return steerer
-
-
-KIND = "steerer"
-_PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
+        return cls(model=model, tokenizer=tokenizer, **steerer_files.load(Path(folder), model))
 
 
 def _name(target: str, size: float) -> str:
     return f"top {size:.0%} by {'head' if target == 'head' else 'profile'} PCS"
-
-
-def spread(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[Example]:
-    """At most ``limit`` samples, taken in turn from each user in a seeded order."""
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    by_user: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        by_user[example.user_id].append(example)
-    users = sorted(by_user)
-    random.Random(seed).shuffle(users)
-    turns = chain.from_iterable(zip_longest(*(by_user[u] for u in users)))
-    chosen = {e.id for e in [e for e in turns if e is not None][:limit]}
-    return [e for e in examples if e.id in chosen]

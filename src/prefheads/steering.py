@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from prefheads.attention import HeadLayout, head_layout, intercept, masked_backend
+from prefheads.attention import HeadLayout, head_layout, intercept
 from prefheads.contrast.combine import combine, entropy_strength
 from prefheads.errors import SteeringError
-from prefheads.fork import Pass, Plan, Target, fork_cache
+from prefheads.fork import Pass, Plan, Target, fork_cache, part_of
 from prefheads.heads import HeadWeights
+from prefheads.masks import masked_backend
 
 Mode = Literal["contrast", "amplify"]
 Scope = Literal["response", "all"]
@@ -253,7 +254,7 @@ class Steering:
         if start > 0:
             wanted = max(1, keep - (length - start)) if keep else 0
             before = forward(
-                **_part(call, past, length, 0, start) | {"logits_to_keep": wanted}
+                **part_of(call, past, length, 0, start) | {"logits_to_keep": wanted}
             ).logits
         plan = self.plan(n)
         forks = plan.first if self.mode == "contrast" else None
@@ -264,7 +265,7 @@ class Steering:
         columns = self._profile(n, past + length, inputs.device, prompt)
         with Pass(plan, past + length, columns).running():
             out = forward(
-                **_part(call, past, length, start, length)
+                **part_of(call, past, length, start, length)
                 | {"logits_to_keep": min(keep, length - start)}
             )
         if cache is not None:
@@ -332,37 +333,3 @@ class Steering:
         if self.schedule == "entropy":
             gamma = entropy_strength(personalised, gamma, self.cap)
         return combine(personalised, generic, gamma, active=active, plausibility=self.plausibility)
-
-
-def _part(call: dict[str, Any], past: int, length: int, a: int, b: int) -> dict[str, Any]:
-    """The arguments of a forward call for its tokens ``a`` to ``b`` only."""
-    part = dict(call)
-    for name in ("input_ids", "position_ids", "token_type_ids", "cache_position"):
-        if part.get(name) is not None:
-            part[name] = part[name][..., a:b]
-    if part.get("inputs_embeds") is not None:
-        part["inputs_embeds"] = part["inputs_embeds"][:, a:b]
-    mask = part.get("attention_mask")
-    if isinstance(mask, dict):
-        part["attention_mask"] = {
-            kind: _part_of_mask(m, part.get("past_key_values"), kind, length, a, b)
-            for kind, m in mask.items()
-        }
-    else:
-        part["attention_mask"] = _part_of_mask(
-            mask, part.get("past_key_values"), None, length, a, b
-        )
-    return part
-
-
-def _part_of_mask(mask: Any, cache: Any, kind: str | None, length: int, a: int, b: int) -> Any:
-    if not isinstance(mask, Tensor):
-        return mask
-    if mask.dim() == 2:
-        return mask[:, : mask.shape[1] - (length - b)]
-    if cache is None:
-        return mask
-    # Explicit masks have a column for each key that the layers of their kind see in this call.
-    alike = [i for i, s in enumerate(cache.is_sliding) if s == (kind == "sliding_attention")]
-    n_keys = cache.get_mask_sizes(b - a, alike[0] if kind and alike else 0)[0]
-    return mask[..., a:b, :n_keys] if b < length else mask[..., a:b, -n_keys:]

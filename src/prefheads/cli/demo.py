@@ -18,9 +18,9 @@ from prefheads.analysis.findings import Finding, agreement, findings
 from prefheads.analysis.texts import Comparison, compare, kind
 from prefheads.bundled import people_path
 from prefheads.cli import options, session
-from prefheads.examples import Example, load_examples
+from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
-from prefheads.steerer import PreferenceSteerer, spread
+from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
 from prefheads.validate import Validation
 

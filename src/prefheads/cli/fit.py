@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from prefheads.cli import options, session
 from prefheads.cli.tables import calibration_table, cluster_table
 from prefheads.errors import DataError
-from prefheads.examples import Example, load_examples, split_users
+from prefheads.examples import Example, load_examples, split_users, spread
 from prefheads.loading import load_config
-from prefheads.steerer import PreferenceSteerer, spread
+from prefheads.steerer import PreferenceSteerer
 
 
 def _fractions(text: str) -> tuple[float, ...]:

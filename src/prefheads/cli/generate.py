@@ -18,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from prefheads.attention import input_device
 from prefheads.calibrate import Setting
 from prefheads.cli import options, session
 from prefheads.encoding import encode
@@ -166,7 +167,7 @@ def _write(
         raise DataError(f"--max-new-tokens {max_new_tokens}: the context has {limit} tokens in all")
     room = None if limit is None else limit - max_new_tokens
     encoded = encode(tokenizer, example, max_length=room)
-    ids = encoded.prompt_ids[None].to(model.device)
+    ids = encoded.prompt_ids[None].to(input_device(model))
     with steer(
         model,
         heads.values,

@@ -25,7 +25,7 @@ from prefheads.cli.tables import (
 )
 from prefheads.errors import ArtifactError
 from prefheads.heads import HeadScores, HeadWeights
-from prefheads.steerer import KIND
+from prefheads.steerer_files import KIND
 from prefheads.storage import load_tensors, read_json, writable_dir
 from prefheads.users import Clusters
 from prefheads.validate import Validation

@@ -19,13 +19,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import HeadLayout, head_layout, intercept, masked_backend
-from prefheads.checkpoint import Checkpoint, digest
+from prefheads.attention import HeadLayout, head_layout, intercept
+from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.encoding import Encoded
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.fork import Target
 from prefheads.heads import HeadScores, Provenance, fingerprint
+from prefheads.masks import masked_backend
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.steering import Scope
 
@@ -106,7 +107,7 @@ def discover(
         n_examples=len(examples),
         seed=seed,
     )
-    run = digest(asdict(info), [*encoded, *(others or [])])
+    run = digest([asdict(info), *model_marks(model)], [*encoded, *(others or [])])
     budget = Budget(tokens_per_pass)
     with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
         done = len(store.rows)

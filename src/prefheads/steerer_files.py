@@ -1,0 +1,77 @@
+"""A fitted steerer as files: JSON and safetensors, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from prefheads.attention import head_layout
+from prefheads.calibrate import Calibration
+from prefheads.errors import ArtifactError, PrefheadsError
+from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
+from prefheads.storage import load_tensors, read_json, save_tensors, write_json
+from prefheads.users import Clusters
+
+if TYPE_CHECKING:
+    from prefheads.steerer import PreferenceSteerer
+
+KIND = "steerer"
+PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
+
+
+def save(steerer: PreferenceSteerer, folder: Path) -> None:
+    """Write ``steerer.json`` last, so that a folder with it is complete."""
+    tensors, meta = steerer.clusters.to_tensors()
+    tensors |= {
+        "maps": torch.stack([m.values for m in steerer.maps]),
+        "shared": steerer.shared.values,
+    }
+    infos = [asdict(m.info) for m in (steerer.shared, *steerer.maps)]
+    save_tensors(folder / "steerer.safetensors", tensors, KIND, meta | {"infos": infos})
+    for target, scores in steerer.scores.items():
+        scores.save(folder / f"scores-{target}.safetensors")
+    config = steerer.model.config
+    data = {
+        "model_id": config.name_or_path,
+        "fingerprint": fingerprint(config),
+        "calibration": steerer.calibration.to_dict(),
+        "targets": list(steerer.scores),
+    }
+    data |= {name: getattr(steerer, name) for name in PLAIN_FIELDS}
+    write_json(folder / "steerer.json", data)
+
+
+def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
+    """The fields of a saved steerer, checked against the model."""
+    if not (folder / "steerer.json").is_file():
+        raise ArtifactError(f"{folder}: holds no fitted steerer (steerer.json is missing)")
+    data = read_json(folder / "steerer.json")
+    tensors, meta = load_tensors(folder / "steerer.safetensors", KIND)
+    try:
+        if data["fingerprint"] != fingerprint(model.config):
+            raise ArtifactError(
+                f"{folder}: was fitted for {data['model_id'] or 'another model'}, "
+                f"not for {model.config.name_or_path}"
+            )
+        shared, *infos = (Provenance(**info) for info in meta["infos"])
+        fields = {
+            "clusters": Clusters.from_tensors(tensors, meta),
+            "maps": [HeadWeights(m, i) for m, i in zip(tensors["maps"], infos, strict=True)],
+            "shared": HeadWeights(tensors["shared"], shared),
+            "calibration": Calibration.from_dict(data["calibration"]),
+            "scores": {
+                t: HeadScores.load(folder / f"scores-{t}.safetensors") for t in data["targets"]
+            },
+            **{name: data[name] for name in PLAIN_FIELDS},
+        }
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, PrefheadsError) as error:
+        raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
+    if fields["shared"].shape != head_layout(model).shape:
+        raise ArtifactError(f"{folder}: its maps have another shape than the model's heads")
+    return fields
