@@ -40,7 +40,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from prefheads.discovery import discover
 from prefheads.encoding import encode
 from prefheads.errors import SteeringError
-from prefheads.provenance import Provenance
+from prefheads.provenance import Provenance, fingerprint
 from prefheads.scoring import response_nll
 from prefheads.steering import ScopeWarning, active_steering, steer
 from prefheads.weights import HeadWeights
@@ -406,11 +406,13 @@ def test_a_prompt_that_was_encoded_before(mode, target) -> None:
 
 def test_heads_found_for_another_scope_warn() -> None:
     model = shared("llama")
-    heads = HeadWeights(SOFT, Provenance(scope="all"))
+    heads = HeadWeights(SOFT, Provenance(scope="all", fingerprint=fingerprint(model.config)))
     with pytest.warns(ScopeWarning, match="scope='all'.*scope='response'"), steer(model, heads, 1):
         new = generate(model, PROMPTS[0])
     assert new == [expected(model, 0, SOFT, 1.0)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with steer(model, heads, 1, scope="all"):
+            pass
+        with steer(model, HeadWeights(SOFT), 1, scope="all"):  # of no scope in particular
             pass

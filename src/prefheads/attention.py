@@ -276,8 +276,7 @@ _busy_lock = threading.Lock()
 
 @contextmanager
 def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[HeadLayout]:
-    """Route a model's attention through the passes of this package; leave no trace when the block
-    ends.
+    """Route a model's attention through this package's passes; leave no trace afterwards.
 
     Args:
         backend: Attention to compute with inside the block, for work that needs explicit masks;

@@ -1,11 +1,9 @@
-"""One forward pass, several branches: rows that leave a shared base row at the first layer where
-they differ from it.
+"""One forward pass, several branches: rows that leave a shared row where they begin to differ.
 
 Below the first layer with a changed head a branch is identical to its base row, so it does not
-    exist there: it is
-appended to the batch, as a copy of the base row's hidden state, on entering that layer. Steering
-uses one branch a row (the depersonalised one); discovery and calibration use hundreds, all in one
-pass.
+exist there: it is appended to the batch, as a copy of the base row's hidden state, on entering
+that layer. Steering uses one branch a row (the depersonalised one); discovery and calibration use
+hundreds, all in one pass.
 """
 
 from __future__ import annotations
@@ -72,8 +70,7 @@ class Plan:
 
 
 def branch_plan(gains: Tensor, target: Target) -> tuple[Plan, Tensor]:
-    """A plan with one base row that each row of ``gains`` (R, L, H) leaves at its own first
-    changed layer.
+    """A plan with one base row that each row of ``gains`` (R, L, H) leaves where it changes.
 
     Returns:
         The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
@@ -131,9 +128,8 @@ class Pass:
         if n > len(hidden):
             new = self.plan.origins[len(hidden) : n].to(hidden.device)
             hidden = torch.cat([hidden, hidden.index_select(0, new)])
-        if (
-            n > self.plan.n_base and self.prompt is None
-        ):  # folded rows broadcast over one row of mask and positions
+        # Folded rows broadcast over one row of mask and positions; others need as many.
+        if n > self.plan.n_base and self.prompt is None:
             rest = self._expand(rest, n)
         return hidden, rest
 

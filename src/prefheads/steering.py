@@ -103,8 +103,9 @@ def steer(
         model, layout, _as_map(weights, layout), gamma, mode, target, suppression, scope,
         profile_mask, schedule, cap, plausibility,
     )  # fmt: skip
-    if isinstance(weights, HeadWeights) and weights.info.scope != scope:
-        message = f"heads found with scope={weights.info.scope!r} steer with scope={scope!r}"
+    info = weights.info if isinstance(weights, HeadWeights) else None
+    if info is not None and info.fingerprint and info.scope not in ("", scope):
+        message = f"heads found with scope={info.scope!r} steer with scope={scope!r}"
         warnings.warn(message, ScopeWarning, stacklevel=3)
     if steering.idle:
         yield steering
