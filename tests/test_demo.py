@@ -123,7 +123,18 @@ def test_next_sample_is_tried_where_texts_are_equal(first, tmp_path, monkeypatch
     assert not text.differs
 
 
-def test_nothing_is_compared_under_plain_decoding(first, tmp_path):
+def test_where_plain_was_chosen_the_best_setting_tried_is_shown(first, tmp_path):
+    tried = Setting("", "amplify", "head", 8.0)
+    calibration = replace(
+        first.steerer.calibration, settings=(Setting(), tried), change=(0.0, 0.1), chosen=0
+    )
+    steerer = replace(first.steerer, calibration=calibration)
+    texts = compare(steerer, people(), 2, tmp_path / "a.json", max_new_tokens=6)
+    by_hand = compare(steerer_with(first, tried), people(), 2, tmp_path / "b.json", 6)
+    assert texts == by_hand and any(text.differs for text in texts)
+
+
+def test_nothing_is_compared_where_nothing_was_tried(first, tmp_path):
     steerer = steerer_with(first, Setting())
     assert compare(steerer, people(), 2, tmp_path / "other.json") == []
 

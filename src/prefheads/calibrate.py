@@ -168,6 +168,12 @@ class Calibration:
         """The chosen setting."""
         return self.settings[self.chosen]
 
+    @property
+    def best_tried(self) -> Setting:
+        """The steered setting with the lowest mean NLL, whether or not it was worth choosing."""
+        steered = [i for i, s in enumerate(self.settings) if not s.plain]
+        return self.settings[min(steered, key=lambda i: self.change[i])] if steered else PLAIN
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data."""
         return asdict(self)

@@ -142,6 +142,7 @@ class PreferenceSteerer:
             for target, s in scores.items()
             for size in SIZES
         }
+        first = next(iter(sets))
         weights = route(
             embedder.embed([e.profile for e in held]), clusters.centroids, routing, temperature
         )
@@ -161,7 +162,8 @@ class PreferenceSteerer:
             seed=seed,
             progress=progress,
         )
-        maps, shared = sets[calibration.setting.heads or next(iter(sets))]
+        # Where nothing helped, the maps are there still, for whoever sets a strength by hand.
+        maps, shared = sets[calibration.setting.heads or calibration.best_tried.heads or first]
         return cls(
             model=model,
             tokenizer=tokenizer,

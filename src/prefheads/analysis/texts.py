@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from prefheads.calibrate import PLAIN, Setting
 from prefheads.checkpoint import digest
 from prefheads.examples import Example
 from prefheads.heads import fingerprint
@@ -44,9 +45,10 @@ def compare(
     cache: Path,
     max_new_tokens: int = 40,
 ) -> list[Comparison]:
-    """Greedy texts of some people with and without steering; none if steering is plain.
+    """Greedy texts of some people with and without steering.
 
-    Where both are equal the person's next sample is tried, and the last one kept as it is.
+    Where both are equal the person's next sample is tried, and the last one kept as it is. If
+    calibration chose plain decoding, the best setting it tried is shown instead.
 
     Args:
         examples: Samples of people that fitting has not seen; people of each kind take turns.
@@ -55,7 +57,8 @@ def compare(
     Raises:
         ArtifactError: The cache is damaged or cannot be written.
     """
-    if steerer.setting.plain:
+    setting = steerer.calibration.best_tried if steerer.setting.plain else steerer.setting
+    if setting.plain:
         return []
     by_user: dict[str, list[Example]] = {}
     for example in examples:
@@ -67,8 +70,8 @@ def compare(
             text = Comparison(
                 user,
                 example.input,
-                texts.write(example, gamma=0.0),
-                texts.write(example, gamma=steerer.setting.gamma),
+                texts.write(example, PLAIN),
+                texts.write(example, setting),
                 example.output,
             )
             if text.differs:
@@ -97,26 +100,28 @@ class _Texts:
         self.steerer, self.path, self.max_new_tokens = steerer, path, max_new_tokens
         self.known: dict[str, str] = read_json(path) if path.exists() else {}
 
-    def write(self, example: Example, gamma: float) -> str:
+    def write(self, example: Example, setting: Setting) -> str:
         steerer, config = self.steerer, self.steerer.model.config
         made_from: list[Any] = [
             example.input,
             example.profile,
             steerer.task,
             self.max_new_tokens,
-            gamma,
         ]
         made_from += [config.name_or_path, fingerprint(config)]
         maps = []
-        if gamma:
-            made_from += [steerer.scope, asdict(steerer.setting)]
+        if not setting.plain:
+            made_from += [steerer.scope, asdict(setting)]
             maps = [m.values for m in steerer.heads_for([example.profile])]
         key = digest(made_from, tensors=maps)
         if key not in self.known:
             self.known[key] = steerer.generate(
                 example.input,
                 list(example.profile),
-                gamma=gamma,
+                gamma=setting.gamma,
+                mode=setting.mode,
+                target=setting.target,
+                suppression=setting.suppression,
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )

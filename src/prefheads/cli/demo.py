@@ -187,6 +187,12 @@ def summary(result: Result) -> list[RenderableType]:
     if result.texts:
         differing = sum(text.differs for text in result.texts)
         lines.append(f"{differing} of {len(result.texts)} texts differ from plain decoding's.")
+        if result.steerer.setting.plain:
+            best = result.steerer.calibration.best_tried
+            lines.append(f"They are for illustration, with the best setting tried: {best}")
+        for text in result.texts:
+            lines += ["", Text(text.user_id, "bold"), f"  plain:   {text.plain}"]
+            lines.append(f"  steered: {text.steered}")
     return [*lines, "", Text(f"Report: {result.report}", "bold")]
 
 
