@@ -111,7 +111,7 @@ class PreferenceSteerer:
         if len({e.user_id for e in held}) < 2:
             raise DataError("calibration needs samples of at least two users; add users or samples")
         encode_all(model, tokenizer, [*found, *held])  # what cannot be used is told before the work
-        profiles = {e.user_id: e.profile for e in reversed(found)}
+        profiles = {e.user_id: e.profile for e in reversed(parts["discovery"])}
         names = sorted(profiles)
         embedder = ProfileEncoder(encoder)
         clusters = fit_clusters(

@@ -38,7 +38,7 @@ class Size:
 
 
 # Discovery is what takes time: about a quarter of a minute a sample and target on two cores.
-FULL = Size(discovery=12, calibration=12, test=18, people=6)
+FULL = Size(discovery=8, calibration=12, test=12, people=6)
 QUICK = Size(discovery=4, calibration=6, test=6, people=2)
 
 

@@ -33,7 +33,8 @@ def _used(
     """The samples that fitting will use; refuses what it would only stumble over hours later."""
     parts = split_users(examples, fractions, seed)
     found, held = (spread(part, limit, seed) for part, limit in zip(parts, limits, strict=False))
-    n_found, n_held = (len({e.user_id for e in part}) for part in (found, held))
+    n_held = len({e.user_id for e in held})
+    n_found = len({e.user_id for e in parts[0]})
     if clusters is not None and clusters > n_found:
         raise DataError(
             f"{clusters} clusters, but discovery has {n_found} users; ask for fewer, or give more "
