@@ -45,5 +45,5 @@ demo: setup ## discover, steer and compare on the bundled model
 	$(VENV)/bin/prefheads demo
 
 clean: ## remove .venv, caches and builds (not the unpacked model in the user's cache folder)
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

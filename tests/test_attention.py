@@ -231,3 +231,34 @@ def test_scoring_needs_no_mask_of_the_model_s_own() -> None:
         with intercept(model, masked_backend(model)):
             found.append(Scorer(model, encoded, "response").nll(gains, "profile")[1])
     assert (found[0] - found[1]).abs().max() < 1e-5
+
+
+def test_two_threads_that_begin_with_a_new_model_are_right_or_refused() -> None:
+    """The first use of a model probes it, which must not meet another thread's steering."""
+    weights = torch.zeros(SHAPE)
+    weights[1, 1] = 1
+    for trial in range(12):
+        model = tiny("llama", seed=trial)
+        plain = model(IDS[None]).logits
+        with steer(tiny("llama", seed=trial), weights, 5.0) as steering:
+            expected = steering.model(IDS[None]).logits
+        barrier, seen = threading.Barrier(2), []
+
+        def work(model=model, barrier=barrier, seen=seen) -> None:
+            barrier.wait()
+            try:
+                with torch.no_grad(), steer(model, weights, 5.0):
+                    seen.append(model(IDS[None]).logits)
+            except SteeringError as refused:
+                seen.append(refused)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        results = [s for s in seen if isinstance(s, torch.Tensor)]
+        assert len(seen) == 2 and results
+        assert all(torch.allclose(logits, expected, atol=1e-5) for logits in results)
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model(IDS[None]).logits, plain)

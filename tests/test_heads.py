@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import tiny
 
-from prefheads.errors import DataError, SteeringError
-from prefheads.heads import HeadScores, Provenance, select_heads
+from prefheads.errors import ArtifactError, DataError, SteeringError
+from prefheads.heads import HeadScores, Provenance, fingerprint, select_heads
 
 INFO = Provenance(model_id="tiny", task="LaMP-4", scope="all", seed=3)
 
@@ -206,3 +207,13 @@ def test_soft_weights_are_shares_of_the_largest() -> None:
     scores = make_scores()
     assert torch.allclose(scores.soft().values, (scores.mean / scores.mean.max()).clamp(min=0))
     assert scores.soft(k=2).heads == scores.top(k=2).heads
+
+
+def test_scores_of_another_model_are_refused(tmp_path):
+    model = tiny("llama")
+    info = Provenance(fingerprint=fingerprint(model.config))
+    found = HeadScores(torch.zeros(1, 3, 4), torch.zeros(1), ("e",), ("u",), info)
+    found.save(tmp_path / "scores.safetensors")
+    assert HeadScores.load(tmp_path / "scores.safetensors", model) == found
+    with pytest.raises(ArtifactError, match="not for"):
+        HeadScores.load(tmp_path / "scores.safetensors", tiny("llama", num_hidden_layers=4))

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -179,6 +179,18 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 _layouts: weakref.WeakKeyDictionary[PreTrainedModel, HeadLayout] = weakref.WeakKeyDictionary()
+_busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+_lock = threading.RLock()  # held while a model's attention is probed, set or restored
+
+
+def _require_free(model: PreTrainedModel) -> None:
+    # Models built from one config object share the setting that routes their attention.
+    name = str(model.config.get_text_config()._attn_implementation)
+    if model in _busy or name.startswith("prefheads_"):
+        raise SteeringError(
+            "this model, or one with the same config object, is already being steered or "
+            "measured; one intervention at a time"
+        )
 
 
 def head_layout(model: PreTrainedModel) -> HeadLayout:
@@ -191,9 +203,11 @@ def head_layout(model: PreTrainedModel) -> HeadLayout:
         raise ModelError(
             f"expected a causal language model of transformers, not {type(model).__name__}"
         )
-    if model not in _layouts:
-        _layouts[model] = _probe_layout(model)
-    return _layouts[model]
+    with _lock:
+        if model not in _layouts:
+            _require_free(model)
+            _layouts[model] = _probe_layout(model)
+        return _layouts[model]
 
 
 def _probe_layout(model: PreTrainedModel) -> HeadLayout:
@@ -270,10 +284,6 @@ def _rows_can_join(model: PreTrainedModel, layer: nn.Module) -> bool:
         handle.remove()
 
 
-_busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
-_busy_lock = threading.Lock()
-
-
 @contextmanager
 def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[HeadLayout]:
     """Route a model's attention through this package's passes; leave no trace afterwards.
@@ -288,27 +298,17 @@ def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[He
             interventions on one model at once would act on each other's output.
     """
     layout = head_layout(model)
-    with _busy_lock:
-        # Models built from one config object share the setting that routes their attention.
-        in_use = str(model.config.get_text_config()._attn_implementation).startswith("prefheads_")
-        if model in _busy or in_use:
-            raise SteeringError(
-                "this model, or one with the same config object, is already being steered or "
-                "measured; one intervention at a time"
-            )
-        _busy.add(model)
-    handles: list[Any] = []
-    try:
-        with _attention_set_to(model, _wrapper(backend or attention_backend(model))):
+    with ExitStack() as stack:
+        with _lock:
+            _require_free(model)
+            _busy.add(model)
+            stack.callback(_busy.discard, model)
+            name = _wrapper(backend or attention_backend(model))
+            stack.enter_context(_attention_set_to(model, name))
             for index, layer in enumerate(layout.layers):
-                handles.append(
-                    layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
-                )
-            yield layout
-    finally:
-        for handle in handles:
-            handle.remove()
-        _busy.discard(model)
+                hook = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield layout
 
 
 def _entry_hook(index: int) -> Callable[..., Any]:

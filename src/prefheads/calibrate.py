@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.attention import intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.contrast import combine
-from prefheads.errors import DataError
+from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles
 from prefheads.fork import Target
 from prefheads.masks import masked_backend
@@ -48,6 +48,10 @@ class Setting:
     target: Target = "head"
     gamma: float = 0.0
     suppression: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.gamma < float("inf") and 0 <= self.suppression <= 1):
+            raise SteeringError(f"{self}: gamma is at least 0, suppression between 0 and 1")
 
     @property
     def plain(self) -> bool:
@@ -127,6 +131,11 @@ def score_settings(
                     nll[i] = _nll(steered, scorer.targets, temperatures)
                     gap = log_plain - steered.log_softmax(-1)
                     kl[i] = (log_plain.exp() * gap).sum(-1).mean().cpu()
+    if not torch.isfinite(nll).all():
+        raise ModelError(
+            f"the model's logits for example {scorer.encoded.example_id!r} are not finite; "
+            "try float32"
+        )
     return nll, kl
 
 
@@ -224,6 +233,8 @@ def calibrate(
     if PLAIN not in candidates:
         candidates = (PLAIN, *candidates)
     candidates = (PLAIN, *(s for s in candidates if s != PLAIN))
+    if unknown := {s.heads for s in candidates if not s.plain} - set(maps):
+        raise SteeringError(f"no map for head set {sorted(unknown)[0]!r}")
     users = [e.user_id for e in examples]
     if len(set(users)) < 2:
         raise DataError("calibration needs samples of at least two users")
@@ -281,7 +292,7 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
     """The setting to use; index 0 is doing nothing.
 
     A setting is worth considering if its gain over plain is more than two standard errors (with
-    ``rise``: if its rise is, and its gain is not negative by as much). Among those within one
+    ``rise``: if its rise is, and its mean gain is not negative). Among those within one
     standard error of the best, by paired differences, the one that diverges least wins.
 
     Args:

@@ -102,4 +102,5 @@ def model_marks(model: PreTrainedModel) -> list[Any]:
     for name, parameter in model.named_parameters():
         some = parameter.detach().flatten()[:8] if parameter.device.type != "meta" else ()
         weights.update(repr((name, [float(x) for x in some])).encode())
-    return [model.config.name_or_path, fingerprint(model.config), weights.hexdigest()]
+    kind = [str(model.dtype), fingerprint(model.config)]
+    return [model.config.name_or_path, *kind, weights.hexdigest()]

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringE
 from prefheads.provenance import Provenance, fingerprint
 from prefheads.stats import bootstrap
 from prefheads.storage import PathLike, load_tensors, save_tensors
-from prefheads.weights import Head, HeadWeights, cpu_float32, dims
+from prefheads.weights import Head, HeadWeights, cpu_float32, dims, require_model
 
 __all__ = ["Head", "HeadScores", "HeadWeights", "Provenance", "fingerprint", "select_heads"]
 
@@ -226,16 +226,27 @@ class HeadScores:
         save_tensors(path, {"values": self.values, "nll": self.nll}, "head scores", meta)
 
     @classmethod
-    def load(cls, path: PathLike) -> Self:
-        """Read saved scores; ArtifactError if the file is missing, damaged or foreign."""
+    def load(cls, path: PathLike, model: Any = None) -> Self:
+        """Read saved scores.
+
+        Args:
+            path: file written by `save`.
+            model: the model (or its config) they are meant for; kind and shape are then checked.
+
+        Raises:
+            ArtifactError: missing, damaged or foreign file, or measured on another model.
+        """
         tensors, meta = load_tensors(path, "head scores")
         try:
             info, examples, users = meta["info"], meta["example_ids"], meta["user_ids"]
-            return cls(
+            scores = cls(
                 tensors["values"], tensors["nll"], tuple(examples), tuple(users), Provenance(**info)
             )
         except (KeyError, TypeError, PrefheadsError) as error:
             raise ArtifactError(f"{path}: damaged head scores ({error})") from error
+        if model is not None:
+            require_model(path, scores.values, scores.info, getattr(model, "config", model))
+        return scores
 
 
 def select_heads(

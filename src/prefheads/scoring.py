@@ -47,8 +47,8 @@ class Budget:
             rows = slice(done, min(n, done + max(1, self.tokens // per_row)))
             try:
                 result = work(rows)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or rows.stop - rows.start == 1:
+            except RuntimeError as error:
+                if not out_of_memory(error) or rows.stop - rows.start == 1:
                     raise
                 self.tokens = (rows.stop - rows.start) * per_row // 2
                 continue
@@ -56,8 +56,12 @@ class Budget:
             done = rows.stop
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on a CPU that is a plain RuntimeError, worded by the platform."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    words = ("not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 class Scorer:

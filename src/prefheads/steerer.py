@@ -15,7 +15,7 @@ from prefheads.attention import input_device
 from prefheads.calibrate import Calibration, Objective, Setting, calibrate
 from prefheads.discovery import Reference, discover
 from prefheads.encoding import encode, pad_batch
-from prefheads.errors import DataError
+from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, split_users, spread
 from prefheads.fork import Target
 from prefheads.heads import HeadScores, HeadWeights
@@ -96,7 +96,8 @@ class PreferenceSteerer:
             targets: What ablation takes away in discovery; calibration chooses between the heads
                 found with each.
             reference, scope: As for :func:`prefheads.discover`.
-            settings, objective: As for :func:`prefheads.calibrate.calibrate`.
+            settings, objective: As for :func:`prefheads.calibrate.calibrate`; head sets are named
+                ``"top 4% by head PCS"``, 4 or 8 %, by head or profile PCS.
             routing, temperature: How users are assigned to clusters when steering.
             encoder: Sentence encoder of profiles.
             run: Folder for checkpoints: a killed fit that is started again goes on from them.
@@ -108,6 +109,11 @@ class PreferenceSteerer:
         parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=True))
         found = spread(parts["discovery"], discovery_limit, seed)
         held = spread(parts["calibration"], calibration_limit, seed)
+        names_of_sets = [_name(target, size) for target in targets for size in SIZES]
+        if unknown := {s.heads for s in settings or () if not s.plain} - set(names_of_sets):
+            raise SteeringError(
+                f"unknown head set {sorted(unknown)[0]!r}; choose from {', '.join(names_of_sets)}"
+            )
         if len({e.user_id for e in held}) < 2:
             raise DataError("calibration needs samples of at least two users; add users or samples")
         encode_all(model, tokenizer, [*found, *held])  # what cannot be used is told before the work
@@ -186,6 +192,13 @@ class PreferenceSteerer:
         """The calibrated way to steer; plain where nothing helped."""
         return self.calibration.setting
 
+    @property
+    def form(self) -> Setting:
+        """What a strength given by hand applies to; the form that the maps were chosen with."""
+        if not self.setting.plain:
+            return self.setting
+        return replace(self.calibration.best_tried, gamma=0.0)
+
     def heads_for(
         self, profiles: Sequence[Profile], routing: Routing | None = None
     ) -> list[HeadWeights]:
@@ -242,7 +255,7 @@ class PreferenceSteerer:
             "target": target,
             "suppression": suppression,
         }
-        setting = replace(self.setting, **{k: v for k, v in changes.items() if v is not None})
+        setting = replace(self.form, **{k: v for k, v in changes.items() if v is not None})
         limit = context_length(self.model)
         batch = pad_batch(
             [

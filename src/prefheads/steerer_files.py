@@ -64,7 +64,8 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
             "shared": HeadWeights(tensors["shared"], shared),
             "calibration": Calibration.from_dict(data["calibration"]),
             "scores": {
-                t: HeadScores.load(folder / f"scores-{t}.safetensors") for t in data["targets"]
+                t: HeadScores.load(folder / f"scores-{t}.safetensors", model)
+                for t in data["targets"]
             },
             **{name: data[name] for name in PLAIN_FIELDS},
         }

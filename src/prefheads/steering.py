@@ -183,6 +183,10 @@ class Steering:
             raise SteeringError("suppression must lie in [0, 1]")
         if plausibility is not None and not 0 < plausibility <= 1:
             raise SteeringError("plausibility must lie in (0, 1]")
+        if cap is not None and (schedule != "entropy" or cap < 0):
+            raise SteeringError("cap is a bound of at least 0, of schedule='entropy'")
+        if mode == "amplify" and (schedule != "constant" or plausibility is not None):
+            raise SteeringError("schedule and plausibility are for mode='contrast'")
         self.model, self.layout, self.weights = model, layout, weights
         self.mode, self.target, self.scope = mode, target, scope
         self.suppression = suppression

@@ -158,7 +158,7 @@ class HeadWeights:
         except (KeyError, TypeError, PrefheadsError) as error:
             raise ArtifactError(f"{path}: damaged head weights ({error})") from error
         if model is not None:
-            _require_model(path, weights, getattr(model, "config", model))
+            require_model(path, weights.values, weights.info, getattr(model, "config", model))
         return weights
 
     def _require_shape_of(self, other: "HeadWeights") -> None:
@@ -168,10 +168,15 @@ class HeadWeights:
             )
 
 
-def _require_model(path: PathLike, weights: HeadWeights, config: Any) -> None:
-    text, info = config.get_text_config(), weights.info
+def require_model(path: PathLike, values: Tensor, info: Provenance, config: Any) -> None:
+    """Refuse what was measured on another model than the one of this transformers config.
+
+    Args:
+        values: ``(..., n_layers, n_heads)``.
+    """
+    text = config.get_text_config()
     wanted = (getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None))
-    same_shape = weights.shape == wanted or not all(isinstance(n, int) for n in wanted)
+    same_shape = tuple(values.shape[-2:]) == wanted or not all(isinstance(n, int) for n in wanted)
     ours, theirs = info.fingerprint, fingerprint(config)
     if same_shape and ours in ("", theirs):
         return
@@ -180,7 +185,7 @@ def _require_model(path: PathLike, weights: HeadWeights, config: Any) -> None:
     )
     raise ArtifactError(
         f"{path}: made for the model {info.model_id or 'without a name'} "
-        f"({ours or 'no fingerprint'}, {dims(weights.values)}), not for {here}; "
+        f"({ours or 'no fingerprint'}, {dims(values)}), not for {here}; "
         "discover the heads of this model, or give the other one"
     )
 

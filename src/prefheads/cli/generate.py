@@ -86,7 +86,7 @@ def generate(
         if fitted:
             steerer = PreferenceSteerer.load(run, network, tokenizer)
             heads = steerer.heads_for([texts], routing)[0]
-            task, scope, base = steerer.task, steerer.scope, steerer.setting
+            task, scope, base = steerer.task, steerer.scope, steerer.form
         else:
             task, scope = heads.info.task, cast(Scope, heads.info.scope or "response")
             found_by = cast(Target, heads.info.target or "head")

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
-import torch
 import typer
 from transformers.utils import logging as transformers_logging
 from typer.exceptions import TyperException
@@ -24,6 +23,7 @@ from prefheads.cli.generate import generate
 from prefheads.cli.inspect import inspect
 from prefheads.cli.validate import validate
 from prefheads.errors import PrefheadsError
+from prefheads.scoring import out_of_memory
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -78,7 +78,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         full = "; free some space, then run the same command again"
         hint = full if error.errno == errno.ENOSPC else ""
         return _fail(f"{where}{error.strerror or error}{hint}")
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return _fail("the device has not enough memory; try --dtype bfloat16 or --device cpu")
     except KeyboardInterrupt:
         code = INTERRUPTED

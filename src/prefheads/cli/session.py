@@ -57,10 +57,10 @@ def open_run(
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
     }
     path = folder / RUN_FILE
-    if path.exists():
-        before = read_json(path)
-        if _has_results(folder):
-            _require_same(folder, before, run)
+    if _has_results(folder):
+        if not path.exists():
+            raise ArtifactError(f"{folder}: holds results of something else; give another folder")
+        _require_same(folder, read_json(path), run)
     return run
 
 
@@ -164,7 +164,7 @@ def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
     # Texts of users and models may hold what rich would take for markup.
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     for item in shown:
-        console.print(item)
+        console.print(item, soft_wrap=isinstance(item, str))  # a piped text keeps its lines
 
 
 def plain(data: Any) -> Any:
