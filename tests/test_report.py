@@ -183,3 +183,9 @@ def test_agreement_is_one_for_equal_groups_whatever_their_numbers():
     assert match.rand == 1
     assert match.counts == [{"y": 1}, {"x": 2}]
     assert agreement(clusters, {"a": "x", "b": "y", "c": "y"}).rand < 0.5
+
+
+def test_a_cluster_may_hold_people_without_a_scored_sample(tmp_path):
+    steerer = results.steerer()
+    steerer.clusters.assignment["eva"] = 1  # routed by her profile, but no sample was scored
+    assert write_report(tmp_path, steerer, results.validation()).is_file()

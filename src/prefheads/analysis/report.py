@@ -126,7 +126,8 @@ def _heads(
     chosen = [steerer.shared]
     if steerer.clusters.n_clusters > 1:
         for c, weights in enumerate(steerer.maps):
-            own = scores.select(users=steerer.clusters.members(c))
+            scored = set(scores.user_ids).intersection(steerer.clusters.members(c))
+            own = scores.select(users=scored)
             users = len(set(own.user_ids))
             panels[f"cluster {c + 1} ({users} {'user' if users == 1 else 'users'})"] = own
             chosen.append(weights)
