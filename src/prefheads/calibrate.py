@@ -30,6 +30,7 @@ from prefheads.masks import masked_backend
 from prefheads.scoring import Budget, Scorer, encode_all, token_nll
 from prefheads.stats import Array, user_means
 from prefheads.steering import Mode, Scope
+from prefheads.users.embed import require
 
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 Objective = Literal["likelihood", "specificity"]
@@ -291,7 +292,7 @@ def _beside(path: str | Path, word: str) -> Path:
 def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
     """The setting to use; index 0 is doing nothing.
 
-    A setting is worth considering if its gain over plain is more than two standard errors (with
+    A setting is worth considering if the 95 % interval of its gain over plain is above 0 (with
     ``rise``: if its rise is, and its mean gain is not negative). Among those within one
     standard error of the best, by paired differences, the one that diverges least wins.
 
@@ -306,7 +307,8 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
     def error(x: Array) -> Array:
         return np.asarray(x.std(0, ddof=1) / np.sqrt(n))
 
-    worth = aim.mean(0) > 2 * error(aim)
+    reach = require("scipy.stats").t.ppf(0.975, n - 1)  # few users need more than two errors
+    worth = aim.mean(0) > reach * error(aim)
     if rise is not None:
         worth &= gain.mean(0) >= 0
     worth[0] = False

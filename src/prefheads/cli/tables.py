@@ -107,9 +107,9 @@ def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
             str(row.change),
             str(row.other),
             str(row.none),
-            f"{row.specificity.mean:+.3f}",
+            _or_na(f"{row.specificity.mean:+.3f}"),
             str(row.specificity_change),
-            f"{row.own_wins:.0%}",
+            _or_na(f"{row.own_wins:.0%}"),
         )
     return table
 
@@ -120,3 +120,7 @@ def verdict(found: Sequence[Finding]) -> str:
         return "Calibration chose plain decoding: no steering helped there, so none is tested."
     claims = {v: [f.claim for f in found if f.verdict == v] for v in get_args(Verdict)}
     return " ".join(f"{v.capitalize()}: {'; '.join(c)}." for v, c in claims.items() if c)
+
+
+def _or_na(figure: str) -> str:
+    return "n/a" if "nan" in figure else figure
