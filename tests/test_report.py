@@ -189,3 +189,10 @@ def test_a_cluster_may_hold_people_without_a_scored_sample(tmp_path):
     steerer = results.steerer()
     steerer.clusters.assignment["eva"] = 1  # routed by her profile, but no sample was scored
     assert write_report(tmp_path, steerer, results.validation()).is_file()
+
+
+def test_what_was_not_measured_is_said_to_be_so(tmp_path):
+    validation = results.validation()
+    validation.nll[:, 1:, 4:6] = float("nan")  # random controls, with other profiles
+    text = Page(write_report(tmp_path, results.steerer(), validation).read_text()).text
+    assert "n/a" in text and "nan" not in text
