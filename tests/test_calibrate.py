@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models import shared
+from models import shared, tiny
 from reference import naive_nll
 
 from prefheads.attention import intercept
@@ -24,7 +24,7 @@ from prefheads.calibrate import (
 )
 from prefheads.contrast import combine
 from prefheads.encoding import encode
-from prefheads.errors import DataError
+from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.scoring import Scorer, response_nll, token_nll
 from prefheads.steering import steer
@@ -237,3 +237,29 @@ def test_validating_plain_decoding_says_only_that(characters):
     heads = [HeadWeights(WEIGHTS)] * 8
     result = validate(shared(), characters, people(), heads, PLAIN, progress=False)
     assert result.methods == ("plain", "plain, temperature 1")
+
+
+def test_few_users_need_more_than_two_standard_errors():
+    one = np.array([0.9, 1.0, 1.45])[:, None] * np.array([0.0, 1.0])
+    assert choose(one, np.array([0, 1.0])) == 1  # far above
+    wide = np.array([0.2, 1.0, 1.8])[:, None] * np.array([0.0, 1.0])  # 2.2 errors, of 4.3 needed
+    assert choose(wide, np.array([0, 1.0])) == 0
+
+
+@pytest.mark.parametrize("change", [{"gamma": -1.0}, {"gamma": float("nan")}, {"suppression": 2.0}])
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(SteeringError, match="gamma is at least 0"):
+        Setting("a", **change)
+
+
+def test_a_setting_without_its_map_is_refused_before_the_work(characters):
+    with pytest.raises(SteeringError, match="no map for head set 'mine'"):
+        calibrate(shared(), characters, people(), MAPS, [Setting("mine", gamma=1.0)])
+
+
+def test_logits_that_are_not_finite_are_told_with_the_example(characters):
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="'0-0' are not finite"):
+        calibrate(model, characters, people(), MAPS, SETTINGS, progress=False)

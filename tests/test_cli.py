@@ -19,6 +19,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 import prefheads
 from prefheads import HeadScores, HeadWeights
+from prefheads.cli import session
 from prefheads.cli.main import run
 
 CONTEXT = 1024
@@ -656,3 +657,19 @@ def test_long_profile_is_cut_for_generation(
     result = cli(*ask, "--prompt", "Go", "--gamma", 1, "--max-new-tokens", 4)
     assert result.code == 0
     assert "1 of 1 prompts had profile items cut" in result.err
+
+
+def test_results_that_no_command_wrote_are_not_overwritten(
+    cli, model: Path, data: Path, tmp_path: Path
+) -> None:
+    HeadWeights(torch.ones(3, 4)).save(tmp_path / "heads.safetensors")
+    before = (tmp_path / "heads.safetensors").read_bytes()
+    result = cli("discover", "--model", model, "--data", data, "--out", tmp_path)
+    assert result.code == 2 and "holds results of something else" in result.err
+    assert (tmp_path / "heads.safetensors").read_bytes() == before
+
+
+def test_a_long_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "word " * 100
+    session.emit(False, {}, [text])
+    assert capsys.readouterr().out == text + "\n"

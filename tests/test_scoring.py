@@ -156,7 +156,11 @@ class TestBudget:
 
     @pytest.mark.parametrize(
         "error",
-        [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: 3 GB")],
+        [
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("not enough memory: 3 GB"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 GB"),
+        ],
     )
     def test_halves_for_good_when_memory_runs_out(self, error) -> None:
         def work(rows: slice) -> torch.Tensor:

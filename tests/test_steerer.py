@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from models import shared, tiny
 import prefheads as ph
 from prefheads.calibrate import Setting
 from prefheads.encoding import encode
-from prefheads.errors import ArtifactError, DataError
+from prefheads.errors import ArtifactError, DataError, SteeringError
 from prefheads.examples import Example, spread
 from prefheads.steerer import PreferenceSteerer
 from prefheads.users import cluster_heads, mix, route
@@ -189,3 +190,30 @@ def test_spread_takes_turns_between_users_and_is_seeded():
     assert spread(examples, 15, seed=3) == spread(examples, 15, seed=3)
     assert [e for e in examples if e in spread(examples, 15)] == spread(examples, 15)
     assert spread(examples, None) == examples
+
+
+def test_a_strength_by_hand_uses_the_form_its_maps_were_chosen_with(steerer, monkeypatch):
+    best = Setting(SETTINGS[0].heads, "contrast", "profile", 2.0, 0.5)
+    calibration = replace(
+        steerer.calibration, settings=(Setting(), best), change=(0.0, 0.1), chosen=0
+    )
+    plain = replace(steerer, calibration=calibration)
+    assert plain.setting.plain and plain.form == replace(best, gamma=0.0)
+    profile = [{"text": "garlic"}]
+    by_hand = plain.generate("say", profile, gamma=1.0, max_new_tokens=5)
+    spelled = {"mode": "contrast", "target": "profile", "suppression": 0.5}
+    assert by_hand == steerer.generate("say", profile, gamma=1.0, max_new_tokens=5, **spelled)
+    chosen = replace(steerer, calibration=replace(calibration, chosen=1))
+    assert chosen.form == best
+
+
+def test_a_head_set_that_does_not_exist_is_refused_before_discovery(characters, monkeypatch):
+    monkeypatch.setattr("prefheads.steerer.discover", lambda *a, **k: pytest.fail("discovered"))
+    with pytest.raises(SteeringError, match="top 8% by head PCS"):
+        fit(shared(), characters, settings=[Setting("mine", gamma=1.0)])
+
+
+def test_people_without_a_scored_sample_are_clustered_too(characters):
+    some = fit(shared(), characters, discovery_limit=4)
+    assert len(some.scores["head"].user_ids) == 4
+    assert set(some.clusters.assignment) == set(some.users["discovery"])
