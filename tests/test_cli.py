@@ -639,7 +639,7 @@ def test_bad_profiles(
     [
         (("--prompt", " "), "--prompt"),
         (("--prompt", "long " * CONTEXT), "input alone"),
-        (("--prompt", "Go", "--max-new-tokens", CONTEXT), "--max-new-tokens"),
+        (("--prompt", "Go", "--max-new-tokens", CONTEXT), "max_new_tokens"),
         (("--prompt", "Go", "--mode", "shout"), "mode"),
     ],
 )

@@ -11,16 +11,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads import steerer_files
-from prefheads.attention import input_device
 from prefheads.calibrate import Calibration, Objective, Setting, calibrate
 from prefheads.discovery import Reference, discover
-from prefheads.encoding import encode, pad_batch
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, split_users, spread
 from prefheads.fork import Target
+from prefheads.generation import generate_texts
 from prefheads.heads import HeadScores, HeadWeights
-from prefheads.scoring import context_length, encode_all
-from prefheads.steering import Mode, Scope, steer
+from prefheads.scoring import encode_all
+from prefheads.steering import Mode, Scope
 from prefheads.storage import writable_dir
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
 from prefheads.validate import Validation, validate
@@ -256,38 +255,19 @@ class PreferenceSteerer:
             "suppression": suppression,
         }
         setting = replace(self.form, **{k: v for k, v in changes.items() if v is not None})
-        limit = context_length(self.model)
-        batch = pad_batch(
+        texts = generate_texts(
+            self.model,
+            self.tokenizer,
             [
-                encode(
-                    self.tokenizer,
-                    Example(f"prompt {i}", f"user {i}", tuple(p), text, None, self.task),
-                    max_length=None if limit is None else limit - max_new_tokens,
-                )
+                Example(f"prompt {i}", f"user {i}", tuple(p), text, None, self.task)
                 for i, (text, p) in enumerate(zip(prompts, profiles, strict=True))
             ],
-            self.tokenizer.pad_token_id or 0,
+            self.heads_for(profiles, routing),
+            setting,
+            self.scope,
+            max_new_tokens=max_new_tokens,
+            **generate_options,
         )
-        maps = self.heads_for(profiles, routing)
-        device = input_device(self.model)
-        with steer(
-            self.model,
-            torch.stack([m.values for m in maps]),
-            setting.gamma,
-            mode=setting.mode,
-            target=setting.target,
-            suppression=setting.suppression,
-            scope=self.scope,
-            profile_mask=batch.profile_mask,
-        ):
-            ids = self.model.generate(  # type: ignore[operator]
-                input_ids=batch.prompt_ids.to(device),
-                attention_mask=batch.prompt_mask.long().to(device),
-                max_new_tokens=max_new_tokens,
-                **generate_options,
-            )
-        new = ids[:, batch.prompt_ids.shape[1] :]
-        texts = [t.strip() for t in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return texts[0] if single else texts
 
     def unseen(self, examples: Sequence[Example]) -> list[Example]:

@@ -7,29 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import torch
 import typer
 from rich.table import Table
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import set_seed
 
-from prefheads.attention import input_device
 from prefheads.calibrate import Setting
 from prefheads.cli import options, session
-from prefheads.encoding import encode
-from prefheads.errors import DataError, ModelError, SteeringError
+from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, load_examples
 from prefheads.fork import Target
-from prefheads.heads import HeadWeights
+from prefheads.generation import generate_texts
 from prefheads.loading import load_config
-from prefheads.scoring import context_length
 from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import Scope, steer
+from prefheads.steering import Scope
 from prefheads.tasks.lamp import read_text
 
 
@@ -106,7 +96,7 @@ def generate(
 
         def write(how: Setting) -> str:
             set_seed(seed)
-            return _write(network, tokenizer, example, heads, how, scope, **choice)
+            return generate_texts(network, tokenizer, [example], [heads], how, scope, **choice)[0]
 
         result = {"setting": str(setting), "steered": write(setting)}
         if compare:
@@ -149,51 +139,3 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg}, line {error.lineno})") from None
-
-
-def _write(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    example: Example,
-    heads: HeadWeights,
-    setting: Setting,
-    scope: Scope,
-    *,
-    max_new_tokens: int,
-    **choice: Any,
-) -> str:
-    limit = context_length(model)
-    if limit is not None and max_new_tokens >= limit:
-        raise DataError(f"--max-new-tokens {max_new_tokens}: the context has {limit} tokens in all")
-    room = None if limit is None else limit - max_new_tokens
-    encoded = encode(tokenizer, example, max_length=room)
-    ids = encoded.prompt_ids[None].to(input_device(model))
-    with steer(
-        model,
-        heads.values,
-        setting.gamma,
-        mode=setting.mode,
-        target=setting.target,
-        suppression=setting.suppression,
-        scope=scope,
-        profile_mask=encoded.profile_mask,
-    ):
-        generator: Any = model
-        out = generator.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([_NoNaN()]),
-            **choice,
-        )
-    text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    return str(text).strip()
-
-
-class _NoNaN(LogitsProcessor):
-    """Broken weights would give some text all the same."""
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if scores.isnan().any():
-            raise ModelError("the model's logits are not finite; its weights may be damaged")
-        return scores
