@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from models import character_tokenizer, shared
 
-from prefheads.calibrate import PLAIN, Calibration, Setting, grid
+from prefheads.calibrate import Calibration
 from prefheads.heads import HeadScores, Provenance
+from prefheads.setting import PLAIN, Setting, grid
 from prefheads.steerer import PreferenceSteerer
 from prefheads.users import Clusters, cluster_heads
 from prefheads.validate import Validation

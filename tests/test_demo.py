@@ -13,9 +13,9 @@ import prefheads.calibrate
 import prefheads.discovery.exact
 import prefheads.steerer
 from prefheads.analysis.texts import compare, kind, mixed_kinds
-from prefheads.calibrate import Setting
 from prefheads.cli.demo import Size, as_data, run, summary
 from prefheads.examples import Example
+from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 
 SIZE = Size(discovery=4, calibration=4, test=4, people=2)

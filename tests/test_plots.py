@@ -7,9 +7,9 @@ import results
 import torch
 
 from prefheads.analysis import plots
-from prefheads.calibrate import PLAIN
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads import HeadScores, HeadWeights
+from prefheads.setting import PLAIN
 
 
 def marks(figure, name):

@@ -13,8 +13,8 @@ import results
 from prefheads.analysis.findings import agreement, findings
 from prefheads.analysis.report import write_report
 from prefheads.analysis.texts import Comparison
-from prefheads.calibrate import PLAIN
 from prefheads.errors import ArtifactError
+from prefheads.setting import PLAIN
 from prefheads.users import Clusters
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -11,10 +11,10 @@ import torch
 from models import shared, tiny
 
 import prefheads as ph
-from prefheads.calibrate import Setting
 from prefheads.encoding import encode
 from prefheads.errors import ArtifactError, DataError, SteeringError
 from prefheads.examples import Example, spread
+from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.users import cluster_heads, mix, route
 

@@ -22,71 +22,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
-from prefheads.contrast import combine
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles
-from prefheads.fork import Target
 from prefheads.masks import masked_backend
 from prefheads.scoring import Budget, Scorer, encode_all, token_nll
+from prefheads.setting import PLAIN, Setting, grid
 from prefheads.stats import Array, user_means
-from prefheads.steering import Mode, Scope
+from prefheads.steering import Scope
 from prefheads.users.embed import require
 
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 Objective = Literal["likelihood", "specificity"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to steer: which heads, on which target, how, and how strongly.
-
-    Attributes:
-        heads: Name of the head set. The other fields are those of :func:`prefheads.steer`.
-    """
-
-    heads: str = ""
-    mode: Mode = "amplify"
-    target: Target = "head"
-    gamma: float = 0.0
-    suppression: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.gamma < float("inf") and 0 <= self.suppression <= 1):
-            raise SteeringError(f"{self}: gamma is at least 0, suppression between 0 and 1")
-
-    @property
-    def plain(self) -> bool:
-        """Whether this is no steering at all."""
-        return self.gamma == 0
-
-    def gains(self, weights: Tensor) -> Tensor:
-        """Gains of the changed branch for a map of weights; same shape."""
-        if self.mode == "amplify":
-            return 1 + self.gamma * weights
-        return 1 - self.suppression * weights
-
-    def __str__(self) -> str:
-        if self.plain:
-            return "plain (no steering)"
-        how = f"{self.mode} {self.target}, {self.heads}, gamma {self.gamma:g}"
-        faint = self.mode == "contrast" and self.suppression != 1
-        return how + (f", suppression {self.suppression:g}" if faint else "")
-
-
-PLAIN = Setting()
-
-
-def grid(head_sets: Sequence[str]) -> tuple[Setting, ...]:
-    """The settings tried by default: plain, then all forms of steering with each head set."""
-    forms: list[tuple[Mode, Target, float, float]] = [
-        *(("contrast", "head", g, 1.0) for g in (0.1, 0.25, 0.5, 1.0)),
-        *(("contrast", "head", g, 0.1) for g in (0.5, 1.0, 2.5)),
-        *(("contrast", "profile", g, 1.0) for g in (0.5, 1.0, 2.0)),
-        *(("amplify", "head", g, 1.0) for g in (0.1, 0.25, 0.5)),
-        *(("amplify", "profile", g, 1.0) for g in (0.5, 1.0, 2.0, 3.0)),
-    ]
-    steered = itertools.product(head_sets, forms)
-    return PLAIN, *(Setting(heads, m, t, g, s) for heads, (m, t, g, s) in steered)
 
 
 def score_settings(
@@ -128,7 +74,7 @@ def score_settings(
             for row, changed in zip(indices.tolist(), logits[1:].float(), strict=True):
                 for i in users[row]:
                     s = settings[i]
-                    steered = changed if s.mode == "amplify" else combine(plain, changed, s.gamma)
+                    steered = changed if s.mode == "amplify" else s.contrasted(plain, changed)
                     nll[i] = _nll(steered, scorer.targets, temperatures)
                     gap = log_plain - steered.log_softmax(-1)
                     kl[i] = (log_plain.exp() * gap).sum(-1).mean().cpu()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
+    Cache,
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -14,13 +20,21 @@ from transformers import (
 )
 
 from prefheads.attention import input_device
-from prefheads.calibrate import Setting
-from prefheads.encoding import encode, pad_batch
+from prefheads.encoding import Batch, encode, pad_batch
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
 from prefheads.heads import HeadWeights
 from prefheads.scoring import context_length
+from prefheads.setting import Setting
 from prefheads.steering import Scope, steer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote: the text, and how many tokens it took (the end of the turn included)."""
+
+    text: str
+    n_tokens: int
 
 
 def generate_texts(
@@ -43,36 +57,121 @@ def generate_texts(
         DataError: No room for new tokens, or an input longer than the context.
         ModelError: The logits are not finite.
     """
-    limit = context_length(model)
-    if limit is not None and max_new_tokens >= limit:
-        raise DataError(
-            f"max_new_tokens is {max_new_tokens}, but the context has {limit} tokens in all"
-        )
-    room = None if limit is None else limit - max_new_tokens
+    room = room_for_prompt(model, max_new_tokens)
     encoded = [encode(tokenizer, e, max_length=room) for e in examples]
     batch = pad_batch(encoded, tokenizer.pad_token_id or 0)
-    device = input_device(model)
-    processors = [*options.pop("logits_processor", ()), _NoNaN()]
-    generator: Any = model
+    weights = torch.stack([h.values for h in heads])
+    with steer_with(model, weights, setting, scope, batch.profile_mask):
+        done = complete(model, tokenizer, batch, max_new_tokens=max_new_tokens, **options)
+    return [completion.text for completion in done]
+
+
+def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
+    """Tokens that a prompt may have, or None where the model's context is not known.
+
+    Raises:
+        DataError: No room is left.
+    """
+    limit = context_length(model)
+    if limit is not None and max_new_tokens >= limit:
+        raise DataError(f"max_new_tokens={max_new_tokens}: the context has only {limit} tokens")
+    return None if limit is None else limit - max_new_tokens
+
+
+@contextmanager
+def steer_with(
+    model: PreTrainedModel,
+    weights: Tensor,
+    setting: Setting,
+    scope: Scope,
+    profile_mask: Tensor | None,
+) -> Iterator[None]:
+    """:func:`prefheads.steer`, as a setting says."""
     with steer(
         model,
-        torch.stack([h.values for h in heads]),
+        weights,
         setting.gamma,
         mode=setting.mode,
         target=setting.target,
         suppression=setting.suppression,
         scope=scope,
-        profile_mask=batch.profile_mask,
+        profile_mask=profile_mask,
+        schedule=setting.schedule,
+        cap=setting.cap,
     ):
-        ids = generator.generate(
-            input_ids=batch.prompt_ids.to(device),
-            attention_mask=batch.prompt_mask.long().to(device),
-            max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList(processors),
-            **options,
-        )
+        yield
+
+
+@torch.no_grad()
+def encode_prompt(model: PreTrainedModel, batch: Batch) -> Cache | None:
+    """Keys and values of the prompts but for their last token; ``None`` if there is no more.
+
+    What acts on the response only can go on from a copy of it (:func:`complete`).
+    """
+    if batch.prompt_ids.shape[1] < 2:
+        return None
+    device = input_device(model)
+    mask = batch.prompt_mask[:, :-1].long().to(device)
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=batch.prompt_ids[:, :-1].to(device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        past_key_values=cache,
+        logits_to_keep=1,
+    )
+    return cache
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    prompt: Cache | None = None,
+    **options: Any,
+) -> list[Completion]:
+    """What the model writes after each prompt of a batch, under whatever steering is active.
+
+    Args:
+        prompt: Of :func:`encode_prompt`, left as it is.
+        options: Go to ``model.generate`` as they are.
+
+    Raises:
+        ModelError: The logits are not finite.
+    """
+    device = input_device(model)
+    processors = [*options.pop("logits_processor", ()), _NoNaN()]
+    if prompt is not None:
+        options["past_key_values"] = copy.deepcopy(prompt)
+    generator: Any = model
+    ids = generator.generate(
+        input_ids=batch.prompt_ids.to(device),
+        attention_mask=batch.prompt_mask.long().to(device),
+        max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList(processors),
+        **options,
+    )
     new = ids[:, batch.prompt_ids.shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    ends = _end_tokens(model, options)
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [
+        Completion(text.strip(), _length(row, ends))
+        for text, row in zip(texts, new.tolist(), strict=True)
+    ]
+
+
+def _end_tokens(model: PreTrainedModel, options: dict[str, Any]) -> set[int]:
+    ends = options.get("eos_token_id")
+    if ends is None:
+        ends = getattr(model.generation_config, "eos_token_id", None)
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def _length(row: list[int], ends: set[int]) -> int:
+    """Tokens up to the first end token, that one included; the rest is padding."""
+    return next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
 
 
 class _NoNaN(LogitsProcessor):

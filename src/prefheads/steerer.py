@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads import steerer_files
-from prefheads.calibrate import Calibration, Objective, Setting, calibrate
+from prefheads.calibrate import Calibration, Objective, calibrate
 from prefheads.discovery import Reference, discover
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, split_users, spread
@@ -19,6 +19,7 @@ from prefheads.fork import Target
 from prefheads.generation import generate_texts
 from prefheads.heads import HeadScores, HeadWeights
 from prefheads.scoring import encode_all
+from prefheads.setting import Setting
 from prefheads.steering import Mode, Scope
 from prefheads.storage import writable_dir
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route

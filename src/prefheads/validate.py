@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.calibrate import PLAIN, Setting, sweep
+from prefheads.calibrate import sweep
 from prefheads.errors import DataError
 from prefheads.examples import Example, other_profiles, without_profile
+from prefheads.setting import PLAIN, Setting
 from prefheads.stats import Array, Estimate
 from prefheads.steering import Scope
 from prefheads.weights import HeadWeights

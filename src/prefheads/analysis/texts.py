@@ -8,10 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from prefheads.calibrate import PLAIN, Setting
 from prefheads.checkpoint import digest
 from prefheads.examples import Example
 from prefheads.heads import fingerprint
+from prefheads.setting import PLAIN, Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import read_json, write_json
 

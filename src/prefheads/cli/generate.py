@@ -11,13 +11,13 @@ import typer
 from rich.table import Table
 from transformers import set_seed
 
-from prefheads.calibrate import Setting
 from prefheads.cli import options, session
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, load_examples
 from prefheads.fork import Target
 from prefheads.generation import generate_texts
 from prefheads.loading import load_config
+from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steering import Scope
 from prefheads.tasks.lamp import read_text
