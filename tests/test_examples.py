@@ -116,6 +116,15 @@ def test_lamp_without_golds_takes_its_task_from_the_folder(tmp_path):
     assert [(e.task, e.output) for e in examples] == [("LaMP-7", None)] * 2
 
 
+def test_retrieval_reaches_the_examples(tmp_path):
+    lamp(tmp_path)
+    whole = load_examples(tmp_path, retrieval="all")[0].profile
+    drawn = [load_examples(tmp_path, retrieval="random", items=2, seed=s)[0] for s in range(9)]
+    assert all(len(e.profile) == 2 and all(i in whole for i in e.profile) for e in drawn)
+    assert len({str(e.profile) for e in drawn}) > 1
+    assert drawn[4] == load_examples(tmp_path, retrieval="random", items=2, seed=4)[0]
+
+
 def test_limit_takes_the_first(tmp_path):
     path = lamp(tmp_path, golds=("only the first",))
     assert [e.id for e in load_examples(path, limit=1)] == ["10"]
@@ -182,7 +191,7 @@ def test_bad_lamp_files(tmp_path):
         DataError, match=r"questions\.json\[0\]: profile\[0\]: .*title|lacks.*title"
     ):
         load_examples(lamp(tmp_path / "d", task="LaMP_4"))
-    broken = tmp_path / "dev_questions.json"
+    broken = lamp(tmp_path / "e")
     broken.write_text('[\n{"id": }]')
     with pytest.raises(DataError, match=r"dev_questions\.json:2: not JSON"):
         load_examples(broken)

@@ -1,12 +1,16 @@
 """The prompts, letter by letter, and the rule that cuts profiles."""
 
+import random
 import re
 
 import pytest
+from models import character_tokenizer
+from tokenizers.processors import TemplateProcessing
 
+from prefheads.encoding import shorten_prompt
 from prefheads.errors import DataError
 from prefheads.examples import Example, without_profile
-from prefheads.tasks.prompts import build_prompt, shorten
+from prefheads.tasks.prompts import build_prompt, shorten, shorten_to
 
 CITATION = 'For an author who has written the paper with the title "A", which? [1]: "B" [2]: "C"'
 ITEMS = (
@@ -155,3 +159,108 @@ def test_profile_that_fits_is_left_as_it_is():
 def test_no_room_at_all_is_an_error():
     with pytest.raises(DataError, match="'e1': no profile item fits into the 5 tokens"):
         shorten(example(None, "in", [{"text": words(30)}]), 5, count=count, cut=cut)
+
+
+# The benchmark's rule, written out: for each task what it counts as an item's frame, the field it
+# cuts, and what it takes off the tokens of the profile before they are shared.
+PATTERNS = "Following the given patterns"
+RULES = {
+    "LaMP-1": (None, "title", 0, None),
+    "LaMP-2": ('the tag for the movie: " " is "{tag}" ', "description", 1, None),
+    "LaMP-3": ('{score} is the score for " " ', "text", 1, None),
+    "LaMP-4": ('"{title}" is the title for " " ', "text", 1, None),
+    "LaMP-5": ('"{title}" is a title " " ', "abstract", 1, PATTERNS),
+    "LaMP-6": ('"{title}" is the title for " " ', "text", 1, None),
+    "LaMP-7": ('"" ', "text", 1, f"are written by user. {PATTERNS}"),
+}
+
+
+def benchmark(example: Example, max_tokens: int, size, begin) -> tuple[dict[str, str], ...]:
+    """The items of the prompt that the benchmark builds; none where it gives up."""
+    frame, long, stop, counted = RULES[example.task]
+    items, factor = example.profile, 0.6
+    while factor >= 0:
+        rest = max_tokens - min(size(example.input), int(factor * max_tokens))
+        if counted:
+            rest -= size(counted)
+        share = (rest - stop - 2 * (len(items) - 1)) // len(items)
+        saved, made = 0, []
+        for item in items:
+            needed = 2 if frame is None else size(frame.format(**item))
+            most = share + saved - needed
+            if most < size(""):  # what the tokenizer adds to every text
+                break
+            text = begin(item[long], most)
+            saved += share - size(text) - needed
+            made.append(item | {long: text})
+        else:
+            return tuple(made)
+        factor -= 0.1
+    return ()
+
+
+def random_example(rng: random.Random, task: str) -> Example:
+    profile = [
+        {f: words(rng.randint(0, 40)) for f in ("title", "text", "abstract", "description")}
+        | {"tag": words(rng.randint(1, 3)), "score": "5"}
+        for _ in range(rng.randint(1, 6))
+    ]
+    return Example("e", "u", tuple(profile), words(rng.randint(0, 90)), "out", task)
+
+
+@pytest.mark.parametrize("task", RULES)
+def test_benchmark_rule_on_random_profiles(task):
+    rng, outcomes = random.Random(task), set()
+    for _ in range(300):
+        example = random_example(rng, task)
+        max_tokens = rng.randint(1, 200)
+        expected = benchmark(example, max_tokens, count, cut)
+        got = shorten_to(example, max_tokens, count=count, cut=cut)
+        assert got == example.with_profile(expected)
+        outcomes.add("none" if not expected else "whole" if got == example else "cut")
+    assert outcomes == {"none", "whole", "cut"}
+
+
+def test_factor_falls_until_the_items_fit():
+    # Share 0.6: 40 - 24 - 1 = 15 for a frame of 16; at 0.5 there are 19, so 3 words.
+    item = {"title": words(11), "text": words(50)}
+    tight = example("LaMP-4", words(60), [item])
+    assert count(f'"{words(11)}" is the title for " " ') == 17
+    assert lengths(shorten_to(tight, 40, count=count, cut=cut)) == [2]
+    assert shorten_to(tight, 15, count=count, cut=cut).profile == ()
+
+
+def test_short_input_leaves_its_share_to_the_profile():
+    item = {"title": "t", "text": words(99)}
+    short = shorten_to(example("LaMP-4", words(3), [item]), 50, count=count, cut=cut)
+    assert lengths(short) == [50 - 3 - 1 - 7]  # '"t" is the title for " " ' has 7 words
+
+
+@pytest.mark.parametrize("added", [0, 1])
+@pytest.mark.parametrize("task", ["LaMP-1", "LaMP-4", "LaMP-7"])
+def test_tokens_are_counted_with_those_the_tokenizer_adds(task, added):
+    tokenizer = character_tokenizer()
+    if added:
+        tokenizer._tokenizer.post_processor = TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 2)]
+        )
+
+    def begin(text: str, n: int) -> str:
+        ids = tokenizer(text, max_length=n, truncation=True)["input_ids"] if n else []
+        return text[: max(len(ids) - added, 0)]
+
+    rng = random.Random(task)
+    for _ in range(40):
+        example = random_example(rng, task)
+        max_tokens = rng.randint(100, 600)
+        expected = benchmark(
+            example, max_tokens, lambda text: len(tokenizer(text)["input_ids"]), begin
+        )
+        assert shorten_prompt(tokenizer, example, max_tokens).profile == expected
+
+
+def test_prompt_without_profile_stays_and_nonsense_is_refused():
+    bare = without_profile(example("LaMP-4", "in"))
+    assert shorten_prompt(character_tokenizer(), bare, 5) == bare
+    with pytest.raises(DataError, match="at least one token, not 0"):
+        shorten_prompt(character_tokenizer(), bare, 0)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, without_profile
-from prefheads.tasks.prompts import Prompt, build_prompt, shorten
+from prefheads.tasks.prompts import Count, Cut, Prompt, build_prompt, shorten, shorten_to
 
 # Private-use characters: no template has a reason to write, strip or change them.
 PLACEHOLDER = "\ue000\ue001"
@@ -89,10 +89,7 @@ def encode(
         DataError: Input and response alone do not fit, or the profile lacks a field.
         ModelError: The tokenizer is not fast, or its template changes what it is given.
     """
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "the tokenizer must be a fast one: only those tell a token's place in the text"
-        )
+    _require_fast(tokenizer)
     text, ids, mask = _tokenize(tokenizer, build_prompt(example))
     if not len(ids):
         raise DataError(f'example {example.id!r}: the prompt has no tokens; fill "input"')
@@ -112,6 +109,33 @@ def encode(
         example_id=example.id,
         user_id=example.user_id,
     )
+
+
+def shorten_prompt(
+    tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int
+) -> Example:
+    """Cut an example's profile as the LaMP benchmark does for prompts of ``max_tokens`` tokens.
+
+    The tokens are those of the prompt before any chat template, counted as the benchmark counts
+    them: with the special tokens that the tokenizer adds to every text
+    (:func:`prefheads.tasks.prompts.shorten_to`).
+
+    Args:
+        tokenizer: A fast tokenizer.
+        example: The example, with the profile items that retrieval chose.
+        max_tokens: Tokens that the prompt may have; the paper's experiments allow 2,048.
+
+    Returns:
+        The example with the long text of its items cut; the input is left as it is. Without a
+        profile where not even the frames of its items would fit.
+
+    Raises:
+        DataError: ``max_tokens`` below 1, or an item without a needed field.
+        ModelError: The tokenizer is not fast.
+    """
+    _require_fast(tokenizer)
+    count, cut = _measures(tokenizer, special=True)
+    return shorten_to(example, max_tokens, count=count, cut=cut)
 
 
 def pad_batch(encodeds: Sequence[Encoded], pad_id: int) -> Batch:
@@ -142,6 +166,31 @@ def pad_batch(encodeds: Sequence[Encoded], pad_id: int) -> Batch:
         response_ids=right(responses, pad_id),
         response_mask=right([torch.ones_like(ids, dtype=torch.bool) for ids in responses], 0),
     )
+
+
+def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "the tokenizer must be a fast one: only those tell a token's place in the text"
+        )
+
+
+def _measures(tokenizer: PreTrainedTokenizerBase, special: bool) -> tuple[Count, Cut]:
+    """How many tokens a text has, and its beginning of so many, with or without special tokens."""
+    added = tokenizer.num_special_tokens_to_add() if special else 0
+
+    def count(text: str) -> int:
+        return len(_ids(tokenizer, text)) + added
+
+    def cut(text: str, n: int) -> str:
+        encoding = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        ends = [end for _, end in encoding["offset_mapping"]]
+        kept = max(n - added, 0)
+        return text if len(ends) <= kept else text[: ends[kept - 1] if kept else 0]
+
+    return count, cut
 
 
 def _tokenize(
@@ -266,16 +315,7 @@ def _fit(
             f"longer than the context ({limit})"
         )
 
-    def count(text: str) -> int:
-        return len(_ids(tokenizer, text))
-
-    def cut(text: str, n: int) -> str:
-        encoding = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        ends = [end for _, end in encoding["offset_mapping"]]
-        return text if len(ends) <= n else text[: ends[n - 1] if n else 0]
-
+    count, cut = _measures(tokenizer, special=False)
     room = limit - response
     budget = room - (len(mask) - sum(mask))
     while True:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from prefheads.errors import DataError
-from prefheads.tasks.lamp import (
-    QUESTIONS,
-    TASKS,
-    Item,
-    read_lamp,
-    read_text,
-    require_fields,
-    task_name,
-    task_of,
-)
+from prefheads.tasks.data import read_rows
+from prefheads.tasks.lamp import TASKS, Item, require_fields, task_name, task_of
 from prefheads.tasks.retrieve import Method, retrieve
 
 
@@ -35,7 +27,8 @@ class Example:
         profile: Earlier texts of the user, most relevant first; empty for the no-profile reference.
         input: What is asked.
         output: The response; ``None`` where it is not known.
-        task: Name of a LaMP task, which decides the form of the prompt; otherwise the generic form.
+        task: Name of a LaMP or LongLaMP task, which decides the form of the prompt; otherwise the
+            generic form.
     """
 
     id: str
@@ -56,46 +49,51 @@ def load_examples(
     outputs: str | Path | None = None,
     items: int = 5,
     retrieval: Method = "bm25",
+    seed: int = 0,
+    encoder: str = "bundled",
     limit: int | None = None,
     require_output: bool = True,
 ) -> list[Example]:
-    """Load examples from a JSONL file, official LaMP files, or objects at hand.
+    """Load examples from a JSONL file, files of LaMP or LongLaMP, or objects at hand.
 
     The example format is ``{"id", "user_id", "profile": [{"text"}], "input", "output"}``, and
-    ``"task"`` if it has one. Profiles of LaMP tasks are reduced to the items that retrieval finds,
-    best first; other profiles, and those of ``Example`` objects, are kept whole.
+    ``"task"`` if it has one. Profiles of LaMP and LongLaMP tasks are reduced to the items that
+    retrieval finds, best first; other profiles, and those of ``Example`` objects, are kept whole.
+    Files are read piece by piece: what is held in memory is what is kept.
 
     Args:
-        source: A JSONL file; a ``*_questions.json`` of LaMP or a folder with one; or a list of
-            dicts in the example format or of examples.
+        source: A JSONL file; a ``*_questions.json`` of LaMP or a folder with one; a file, folder or
+            split of LongLaMP, such as ``topic_writing_user/test``; or a list of dicts in the
+            example format or of examples.
         outputs: The golds of a LaMP file; by default the ``*_outputs.json`` beside the questions.
         items: Profile items to keep where there is retrieval.
-        retrieval: ``"bm25"``, ``"recent"`` or ``"all"``, as in
+        retrieval: ``"bm25"``, ``"dense"``, ``"recent"``, ``"random"`` or ``"all"``, as in
             :func:`prefheads.tasks.retrieve.retrieve`.
+        seed: Seed of ``"random"``; what it draws for an example depends on that and on the id.
+        encoder: Sentence encoder of ``"dense"``: ``"bundled"``, a folder or a hub id.
         limit: Load only the first so many.
         require_output: Whether an example without a response is an error.
 
     Raises:
         DataError: Anything that cannot be used, with its file and line, or index, and field.
+        PrefheadsError: ``"dense"`` without the extra ``cluster`` or with an unknown encoder.
     """
     if items < 1 or (limit is not None and limit < 1):
         raise DataError("items and limit must be at least 1")
-    path = Path(source) if isinstance(source, str | Path) else None
+    choose = partial(retrieve, k=items, method=retrieval, seed=seed, encoder=encoder)
     examples: list[Example] = []
     seen: set[str] = set()
     rows = _rows(source, Path(outputs) if outputs is not None else None, require_output)
     for where, row in islice(rows, limit):
-        if isinstance(row, Example):
-            example = row
-        else:
-            example = _reduced(_parse(row, where), where, items, retrieval)
+        example = row if isinstance(row, Example) else _reduced(row, where, choose)
         _check(example, where, require_output)
         if example.id in seen:
             raise DataError(f"{where}: id {example.id!r} is there twice; ids must be unique")
         seen.add(example.id)
         examples.append(example)
     if not examples:
-        raise DataError(f"{path or 'the list'}: holds no examples")
+        named = source if isinstance(source, str | Path) else "the list"
+        raise DataError(f"{named}: holds no examples")
     return examples
 
 
@@ -188,29 +186,18 @@ def _rows(
 ) -> Iterator[tuple[str, Any]]:
     """What the source holds, row by row, with the place of each for error messages."""
     if isinstance(source, str | Path):
-        path = Path(source)
-        if path.is_dir() or path.name.endswith(QUESTIONS):
-            yield from read_lamp(path, outputs, require_output)
-            return
+        return read_rows(Path(source), outputs, require_output)
     if outputs is not None:
-        raise DataError(f"outputs belong to a LaMP *{QUESTIONS}; other examples hold their own")
-    if not isinstance(source, str | Path):
-        yield from ((f"example [{index}]", row) for index, row in enumerate(source))
-        return
-    # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON strings may hold.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _json_line(line, f"{path}:{number}")
+        raise DataError("outputs belong to a file of LaMP questions; a list holds its own")
+    return ((f"example [{index}]", row) for index, row in enumerate(source))
 
 
-def _json_line(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+def parse_example(row: Any, where: str) -> Example:
+    """An example from a row in the example format, its profile whole.
 
-
-def _parse(row: Any, where: str) -> Example:
+    Raises:
+        DataError: What is wrong, beginning with ``where``.
+    """
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: must be an object in the example format")
     profile = row.get("profile")
@@ -249,11 +236,12 @@ def _item(item: Any, where: str) -> dict[str, str]:
     return {field: _text(printed, field, where) for field in printed}
 
 
-def _reduced(example: Example, where: str, items: int, retrieval: Method) -> Example:
+def _reduced(row: Any, where: str, choose: Callable[..., list[Item]]) -> Example:
+    example = parse_example(row, where)
     if example.task not in TASKS:
         return example
     try:
-        found = retrieve(example.task, example.input, example.profile, items, retrieval)
+        found = choose(example.task, example.input, example.profile, key=example.id)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     return example.with_profile(found)

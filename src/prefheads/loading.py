@@ -17,6 +17,7 @@ from transformers import (
 
 from prefheads import bundled
 from prefheads.errors import ModelError
+from prefheads.presets import preset_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -35,7 +36,7 @@ def load_model(
     Only safetensors are read, and code that comes with a checkpoint is never run.
 
     Args:
-        name: "bundled", a local folder, or a hub id.
+        name: "bundled", a name of :data:`prefheads.presets.PRESETS`, a local folder, or a hub id.
         device: "cpu", "cuda", "cuda:1", ...; None or "auto" takes a GPU where there is one.
         dtype: "float32", "bfloat16", "float16" or a torch dtype; None takes the checkpoint's own,
             on a CPU float32.
@@ -52,6 +53,10 @@ def load_model(
     """
     if device_map is not None and device is not None:
         raise ModelError("give either device or device_map, not both")
+    if preset := preset_of(name):
+        dtype = dtype or preset.dtype
+        if device in (None, "auto") and device_map is None and torch.cuda.device_count() > 1:
+            device, device_map = None, "auto"
     place = None if device_map is not None else _device(device)
     wanted_dtype = _dtype(dtype, place)
     source, config = _source(name), load_config(name)
@@ -100,6 +105,8 @@ def _source(name: str | os.PathLike[str]) -> str:
     """Return a checked local folder, or `name` where it can be a hub id."""
     if name == "bundled":
         return str(bundled.model_dir())
+    if preset := preset_of(name):
+        return preset.hub_id
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads import steerer_files
@@ -91,7 +93,8 @@ class PreferenceSteerer:
         Args:
             examples: Samples of many users, each with a response.
             n_clusters: Number of clusters; chosen so that each keeps ``min_samples`` if None.
-            fractions: Shares of the users for discovery, calibration, and tests (left untouched).
+            fractions: Shares of the users for discovery, calibration, and tests (left untouched;
+                without a third share there are none).
             discovery_limit, calibration_limit: At most so many samples, evenly over the users.
             targets: What ablation takes away in discovery; calibration chooses between the heads
                 found with each.
@@ -106,7 +109,7 @@ class PreferenceSteerer:
             DataError: Too few users or samples, or samples that cannot be used.
         """
         folder = None if run is None else writable_dir(run)
-        parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=True))
+        parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=False))
         found = spread(parts["discovery"], discovery_limit, seed)
         held = spread(parts["calibration"], calibration_limit, seed)
         names_of_sets = [_name(target, size) for target in targets for size in SIZES]
@@ -203,15 +206,20 @@ class PreferenceSteerer:
         self, profiles: Sequence[Profile], routing: Routing | None = None
     ) -> list[HeadWeights]:
         """The map of each user: cluster maps, weighted by routing (Alg. 1, lines 10 and 17)."""
+        return [mix(w, self.maps) for w in self.cluster_weights(profiles, routing)]
+
+    def cluster_weights(
+        self, profiles: Sequence[Profile], routing: Routing | None = None
+    ) -> NDArray[np.float64]:
+        """How much each user belongs to each cluster, ``(n_users, n_clusters)`` (5.3)."""
         if not hasattr(self, "_embedder"):
             self._embedder = ProfileEncoder(self.encoder)
-        weights = route(
+        return route(
             self._embedder.embed(profiles),
             self.clusters.centroids,
             routing or self.routing,
             self.temperature,
         )
-        return [mix(w, self.maps) for w in weights]
 
     @overload
     def generate(self, prompt: str, profile: Profile, **options: Any) -> str: ...

@@ -8,8 +8,6 @@ stopping, is transformers' own.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,12 +18,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from prefheads.attention import HeadLayout, head_layout, intercept
-from prefheads.contrast.combine import combine, entropy_strength
+from prefheads.contrast.combine import combine, entropy_strength, require_plausibility
 from prefheads.errors import SteeringError
 from prefheads.fork import Pass, Plan, Target, fork_cache, part_of
+from prefheads.forward import Call, Forward, replaced_forward
 from prefheads.heads import HeadWeights
 from prefheads.masks import masked_backend
 
@@ -111,20 +110,12 @@ def steer(
         yield steering
         return
     backend = masked_backend(model) if target == "profile" else None
-    with intercept(model, backend):
-        own = model.__dict__.get(
-            "forward"
-        )  # set where a library (accelerate) has wrapped it already
-        model.forward = steering.wrap(model.forward)
+    with intercept(model, backend), replaced_forward(model, steering.forward):
         _active[model] = steering
         try:
             yield steering
         finally:
             _active.pop(model, None)
-            if own is None:
-                del model.forward
-            else:
-                model.forward = own
 
 
 def active_steering(model: PreTrainedModel) -> Steering | None:
@@ -181,8 +172,7 @@ class Steering:
             raise SteeringError("gamma must be a finite number of at least 0")
         if not 0 <= suppression <= 1:
             raise SteeringError("suppression must lie in [0, 1]")
-        if plausibility is not None and not 0 < plausibility <= 1:
-            raise SteeringError("plausibility must lie in (0, 1]")
+        require_plausibility(plausibility)
         if cap is not None and (schedule != "entropy" or cap < 0):
             raise SteeringError("cap is a bound of at least 0, of schedule='entropy'")
         if mode == "amplify" and (schedule != "constant" or plausibility is not None):
@@ -224,53 +214,30 @@ class Steering:
                 self._plans[n] = Plan(both, n, [first] * n, range(n), self.target)
         return self._plans[n]
 
-    def wrap(self, forward: Any) -> Any:
-        """The model's ``forward`` under this steering; same signature, same output type."""
-        signature = inspect.signature(forward)
-
-        @functools.wraps(forward)
-        def steered(*args: Any, **kwargs: Any) -> Any:
-            call = signature.bind_partial(*args, **kwargs).arguments
-            for name, parameter in signature.parameters.items():
-                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                    call.update(call.pop(name, {}))
-            return self._forward(forward, dict(call))
-
-        return steered
-
-    def _forward(self, forward: Any, call: dict[str, Any]) -> Any:
-        if call.get("labels") is not None:
-            raise SteeringError("a steered model computes no loss; use prefheads.response_nll")
-        as_tuple = call.pop("return_dict", True) is False
-        inputs = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-        n, length = inputs.shape[:2]
-        cache = call.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        keep = call.get("logits_to_keep", 0)
-        if isinstance(keep, Tensor):
-            raise SteeringError("logits_to_keep must be a number under steering")
-        # The last prompt token, and tokens that assisted generation proposes after it.
-        predicting = min(max(1, keep), length)
-        start = self._start(cache, past, length, call.get("use_cache"), predicting)
-        if start > 0 and cache is None:
-            cache = call["past_key_values"] = DynamicCache(config=self.model.config)
+    def forward(self, forward: Forward, call: Call) -> Any:
+        """The answer to a forward call of the model under this steering."""
+        n, past, length, keep = call.n_rows, call.past, call.length, call.keep
+        start = self._start(call)
+        if start > 0:
+            call.begin_cache(self.model)
+        cache = call.cache
 
         before = None
         if start > 0:
             wanted = max(1, keep - (length - start)) if keep else 0
             before = forward(
-                **part_of(call, past, length, 0, start) | {"logits_to_keep": wanted}
+                **part_of(call.arguments, past, length, 0, start) | {"logits_to_keep": wanted}
             ).logits
         plan = self.plan(n)
         forks = plan.first if self.mode == "contrast" else None
         if forks is not None and cache is not None and cache not in self._begun:
             fork_cache(cache, forks, n)
         begins = cache is not None and cache not in self._begun
-        prompt = past + length - predicting + 1 if begins else 0
-        columns = self._profile(n, past + length, inputs.device, prompt)
+        prompt = past + length - call.predicting + 1 if begins else 0
+        columns = self._profile(n, past + length, call.inputs.device, prompt)
         with Pass(plan, past + length, columns).running():
             out = forward(
-                **part_of(call, past, length, start, length)
+                **part_of(call.arguments, past, length, start, length)
                 | {"logits_to_keep": min(keep, length - start)}
             )
         if cache is not None:
@@ -282,15 +249,13 @@ class Steering:
         if before is not None and (keep == 0 or keep > length - start):
             logits = torch.cat([before.to(logits.dtype), logits], 1)
         out.logits = logits
-        return out.to_tuple() if as_tuple else out
+        return out
 
-    def _start(
-        self, cache: Any, past: int, length: int, use_cache: bool | None, predicting: int
-    ) -> int:
+    def _start(self, call: Call) -> int:
         """Index, within this call, of the first position that is steered."""
-        begun = cache is not None and cache in self._begun
+        begun = call.cache is not None and call.cache in self._begun
         if self.scope == "all":
-            if past and not begun:
+            if call.past and not begun:
                 raise SteeringError(
                     "scope='all' acts on the prompt too, but this cache holds one encoded "
                     "without it"
@@ -300,17 +265,17 @@ class Steering:
         if span is not None:
             return span.start
         if begun:
-            if length > predicting:
+            if call.length > call.predicting:
                 raise SteeringError(
                     "several tokens at once after steered ones: chunked prefill and further turns "
                     "on one cache need scope='all'"
                 )
             return 0
-        if cache is None and use_cache is False:
+        if call.cache is None and call.arguments.get("use_cache") is False:
             raise SteeringError(
                 "scope='response' needs the cache to know where the prompt ends; keep use_cache on"
             )
-        return length - predicting
+        return call.length - call.predicting
 
     def _profile(self, n: int, length: int, device: torch.device, prompt: int) -> Tensor | None:
         """The profile's tokens among all keys ``(n, length)``; it covers ``prompt`` or more."""

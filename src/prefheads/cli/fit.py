@@ -66,9 +66,7 @@ def fit(
     objective: Annotated[
         Literal["likelihood", "specificity"], typer.Option(help="What calibration aims at.")
     ] = "likelihood",
-    min_samples: Annotated[
-        int, typer.Option(min=1, help="Discovery samples that a cluster needs.")
-    ] = 10,
+    min_samples: options.MinSamples = 10,
     encoder: Annotated[
         str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
     ] = "bundled",

@@ -16,8 +16,10 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 import prefheads
+from prefheads.cli import data
 from prefheads.cli.demo import demo
 from prefheads.cli.discover import discover
+from prefheads.cli.eval import evaluate
 from prefheads.cli.fit import fit
 from prefheads.cli.generate import generate
 from prefheads.cli.inspect import inspect
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 for command in (discover, fit, generate, validate, inspect, demo):
     app.command()(command)
+app.command("eval")(evaluate)
+app.add_typer(data.app)
 
 
 def _version(wanted: bool) -> None:

@@ -6,11 +6,18 @@ from typing import Annotated, Literal
 import typer
 
 Model = Annotated[
-    str, typer.Option("--model", help='Folder of a model, hub id, or "bundled".', metavar="MODEL")
+    str,
+    typer.Option(
+        "--model",
+        help='Folder of a model, hub id, "bundled", or a preset such as llama-3-8b-instruct.',
+        metavar="MODEL",
+    ),
 ]
 Data = Annotated[
     Path,
-    typer.Option("--data", help="JSONL of examples, or a LaMP questions file or its folder."),
+    typer.Option(
+        "--data", help="JSONL of examples, a LaMP questions file or its folder, a LongLaMP split."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; resumes what is in it.")]
 Run = Annotated[Path, typer.Option("--run", help="Folder that `fit` or `discover` wrote.")]
@@ -21,8 +28,8 @@ Items = Annotated[
     int, typer.Option("--items", min=1, help="Profile items that retrieval keeps (LaMP).")
 ]
 Retrieval = Annotated[
-    Literal["bm25", "recent", "all"],
-    typer.Option("--retrieval", help="How LaMP profile items are chosen."),
+    Literal["bm25", "dense", "recent", "random", "all"],
+    typer.Option("--retrieval", help="How profile items of LaMP and LongLaMP are chosen."),
 ]
 Scope = Annotated[
     Literal["response", "all"],
@@ -31,6 +38,9 @@ Scope = Annotated[
 Reference = Annotated[
     Literal["none", "no-profile", "other-profile"],
     typer.Option("--reference", help="Scores to subtract, measured with this prompt instead."),
+]
+MinSamples = Annotated[
+    int, typer.Option("--min-samples", min=1, help="Discovery samples that a cluster needs.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random choice.")]
 Device = Annotated[

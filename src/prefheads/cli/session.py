@@ -49,19 +49,35 @@ def open_run(
         ArtifactError: The folder cannot be written, or holds another run.
     """
     writable_dir(folder)
-    run = {
+    run = describe_run(command, config, options)
+    if _has_results(folder):
+        if not (folder / RUN_FILE).exists():
+            raise ArtifactError(f"{folder}: holds results of something else; give another folder")
+        require_same_run(folder, run)
+    return run
+
+
+def describe_run(
+    command: str, config: PreTrainedConfig, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``run.json`` records of a run."""
+    return {
         "command": command,
         "version": prefheads.__version__,
         "model": config.name_or_path,
         "fingerprint": fingerprint(config),
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
     }
-    path = folder / RUN_FILE
-    if _has_results(folder):
-        if not path.exists():
-            raise ArtifactError(f"{folder}: holds results of something else; give another folder")
-        _require_same(folder, read_json(path), run)
-    return run
+
+
+def require_same_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Make sure that a folder whose ``run.json`` tells of a run tells of this one.
+
+    Raises:
+        ArtifactError: It holds a run of another command, model, or options.
+    """
+    if (folder / RUN_FILE).exists():
+        _require_same(folder, read_json(folder / RUN_FILE), run)
 
 
 def _require_same(folder: Path, before: Any, run: Mapping[str, Any]) -> None:

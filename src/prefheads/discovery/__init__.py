@@ -1,5 +1,8 @@
-"""Finding the heads that matter: the Preference Contribution Score of every head."""
+"""Finding the heads that matter: the Preference Contribution Score of every head, and, for
+comparison, which heads copy from the prompt.
+"""
 
 from prefheads.discovery.exact import Reference, discover
+from prefheads.discovery.retrieval import retrieval_scores
 
-__all__ = ["Reference", "discover"]
+__all__ = ["Reference", "discover", "retrieval_scores"]

@@ -1,24 +1,22 @@
-"""The LaMP benchmark: one table of what its tasks look like, and its official files.
-
-``TASKS`` holds every difference between the tasks (Salemi et al., "LaMP: When Large Language Models
-Meet Personalization"), so that prompts and retrieval are plain functions of it.
-"""
+"""The tasks of LaMP and LongLaMP: how each builds a prompt; reading the files of LaMP."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
 from prefheads.errors import DataError
+from prefheads.tasks.stream import read_json_items, starts_with_list
+from prefheads.tasks.stream import read_text as read_text
 
 Item = Mapping[str, str]
 QUESTIONS = "_questions.json"
 OUTPUTS = "_outputs.json"
+Kind = Literal["Gen.", "Cls.", "Reg."]
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,14 @@ class Task:
         long: The field of an item that may be cut to fit a context.
         closing: What stands between the profile and the input.
         corpus: The fields of an item that retrieval reads.
-        query: Retrieval asks for what follows this in the input; ``None``: for its two candidates.
+        query: Retrieval asks for what follows this in the input; ``""``: for the whole input;
+            ``None``: for its two candidates.
         inside: The profile follows this word of the input, instead of preceding the whole input.
+        kind: Generation, classification or regression.
+        dated: Items have a ``date``; otherwise they stand in the order of time.
+        frame: What the benchmark counts as an item without its long text: a pattern, a number of
+            tokens, or ``None`` for ``item`` with a space as its text.
+        counted: What the benchmark counts of ``closing``, besides one token for a full stop.
     """
 
     item: str
@@ -40,6 +44,10 @@ class Task:
     corpus: tuple[str, ...]
     query: str | None = ":"
     inside: str | None = None
+    kind: Kind = "Gen."
+    dated: bool = True
+    frame: str | int | None = None
+    counted: str = ""
 
     @property
     def fields(self) -> list[str]:
@@ -47,17 +55,29 @@ class Task:
         return [field for _, field, _, _ in Formatter().parse(self.item) if field]
 
 
-# The spaces before commas and full stops are the benchmark's own.
+# The spaces before commas and full stops are the benchmarks' own.
 TASKS = {
-    "LaMP-1": Task('"{title}"', "title", "", ("title", "abstract"), None, inside="title"),
+    "LaMP-1": Task(
+        '"{title}"',
+        "title",
+        "",
+        ("title", "abstract"),
+        query=None,
+        inside="title",
+        kind="Cls.",
+        frame=2,
+    ),
     "LaMP-2": Task(
         'the tag for the movie: "{description}" is "{tag}" ',
         "description",
         ". ",
         ("description",),
         "description:",
+        kind="Cls.",
     ),
-    "LaMP-3": Task('{score} is the score for "{text}" ', "text", ". ", ("text",), "review:"),
+    "LaMP-3": Task(
+        '{score} is the score for "{text}" ', "text", ". ", ("text",), "review:", kind="Reg."
+    ),
     "LaMP-4": Task(
         '"{title}" is the title for "{text}" ', "text", ". ", ("title", "text"), "article:"
     ),
@@ -67,6 +87,8 @@ TASKS = {
         ". Following the given patterns ",
         ("title", "abstract"),
         "paper:",
+        frame='"{title}" is a title " " ',
+        counted="Following the given patterns",
     ),
     "LaMP-6": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",)),
     "LaMP-7": Task(
@@ -74,28 +96,72 @@ TASKS = {
         "text",
         " are written by a person. Following the given patterns ",
         ("text",),
+        frame='"" ',
+        counted="are written by user. Following the given patterns",
+    ),
+    "LongLaMP-1": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",)),
+    "LongLaMP-2": Task(
+        '"{abstract}" is the abstract for the title "{title}"',
+        "abstract",
+        ". Use the above abstracts as context to understand the style and language of the user "
+        "and, ",
+        ("title", "abstract"),
+        "items:",
+        dated=False,
+    ),
+    "LongLaMP-3": Task(
+        '"{overall}" is a rating for the product with description "{description}". '
+        '"{summary}" is summary for "{reviewText}" ',
+        "reviewText",
+        ". Following the given patterns ",
+        ("overall", "summary", "description", "reviewText"),
+        query="",
+        dated=False,
+    ),
+    "LongLaMP-4": Task(
+        '"{summary}" is a summary for "{content}" ',
+        "content",
+        ". Following the given patterns, ",
+        ("summary", "content"),
+        query="",
+        dated=False,
     ),
 }
 GENERIC = Task('"{text}"', "text", " are written by a person. ", ("text",))
 
+LONGLAMP_NAMES = {
+    "LongLaMP-1": "email_completion",
+    "LongLaMP-2": "abstract_generation",
+    "LongLaMP-3": "product_review",
+    "LongLaMP-4": "topic_writing",
+}
+"""What the data set of LongLaMP calls its tasks; ``_user`` or ``_temporal`` names the setting."""
+
 
 def task_name(name: str) -> str:
-    """The usual spelling of a task's name: ``LaMP_7`` is ``LaMP-7``; other names stay as they are.
+    """The usual spelling of a task's name; names that are no task's stay as they are.
+
+    ``LaMP_7`` is ``LaMP-7``; ``longlamp_4``, ``topic_writing`` and ``topic_writing_user`` are
+    ``LongLaMP-4``.
 
     Raises:
-        DataError: A LaMP task that does not exist.
+        DataError: A task that LaMP or LongLaMP does not have.
     """
-    match = re.fullmatch(r"lamp[-_ ]?(.+)", name, re.IGNORECASE)
+    plain = re.sub("_(user|temporal)$", "", name)
+    for task, alias in LONGLAMP_NAMES.items():
+        if plain == alias:
+            return task
+    match = re.fullmatch(r"(long)?lamp[-_ ]?(.+)", name, re.IGNORECASE)
     if match is None:
         return name
-    known = f"LaMP-{match[1]}"
+    known = f"{'Long' if match[1] else ''}LaMP-{match[2]}"
     if known not in TASKS:
-        raise DataError(f"unknown task {name!r}: the LaMP tasks are {', '.join(TASKS)}")
+        raise DataError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}")
     return known
 
 
 def task_of(name: str | None) -> Task:
-    """The task of that name; examples of no LaMP task share the generic form."""
+    """The task of that name; examples of no known task share the generic form."""
     return TASKS.get(name, GENERIC) if name else GENERIC
 
 
@@ -107,26 +173,12 @@ def require_fields(profile: Sequence[Item], fields: Sequence[str], where: str) -
                 raise DataError(f'{where}: profile[{index}] lacks the field "{field}"')
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped).
-
-    Raises:
-        DataError: No such file, not readable, or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"no such file: {path}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}); convert the file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 def read_lamp(
     source: Path, outputs: Path | None, require_output: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows in the example format from a pair of official files, each with the place it came from.
+
+    The questions are read one at a time, so memory does not grow with the file.
 
     Args:
         source: A ``*_questions.json``, or a folder that holds one.
@@ -134,29 +186,57 @@ def read_lamp(
         require_output: Whether every question needs a gold.
 
     Yields:
-        ``(place, row)``; each sample is a user of its own.
+        ``(place, row)``; a sample without a ``user_id`` is a user of its own.
 
     Raises:
         DataError: Files that are missing or malformed, or a question without a gold.
     """
     questions = _questions_in(source) if source.is_dir() else source
-    rows = _read_json(questions)
-    if not isinstance(rows, list):
+    if not starts_with_list(questions):
         raise DataError(f"{questions}: must be a list of questions")
     golds: dict[str, str] = {}
     golds_at = outputs or questions.with_name(questions.name.removesuffix(QUESTIONS) + OUTPUTS)
     if outputs is None and not require_output and not golds_at.exists():
         task = _task_in_path(questions)
     else:
-        task, golds = _read_golds(golds_at)
-    for index, question in enumerate(rows):
+        task, golds = read_golds(golds_at)
+    for index, question in enumerate(read_json_items(questions, "item")):
         where = f"{questions}[{index}]"
-        if not isinstance(question, dict) or not isinstance(question.get("id"), str):
-            raise DataError(f'{where}: must be an object with a string "id"')
-        key = question["id"]
+        key = _id(question, "id")
+        if key is None:
+            raise DataError(f'{where}: must be an object with an "id"')
         if require_output and key not in golds:
             raise DataError(f"{golds_at}: no gold for id {key!r}")
-        yield where, {**question, "user_id": key, "output": golds.get(key), "task": task}
+        user = _id(question, "user_id") or key
+        yield where, question | {"id": key, "user_id": user, "output": golds.get(key), "task": task}
+
+
+def read_golds(path: Path) -> tuple[str, dict[str, str]]:
+    """The task and the outputs by id of an official ``*_outputs.json``.
+
+    Raises:
+        DataError: Missing or malformed.
+    """
+    task = next(iter(read_json_items(path, "task")), None)
+    if not isinstance(task, str):
+        raise DataError(f'{path}: must be an object with "task" and "golds"')
+    golds: dict[str, str] = {}
+    for index, gold in enumerate(read_json_items(path, "golds.item")):
+        key = _id(gold, "id")
+        if key is None or not isinstance(gold.get("output"), str):
+            raise DataError(f'{path}: golds[{index}] must have an "id" and a string "output"')
+        golds[key] = gold["output"]
+    if not golds:
+        raise DataError(f'{path}: "golds" must be a list with at least one gold')
+    return task_name(task), golds
+
+
+def _id(row: Any, field: str) -> str | None:
+    """An id, which some files write as a number; ``None`` if there is none."""
+    value = row.get(field) if isinstance(row, dict) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def _questions_in(folder: Path) -> Path:
@@ -169,30 +249,7 @@ def _questions_in(folder: Path) -> Path:
 
 def _task_in_path(questions: Path) -> str:
     """Test questions come without golds, so without a task name: the official folders carry it."""
-    match = re.search(r"LaMP[-_]\d", f"{questions.resolve().parent.name}/{questions.name}")
-    if match is None:
+    found = re.findall(r"(?<!Long)LaMP[-_]\d", "/".join(questions.resolve().parts[-3:]))
+    if not found:
         raise DataError(f"{questions}: no *{OUTPUTS} names its task; call the folder LaMP_<n>")
-    return task_name(match[0])
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-
-
-def _read_golds(path: Path) -> tuple[str, dict[str, str]]:
-    content = _read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("task"), str):
-        raise DataError(f'{path}: must be an object with "task" and "golds"')
-    if not isinstance(content.get("golds"), list):
-        raise DataError(f'{path}: "golds" must be a list')
-    golds: dict[str, str] = {}
-    for index, gold in enumerate(content["golds"]):
-        if not isinstance(gold, dict) or not all(
-            isinstance(gold.get(field), str) for field in ("id", "output")
-        ):
-            raise DataError(f'{path}: golds[{index}] must have a string "id" and "output"')
-        golds[gold["id"]] = gold["output"]
-    return task_name(content["task"]), golds
+    return task_name(found[-1])

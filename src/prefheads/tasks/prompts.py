@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefheads.errors import DataError
-from prefheads.examples import Example
-from prefheads.tasks.lamp import require_fields, task_of
+from prefheads.examples import Example, without_profile
+from prefheads.tasks.lamp import Item, Task, require_fields, task_of
+
+Count = Callable[[str], int]
+Cut = Callable[[str, int], str]
 
 JOINER = ", and "
 LEAST_TEXT = 8
@@ -52,10 +55,8 @@ def build_prompt(example: Example) -> Prompt:
     return Prompt(before + block[:start], inner, block[start + len(inner) :] + after)
 
 
-def shorten(
-    example: Example, budget: int, *, count: Callable[[str], int], cut: Callable[[str, int], str]
-) -> Example:
-    """Cut the profile to a number of tokens by the benchmark's rule; the input is never touched.
+def shorten(example: Example, budget: int, *, count: Count, cut: Cut) -> Example:
+    """Cut the profile to a number of tokens; the input is never touched.
 
     The budget is split evenly over the items, and what an item leaves unused goes to the next one.
     Only an item's long text is cut. Where that would leave an item less than ``LEAST_TEXT`` tokens
@@ -70,32 +71,89 @@ def shorten(
     Raises:
         DataError: Not even one item fits.
     """
-    form = task_of(example.task)
-    require_fields(example.profile, form.fields, f"example {example.id!r}")
+    form, lengths = task_of(example.task), _lengths(example, count)
     frames = [count(form.item.format_map({**item, form.long: ""})) for item in example.profile]
-    lengths = [count(item[form.long]) for item in example.profile]
     joiner = count(JOINER)
     for kept in range(len(frames), 0, -1):
         share = (budget - joiner * (kept - 1)) // kept
-        rooms = _rooms(share, frames[:kept], lengths[:kept])
+        rooms = _rooms(share, frames[:kept], lengths[:kept], LEAST_TEXT)
         if rooms is not None:
-            return example.with_profile(
-                {**item, form.long: cut(item[form.long], room)}
-                for item, room in zip(example.profile, rooms, strict=False)
-            )
+            return _cut_texts(example, rooms, cut)
     raise DataError(
         f"example {example.id!r}: no profile item fits into the {max(budget, 0)} tokens left for "
         "the profile; allow a longer context or shorten the input"
     )
 
 
-def _rooms(share: int, frames: list[int], lengths: list[int]) -> list[int] | None:
+def shorten_to(example: Example, max_tokens: int, *, count: Count, cut: Cut) -> Example:
+    """Cut the profile by the rule of the LaMP benchmark for prompts of ``max_tokens`` tokens.
+
+    The input is granted its own length, at most 0.6 of the tokens (it is not cut, so a longer one
+    makes a longer prompt), and the items share the rest as in :func:`shorten`: with two tokens for
+    a joiner, and no item dropped. Where an item would get less than an empty text needs, the 0.6
+    falls by 0.1.
+
+    Args:
+        example: The example.
+        max_tokens: Tokens of the whole prompt, before any chat template.
+        count: Number of tokens of a text, with those that the tokenizer adds to every text.
+        cut: As in :func:`shorten`, by such numbers.
+
+    Returns:
+        The example with its items cut; without a profile if no factor leaves room for it.
+
+    Raises:
+        DataError: ``max_tokens`` below 1, or an item without a needed field.
+    """
+    if max_tokens < 1:
+        raise DataError(f"a prompt needs at least one token, not {max_tokens}")
+    n = len(example.profile)
+    if not n:
+        return example
+    form, lengths = task_of(example.task), _lengths(example, count)
+    frames = [_counted_frame(form, item, count) for item in example.profile]
+    fixed = 2 * (n - 1) + (1 if form.closing else 0) + (count(form.counted) if form.counted else 0)
+    input_tokens = count(example.input)
+    factor = 0.6
+    while factor >= 0:
+        rest = max_tokens - min(input_tokens, int(factor * max_tokens))
+        rooms = _rooms((rest - fixed) // n, frames, lengths, count(""))
+        if rooms is not None:
+            return _cut_texts(example, rooms, cut)
+        factor -= 0.1
+    return without_profile(example)
+
+
+def _lengths(example: Example, count: Count) -> list[int]:
+    """Tokens of the long text of each item."""
+    form = task_of(example.task)
+    require_fields(example.profile, form.fields, f"example {example.id!r}")
+    return [count(item[form.long]) for item in example.profile]
+
+
+def _counted_frame(form: Task, item: Item, count: Count) -> int:
+    """Tokens that the benchmark reckons an item to need besides its long text."""
+    if isinstance(form.frame, int):
+        return form.frame
+    return count((form.frame or form.item).format_map({**item, form.long: " "}))
+
+
+def _rooms(share: int, frames: list[int], lengths: list[int], least: int) -> list[int] | None:
     """Tokens for the long text of each item, or ``None`` if an item gets too few."""
     rooms, unused = [], 0
     for frame, length in zip(frames, lengths, strict=True):
         room = share + unused - frame
-        if room < min(length, LEAST_TEXT):
+        if room < min(length, least):
             return None
         rooms.append(room)
         unused = room - min(room, length)
     return rooms
+
+
+def _cut_texts(example: Example, rooms: list[int], cut: Cut) -> Example:
+    """The first items of the profile, each with its long text cut to its room."""
+    long = task_of(example.task).long
+    return example.with_profile(
+        {**item, long: cut(item[long], room)}
+        for item, room in zip(example.profile, rooms, strict=False)
+    )

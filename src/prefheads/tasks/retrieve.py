@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, get_args
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +15,22 @@ from numpy.typing import NDArray
 from prefheads.errors import DataError
 from prefheads.tasks.lamp import Item, Task, require_fields, task_of
 
-Method = Literal["bm25", "recent", "all"]
+if TYPE_CHECKING:
+    from prefheads.users.embed import ProfileEncoder
+
+Method = Literal["bm25", "dense", "recent", "random", "all"]
 
 
 def retrieve(
-    task: str | None, input: str, profile: Sequence[Item], k: int, method: Method = "bm25"
+    task: str | None,
+    input: str,
+    profile: Sequence[Item],
+    k: int,
+    method: Method = "bm25",
+    *,
+    key: str = "",
+    seed: int = 0,
+    encoder: str = "bundled",
 ) -> list[Item]:
     """The ``k`` profile items that matter most for an input, best first.
 
@@ -26,27 +39,66 @@ def retrieve(
         input: The input of the example.
         profile: All items of the user.
         k: How many items to keep.
-        method: ``"bm25"`` (Okapi over whitespace tokens), ``"recent"`` (latest ``date`` first), or
-            ``"all"`` (the whole profile in its own order, whatever ``k``).
+        method: ``"bm25"`` (Okapi over whitespace tokens), ``"dense"`` (cosine of sentence
+            embeddings), ``"recent"`` (the latest first, by ``date`` where items have one),
+            ``"random"``, or ``"all"`` (the whole profile in its own order, whatever ``k``).
+        key: The example's id, which with the seed fixes what ``"random"`` draws.
+        seed: The seed.
+        encoder: The sentence encoder of ``"dense"``, as in
+            :class:`prefheads.users.embed.ProfileEncoder`.
 
     Raises:
         DataError: An item without a needed field, an input without a query, an unknown method.
+        PrefheadsError: ``"dense"`` without the extra ``cluster`` or with an unknown encoder.
     """
+    form = task_of(task)
     if method == "all":
         return list(profile)
     if method == "recent":
-        require_fields(profile, ("date",), 'retrieval "recent"')
-        return sorted(profile, key=_date)[::-1][:k]
-    if method != "bm25":
+        return _by_time(form, profile)[::-1][:k]
+    if method == "random":
+        return random.Random(f"{seed}:{key}").sample(profile, min(k, len(profile)))
+    if method not in ("bm25", "dense"):
         raise DataError(f"unknown retrieval {method!r}: use one of {', '.join(get_args(Method))}")
-    form = task_of(task)
-    require_fields(profile, form.corpus, 'retrieval "bm25"')
-    corpus = [" ".join(item[field] for field in form.corpus).split() for item in profile]
-    scores = okapi_scores(_query(form, input).split(), corpus)
+    require_fields(profile, form.corpus, f'retrieval "{method}"')
+    query = _query(form, input)
+    corpus = [" ".join(item[field] for field in form.corpus) for item in profile]
+    if method == "bm25":
+        scores = okapi_scores(query.split(), [text.split() for text in corpus])
+    else:
+        scores = cosines(query, corpus, encoder)
     # Of equal scores the later item comes first, as where the benchmark reverses an ascending sort;
     # its sort is not stable, so there the order of ties depends on the processor.
     order = np.argsort(scores, kind="stable")[::-1][:k]
     return [profile[index] for index in order]
+
+
+def cosines(query: str, corpus: Sequence[str], encoder: str = "bundled") -> NDArray[np.float64]:
+    """Cosines between the sentence embeddings of a query and of each text of a corpus.
+
+    Returns:
+        ``(n_documents,)``; -1 for a text without a word.
+
+    Raises:
+        DataError: The query has no word.
+        PrefheadsError: The extra ``cluster`` or the encoder is missing.
+    """
+    if not query.strip():
+        raise DataError("the input is empty where retrieval would read its query")
+    worded = [index for index, text in enumerate(corpus) if text.strip()]
+    scores = np.full(len(corpus), -1.0)
+    vectors = _encoder(encoder).embed(
+        [[{"text": t}] for t in (query, *(corpus[i] for i in worded))]
+    )
+    scores[worded] = vectors[1:] @ vectors[0]
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _encoder(name: str) -> ProfileEncoder:
+    from prefheads.users.embed import ProfileEncoder  # an extra, needed only here
+
+    return ProfileEncoder(name)
 
 
 def okapi_scores(
@@ -60,20 +112,25 @@ def okapi_scores(
     Returns:
         ``(n_documents,)``.
     """
-    counts = [Counter(document) for document in corpus]
     lengths = np.array([len(document) for document in corpus], dtype=float)
     scores = np.zeros(len(corpus))
     if not lengths.any():
         return scores
-    containing = Counter(word for count in counts for word in count)
-    frequency = np.array(list(containing.values()))
+    containing: Counter[str] = Counter()
+    found = {word: np.zeros(len(corpus)) for word in query}
+    for index, document in enumerate(corpus):
+        count = Counter(document)
+        containing.update(count.keys())
+        for word in count.keys() & found.keys():
+            found[word][index] = count[word]
+    frequency = np.fromiter(containing.values(), dtype=float)
     raw = np.log(len(corpus) - frequency + 0.5) - np.log(frequency + 0.5)
-    idf = dict(zip(containing, np.where(raw < 0, 0.25 * raw.mean(), raw), strict=True))
+    weights = np.where(raw < 0, 0.25 * raw.mean(), raw)
+    idf = dict(zip(containing, weights.tolist(), strict=True))
     norm = k1 * (1 - b + b * lengths / lengths.mean())
     for word in query:
         if word in idf:
-            found = np.array([count[word] for count in counts])
-            scores += idf[word] * (found * (k1 + 1) / (found + norm))
+            scores += idf[word] * (found[word] * (k1 + 1) / (found[word] + norm))
     return scores
 
 
@@ -83,10 +140,19 @@ def _query(form: Task, input: str) -> str:
         if len(quoted) < 3:
             raise DataError("the input must quote a title and two candidates")
         return f"{quoted[1]} {quoted[2]}"
+    if not form.query:
+        return input
     _, marker, query = input.partition(form.query)
     if not marker:
         raise DataError(f'the input has no "{form.query}", so nothing to retrieve for')
     return query
+
+
+def _by_time(form: Task, profile: Sequence[Item]) -> list[Item]:
+    if not form.dated:
+        return list(profile)
+    require_fields(profile, ("date",), 'retrieval "recent"')
+    return sorted(profile, key=_date)
 
 
 def _date(item: Item) -> tuple[int, ...]:

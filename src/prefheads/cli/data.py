@@ -1,0 +1,84 @@
+"""`prefheads data`: fetch the benchmarks' files, and count what files hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from prefheads.cli import options, session
+from prefheads.tasks.download import BASE_URL, Setting
+from prefheads.tasks.download import download as fetch
+from prefheads.tasks.statistics import Spread, TaskStatistics, task_statistics
+
+app = typer.Typer(name="data", no_args_is_help=True, help="Fetch LaMP and LongLaMP; count data.")
+
+
+@app.command()
+def stats(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Files of examples, or folders with splits or tasks.", metavar="PATH"),
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Users, instances and lengths of each task."""
+    rows = task_statistics(paths)
+    session.emit(as_json, [_plain(row) for row in rows], [_table(rows)])
+
+
+@app.command()
+def download(
+    tasks: Annotated[
+        list[str], typer.Argument(help="Tasks, such as LaMP-4 or LongLaMP-2.", metavar="TASK")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files; resumes.")],
+    split: Annotated[
+        str, typer.Option("--split", help="Of train, dev, test; LaMP's test has no golds.")
+    ] = "train,dev",
+    setting: Annotated[
+        Setting,
+        typer.Option("--setting", help="Split by user, or each user's texts by time."),
+    ] = "user",
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="Where the folders of LaMP are.")
+    ] = BASE_URL,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Fetch splits of LaMP or LongLaMP, resuming what an earlier run left off."""
+    splits = [name for part in split.split(",") if (name := part.strip())]
+    progress = session.show_progress(quiet, as_json)
+    files = fetch(tasks, splits, out, setting=setting, base_url=base_url, progress=progress)
+    session.emit(as_json, {"files": files}, [str(path) for path in files])
+
+
+def _plain(row: TaskStatistics) -> dict[str, object]:
+    spreads = {k: v._asdict() for k, v in vars(row).items() if isinstance(v, Spread)}
+    return asdict(row) | spreads
+
+
+def _table(rows: list[TaskStatistics]) -> Table:
+    table = Table(title="Data; items and words as mean / median", title_justify="left")
+    for column in ("task", "type", "setting", "splits"):
+        table.add_column(column, overflow="fold")
+    for column in ("users", "instances", "profile items", "input words", "output words"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.task or "no task",
+            row.kind,
+            row.setting,
+            ", ".join(row.splits),
+            f"{row.users:,}",
+            f"{row.instances:,}",
+            *map(_shown, (row.profile_items, row.input_words, row.output_words)),
+        )
+    return table
+
+
+def _shown(spread: Spread | None) -> str:
+    return "n/a" if spread is None else f"{spread.mean:.1f} / {spread.median:g}"

@@ -1,0 +1,162 @@
+"""Intervals and paired tests of a benchmark's metrics, over users.
+
+Users, not samples, are what is resampled or swapped: samples of one user are alike, so counting
+them as independent would find differences where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefheads.errors import DataError
+from prefheads.stats import Array, Estimate, bootstrap, user_totals
+from prefheads.tasks.metrics import Metric
+from prefheads.tasks.wordnet import require
+
+_BATCH = 1000  # swaps at a time: bounds the memory whatever the number of users
+_TIE = 1e-10  # relative; statistics of equal data differ by rounding, and must count as ties
+
+
+def interval(rows: Any, metric: Metric, users: Sequence[str], seed: int = 0) -> Estimate:
+    """A metric with its 95 % bootstrap interval.
+
+    Args:
+        rows: ``(n,)`` or ``(n, k)``: the metric's rows, see ``tasks.metrics.sample_scores``.
+        metric: The metric.
+        users: The user of each sample.
+        seed: Of the bootstrap.
+
+    Returns:
+        The metric over all samples; the ends are NaN if there is only one user.
+
+    Raises:
+        DataError: Rows and users differ in number, or there are none.
+    """
+    values = _checked(rows, users)
+    low, high = bootstrap(values, users, seed=seed, of_mean=metric.of_mean)
+    return Estimate(metric.aggregate(values), float(low), float(high))
+
+
+def difference(
+    rows_a: Any, rows_b: Any, metric: Metric, users: Sequence[str], seed: int = 0
+) -> Estimate:
+    """Metric of a minus metric of b on the same samples, with its 95 % bootstrap interval.
+
+    Args:
+        rows_a: ``(n,)`` or ``(n, k)``: the metric's rows for one method.
+        rows_b: The same for another method, on the same samples in the same order.
+        metric: The metric.
+        users: The user of each sample.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: Rows and users differ in number, or there are none.
+    """
+    both = _paired(rows_a, rows_b, users)
+
+    def of_mean(mean: Array) -> Array:
+        return _difference(metric, mean)
+
+    low, high = bootstrap(both, users, seed=seed, of_mean=of_mean)
+    return Estimate(float(of_mean(both.mean(axis=0))), float(low), float(high))
+
+
+def paired_test(
+    rows_a: Any,
+    rows_b: Any,
+    metric: Metric,
+    users: Sequence[str],
+    n_permutations: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p value of two methods being equally good, by approximate randomisation.
+
+    If they are, a user's results of the two may be swapped. p is the share of random swaps that
+    make the metrics differ by at least as much as they do, the given assignment counted in; of all
+    swaps where ``n_permutations`` allows for them.
+
+    Args:
+        rows_a: ``(n,)`` or ``(n, k)``: the metric's rows for one method.
+        rows_b: The same for another method, on the same samples in the same order.
+        metric: The metric.
+        users: The user of each sample.
+        n_permutations: Number of random swaps.
+        seed: Of the swaps.
+
+    Returns:
+        p, never 0. A single user gives 1.
+
+    Raises:
+        DataError: Rows and users differ in number, or there are none; no permutations.
+    """
+    if n_permutations < 1:
+        raise DataError(f"a permutation test needs n_permutations >= 1: {n_permutations}")
+    both = _paired(rows_a, rows_b, users)
+    totals, _ = user_totals(both, users)
+    n_users = len(totals)
+    kept, swapped = totals.reshape(n_users, -1), totals[:, ::-1].reshape(n_users, -1)
+
+    def distance(swap: Array) -> Array:
+        sums = (1 - swap) @ kept + swap @ swapped
+        return np.abs(_difference(metric, sums.reshape(-1, *both.shape[1:]) / len(both)))
+
+    observed = distance(np.zeros((1, n_users)))[0]
+    exact = 2**n_users <= n_permutations
+    swaps = _all_swaps(n_users) if exact else _random_swaps(n_users, n_permutations, seed)
+    extreme = sum(int((distance(swap) >= observed * (1 - _TIE)).sum()) for swap in swaps)
+    return extreme / 2**n_users if exact else (extreme + 1) / (n_permutations + 1)
+
+
+def holm(p_values: Sequence[float]) -> Array:
+    """p values of several tests, adjusted by Holm's step-down method, in the given order.
+
+    Raises:
+        DataError: A value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise DataError(f"p values must lie in [0, 1]: {list(p_values)}")
+    if not p.size:
+        return p
+    adjusted = require("statsmodels.stats.multitest").multipletests(p, method="holm")[1]
+    return np.asarray(adjusted, dtype=np.float64)
+
+
+def _difference(metric: Metric, mean: Array) -> Array:
+    """Metric of a minus metric of b from mean rows ``(..., 2)`` or ``(..., 2, k)``."""
+    values = metric.of_mean(mean)
+    return np.asarray(values[..., 0] - values[..., 1])
+
+
+def _all_swaps(n_users: int) -> Iterator[Array]:
+    """Every choice of users to swap, ``(batch, n_users)`` of 0 and 1."""
+    for start in range(0, 2**n_users, _BATCH):
+        numbers = np.arange(start, min(start + _BATCH, 2**n_users))
+        yield ((numbers[:, None] >> np.arange(n_users)) & 1).astype(np.float64)
+
+
+def _random_swaps(n_users: int, count: int, seed: int) -> Iterator[Array]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, _BATCH):
+        size = (min(_BATCH, count - start), n_users)
+        yield rng.integers(0, 2, size=size).astype(np.float64)
+
+
+def _paired(rows_a: Any, rows_b: Any, users: Sequence[str]) -> Array:
+    """Rows of both methods, ``(n, 2)`` or ``(n, 2, k)``."""
+    a, b = _checked(rows_a, users), _checked(rows_b, users)
+    if a.shape != b.shape:
+        raise DataError(f"rows of two methods must have one shape: {a.shape} and {b.shape}")
+    return np.stack([a, b], axis=1)
+
+
+def _checked(rows: Any, users: Sequence[str]) -> Array:
+    values = np.asarray(rows, dtype=np.float64)
+    if len(values) != len(users) or not len(users):
+        raise DataError(
+            f"needs the user of each row, and at least one: {len(values)} rows, {len(users)} users"
+        )
+    return values

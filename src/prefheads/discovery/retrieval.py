@@ -1,0 +1,242 @@
+"""Retrieval heads (Wu et al., 2024), which DeCoRe masks: heads that look up what is being copied.
+
+A prompt hides one note, the needle, among others, and asks for it. While the model is fed the
+needle as its answer, a head has copied a token if, where that token is predicted, it attends most
+to a place in the needle that holds this very token. Its copy score is the share of the needle's
+tokens that it has copied.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefheads.attention import AttentionFunction, input_device, intercept
+from prefheads.encoding import encode
+from prefheads.errors import DataError, ModelError
+from prefheads.examples import Example
+from prefheads.forward import observing
+from prefheads.heads import HeadScores, Provenance, fingerprint
+from prefheads.scoring import context_length, token_nll
+
+MAX_TOKENS = 1024
+"""Prompts and answer together are at most this long: attention weights take its square."""
+LENGTHS = (0.25, 0.5, 0.95)
+"""Shares of that length; the longest leaves some room, as tokens differ at the joints."""
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Where among the notes the needle is, from first to last."""
+
+NAMES = (
+    "Ada", "Boris", "Chen", "Dara", "Emil", "Fatima", "Goran", "Hana", "Igor", "Jamila",
+    "Kofi", "Lena", "Marek", "Nadia", "Omar",
+)  # fmt: skip
+THINGS = (
+    "coins", "keys", "maps", "shells", "stamps", "candles", "ribbons", "bottles",
+    "pencils", "medals", "beads", "tickets",
+)  # fmt: skip
+COLOURS = (
+    "red", "blue", "green", "white", "black", "yellow", "purple", "orange", "silver",
+    "golden",
+)  # fmt: skip
+PLACES = (
+    "barn", "attic", "cellar", "garden", "kitchen", "library", "harbour", "tower",
+    "stable", "chapel", "cabin", "mill",
+)  # fmt: skip
+NOTES = (
+    "{name} sold {number} {things} at the {place}.",
+    "{name} has never been to the {place}.",
+    "{name} walked past the {place} with {other}.",
+    "The {place} was full of {colour} {things}.",
+    "{name} gave {other} {number} {colour} {things}.",
+    "Nobody saw {name} near the {place} in the morning.",
+)
+NEEDLE = "{name} hid {number} {colour} {things} in the {place}."
+QUESTION = "Copy the note that says what {name} hid."
+
+
+def retrieval_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_prompts: int = 30,
+    seed: int = 0,
+    progress: bool = True,
+) -> HeadScores:
+    """Copy score of every head on needle-in-a-haystack prompts of several lengths and depths.
+
+    Args:
+        model: Any causal language model of transformers that uses its attention interface; its
+            attention is computed eagerly meanwhile.
+        n_prompts: How many prompts, each with another needle.
+        seed: Decides what they say.
+        progress: Show a progress bar.
+
+    Returns:
+        ``values`` are the copy scores in [0, 1], ``nll`` the mean NLL of the needle's tokens in
+        nats; an example is a prompt. ``.top(fraction=0.04)`` gives the map to steer with:
+        ``steer(model, heads, gamma, schedule="entropy", scope="all")`` is DeCoRe.
+
+    Raises:
+        DataError: No prompts asked for, or the context is too short for them.
+        ModelError: The model or its eager attention cannot be handled.
+    """
+    if n_prompts < 1:
+        raise DataError(f"n_prompts={n_prompts}: measure on at least one prompt")
+    limit = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
+    prompts = [needle_prompt(tokenizer, i, seed, limit) for i in range(n_prompts)]
+    values, losses = [], []
+    with intercept(model, "eager") as layout:
+        for prompt in tqdm(prompts, "copy score", unit="prompt", disable=not progress):
+            copied, nll = _copied(model, layout.shape, prompt)
+            values.append(copied)
+            losses.append(nll)
+    info = Provenance(
+        model_id=str(model.config.name_or_path),
+        fingerprint=fingerprint(model.config),
+        task="retrieval",
+        scope="",  # measured without an intervention, so found for either scope
+        method="copy",
+        n_examples=n_prompts,
+        seed=seed,
+    )
+    ids = tuple(f"needle-{i}" for i in range(n_prompts))
+    return HeadScores(torch.stack(values), torch.stack(losses), ids, ids, info)
+
+
+@dataclass(frozen=True)
+class NeedlePrompt:
+    """A prompt and where its needle is.
+
+    Attributes:
+        ids: ``(P,)`` tokens of the prompt.
+        start: First token of the needle.
+        end: First token after it.
+    """
+
+    ids: Tensor
+    start: int
+    end: int
+
+    @property
+    def needle(self) -> Tensor:
+        """Tokens ``(T,)`` of the needle, which are also the answer."""
+        return self.ids[self.start : self.end]
+
+
+def needle_prompt(
+    tokenizer: PreTrainedTokenizerBase, index: int, seed: int, limit: int
+) -> NeedlePrompt:
+    """The prompt of an index: lengths and depths take turns, what it says is drawn.
+
+    Args:
+        limit: Tokens that prompt and answer may have together.
+
+    Raises:
+        DataError: The limit leaves no room for one more note than the needle.
+    """
+    rng = random.Random(f"{seed}-{index}")
+    names = rng.sample(NAMES, len(NAMES))
+    needle = NEEDLE.format_map(_words(rng, names) | {"name": names[-1]})
+    question = QUESTION.format(name=names[-1])
+    depth = DEPTHS[index // len(LENGTHS) % len(DEPTHS)]
+    length = LENGTHS[index % len(LENGTHS)] * limit
+    notes: list[str] = []
+    found = _locate(tokenizer, index, [needle], question, needle, limit)
+    room = length - len(found.ids) - len(found.needle)
+    while room > 0 or not notes:
+        note = rng.choice(NOTES).format_map(_words(rng, names[:-1]))
+        room -= len(tokenizer("\n" + note, add_special_tokens=False)["input_ids"])
+        if room >= 0 or not notes:
+            notes.append(note)
+    at = round(depth * len(notes))
+    found = _locate(tokenizer, index, [*notes[:at], needle, *notes[at:]], question, needle, limit)
+    if len(found.ids) + len(found.needle) > limit:
+        raise DataError(f"a context of {limit} tokens is too short for needle prompts")
+    return found
+
+
+def _words(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
+    name, other = rng.sample(names, 2)
+    return {
+        "name": name,
+        "other": other,
+        "number": str(rng.randint(2, 99)),
+        "things": rng.choice(THINGS),
+        "colour": rng.choice(COLOURS),
+        "place": rng.choice(PLACES),
+    }
+
+
+def _locate(
+    tokenizer: PreTrainedTokenizerBase,
+    index: int,
+    notes: list[str],
+    question: str,
+    needle: str,
+    limit: int,
+) -> NeedlePrompt:
+    text = "\n".join([*notes, "", question])
+    encoded = encode(tokenizer, Example(f"needle-{index}", "", (), text, None), max_length=limit)
+    start = encoded.text.index(needle)
+    end = start + len(needle)
+    encoding = tokenizer(
+        encoded.text,
+        add_special_tokens=not tokenizer.chat_template,
+        return_offsets_mapping=True,
+    )
+    places = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start]
+    return NeedlePrompt(encoded.prompt_ids, places[0], places[-1] + 1)
+
+
+class _Watch:
+    """Notes where each head attends most, from the last ``n`` positions."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.most: dict[int, Tensor] = {}
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        return hidden, rest
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        if weights is None:
+            raise ModelError(f"{type(module).__name__} does not show its attention weights")
+        self.most[int(module.layer_idx)] = weights[0, :, -self.n :].argmax(-1).cpu()  # type: ignore[arg-type]
+        return out, weights
+
+
+@torch.no_grad()
+def _copied(
+    model: PreTrainedModel, shape: tuple[int, int], prompt: NeedlePrompt
+) -> tuple[Tensor, Tensor]:
+    """Copy score of each head ``(n_layers, n_heads)`` on a prompt, and the needle's NLL ``()``."""
+    needle = prompt.needle
+    ids = torch.cat([prompt.ids, needle[:-1]])
+    watch = _Watch(len(needle))
+    with observing(watch):
+        # Without a cache, so that sliding windows too have a key for each token.
+        logits = model(
+            input_ids=ids[None].to(input_device(model)),
+            use_cache=False,
+            logits_to_keep=len(needle),
+        ).logits[0]
+    most = torch.stack([watch.most[layer] for layer in range(shape[0])])  # (L, H, T)
+    copied = (most >= prompt.start) & (most < prompt.end) & (ids[most] == needle)
+    return copied.float().mean(-1), token_nll(logits, needle.to(logits.device)).mean().cpu()

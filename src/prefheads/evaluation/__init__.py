@@ -1,0 +1,1 @@
+"""Benchmarks: several methods on several tasks, resumable, with intervals and paired tests."""

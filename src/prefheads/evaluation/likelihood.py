@@ -1,0 +1,139 @@
+"""How likely every method makes what users really wrote: own, another's and no profile.
+
+Needs no generation, and separates methods with far fewer samples than text metrics do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefheads.attention import head_layout, intercept
+from prefheads.calibrate import score_settings
+from prefheads.checkpoint import Checkpoint, digest, model_marks
+from prefheads.contrast import combine
+from prefheads.evaluation.methods import Decoder
+from prefheads.examples import Example, other_profiles, without_profile
+from prefheads.masks import masked_backend
+from prefheads.scoring import Budget, Scorer, encode_all, token_nll
+from prefheads.setting import PLAIN
+from prefheads.stats import Array
+from prefheads.steering import Scope
+from prefheads.validate import Validation
+
+
+def likelihood(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    decoders: Sequence[Decoder],
+    *,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Validation:
+    """Mean NLL of every response under every method, in three contexts.
+
+    A method's temperature divides its logits. DoLa rules tokens out, so that what users wrote may
+    have no likelihood at all under it: its column is NaN.
+
+    Args:
+        examples: Samples of at least two users, each with a response.
+        decoders: Made for these very examples.
+        checkpoint: File to keep finished samples in.
+        seed: Decides whose profile is the other one.
+    """
+    contexts = [
+        list(examples),
+        other_profiles(examples, seed),
+        [without_profile(e) for e in examples],
+    ]
+    names = [d.method.name for d in decoders]
+    degrees = sorted({float(d.method.options["temperature"]) for d in decoders})
+    nll = np.full((len(examples), 3, len(decoders)), np.nan)
+    for scope in ("response", "all"):
+        chosen = [i for i, d in enumerate(decoders) if d.scope == scope and d.method.kind != "dola"]
+        if not chosen:
+            continue
+        values = _scores(
+            model,
+            tokenizer,
+            contexts,
+            [decoders[i] for i in chosen],
+            scope,
+            degrees,
+            None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-{scope}"),
+            progress,
+        )
+        for column, i in enumerate(chosen):
+            t = degrees.index(float(decoders[i].method.options["temperature"]))
+            nll[:, :, i] = values[:, :, column, t]
+    return Validation(
+        PLAIN,
+        tuple(names),
+        nll,
+        tuple(e.id for e in examples),
+        tuple(e.user_id for e in examples),
+    )
+
+
+def _scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[Sequence[Example]],
+    decoders: Sequence[Decoder],
+    scope: Scope,
+    temperatures: Sequence[float],
+    checkpoint: Path | None,
+    progress: bool,
+) -> Array:
+    """NLL ``(n_examples, n_contexts, n_decoders, n_temperatures)`` of decoders of one scope.
+
+    Every prompt is encoded once for all of them. The last context is the one without a profile,
+    which CAD contrasts with.
+    """
+    encoded = [encode_all(model, tokenizer, examples) for examples in contexts]
+    settings = [replace(d.setting, heads=d.method.name) for d in decoders]
+    maps = {d.method.name: w for d in decoders if (w := d.weights) is not None}
+    nothing = {"none": torch.zeros(head_layout(model).shape)}
+    cad = {i: d.method.options["gamma"] for i, d in enumerate(decoders) if d.method.kind == "cad"}
+    run = digest(
+        [scope, [asdict(s) for s in settings], cad, list(temperatures), *model_marks(model)],
+        (e for part in encoded for e in part),
+        list(maps.values()),
+    )
+    budget = Budget()
+    with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
+        done, n = len(store.rows), len(encoded[0])
+        label = "likelihood" if scope == "response" else "likelihood, all positions"
+        bar = tqdm(range(done, n), label, n, unit="example", initial=done, disable=not progress)
+        for i in bar:
+            own = {name: m[i] for name, m in maps.items()} or nothing
+            scorers = [Scorer(model, part[i], scope, budget) for part in encoded]
+            nll = torch.stack([score_settings(s, own, settings, temperatures)[0] for s in scorers])
+            if cad:
+                plain = [_plain(s) for s in scorers]
+                for column, strength in cad.items():
+                    contrasted = [combine(p, plain[-1], strength) for p in plain]
+                    nll[:, column] = _nll(contrasted, scorers[0].targets, temperatures)
+            store.add(nll=nll)
+        return store.stacked()["nll"].double().numpy()
+
+
+def _plain(scorer: Scorer) -> Tensor:
+    """Logits ``(T, vocab)`` of the response as the model is."""
+    unchanged = torch.ones(1, *head_layout(scorer.model).shape)
+    return next(scorer.logits(unchanged, "head"))[1][0].float()
+
+
+def _nll(logits: Sequence[Tensor], targets: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Mean NLL ``(n_logits, n_temperatures)``."""
+    rows = [[token_nll(x / t, targets).mean() for t in temperatures] for x in logits]
+    return torch.stack([torch.stack(row) for row in rows]).cpu()

@@ -1,0 +1,279 @@
+"""The decoding methods that an evaluation compares, all by the same code and the same options.
+
+A method is typed as its name and, where wanted, options: ``dps``, ``dps:gamma=0.5:fraction=0.08``,
+``plain:temperature=0.7``, ``random-heads:of=calibrated``. :data:`DEFAULTS` has what each starts
+from; every one but DoLa and CAD is a map of heads for each user and a :class:`Setting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefheads.attention import head_layout
+from prefheads.contrast.cad import context_contrast
+from prefheads.contrast.dola import layer_contrast
+from prefheads.encoding import Batch
+from prefheads.errors import DataError, SteeringError
+from prefheads.examples import Example
+from prefheads.generation import steer_with
+from prefheads.heads import HeadWeights
+from prefheads.setting import PLAIN, Setting
+from prefheads.steerer import PreferenceSteerer, Routing
+from prefheads.steering import Scope
+from prefheads.users import cluster_heads, mix
+
+Options = dict[str, Any]
+Control = Literal["heads", "mask"]
+
+_DPS: Options = {
+    "gamma": 0.25,
+    "fraction": 0.04,
+    "mode": "contrast",
+    "target": "head",
+    "suppression": 1.0,
+    "scope": "response",
+}
+_ANY: Options = {"temperature": 1.0, "repetition_penalty": 1.0}
+DEFAULTS: dict[str, Options] = {
+    # The same prompt, greedy.
+    "plain": {},
+    # Context-aware decoding (Shi et al.): against the prompt without the profile.
+    "cad": {"gamma": 0.5},
+    # Decoding by contrasting layers (Chuang et al.).
+    "dola": {"layers": "high", "plausibility": 0.1, "repetition_penalty": 1.2},
+    # Decoding by contrasting retrieval heads (Gema et al.): masked at every position.
+    "decore": _DPS | {"gamma": 1.0, "schedule": "entropy", "cap": None, "scope": "all"},
+    # Differential Preference Steering as the paper has it (Eq. 8), heads of highest PCS.
+    "dps": _DPS,
+    # The same with heads of each user's cluster, weighted by importance and routing (5.3).
+    "dps-cluster": _DPS | {"routing": "soft"},
+    # What calibration chose.
+    "calibrated": {"routing": "soft"},
+    # Controls of another method: as many heads elsewhere, or a random map as sparse.
+    "random-heads": {"of": "dps", "seed": 0},
+    "random-mask": {"of": "dps", "seed": 0},
+}
+CONTROLS: dict[str, Control] = {"random-heads": "heads", "random-mask": "mask"}
+NEEDS_STEERER = ("dps", "dps-cluster", "calibrated", "random-heads", "random-mask")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": ("contrast", "amplify"),
+    "target": ("head", "profile"),
+    "scope": get_args(Scope),
+    "schedule": ("constant", "entropy"),
+    "routing": get_args(Routing),
+    "of": ("dps", "dps-cluster", "calibrated", "decore"),
+    "layers": ("low", "high"),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decoding method with all its options.
+
+    Attributes:
+        name: As typed.
+        kind: A key of :data:`DEFAULTS`.
+        options: The defaults, with what was typed in their place.
+    """
+
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """Read ``kind:option=value:...``.
+
+        Raises:
+            DataError: An unknown method or option, or a value that it cannot have.
+        """
+        kind, *pairs = (part.strip() for part in text.split(":"))
+        if kind not in DEFAULTS:
+            raise DataError(f"unknown method {kind!r}: the methods are {', '.join(DEFAULTS)}")
+        given = dict(_pair(pair, text) for pair in pairs)
+        base = DEFAULTS[kind] | DEFAULTS.get(str(given.get("of", DEFAULTS[kind].get("of"))), {})
+        allowed = _ANY | base
+        for key, value in given.items():
+            if key not in allowed:
+                raise DataError(
+                    f"method {text!r}: {kind} has no {key}; it has {', '.join(allowed)}"
+                )
+            allowed[key] = _value(key, value, text)
+        return cls(":".join([kind, *pairs]), kind, allowed)
+
+    @property
+    def base(self) -> str:
+        """The method that it is, or that it is a control of."""
+        return str(self.options.get("of", self.kind))
+
+    @property
+    def needs_retrieval_heads(self) -> bool:
+        """Whether it works with the heads that copy from the context (DeCoRe)."""
+        return self.base == "decore"
+
+    @property
+    def needs_steerer(self) -> bool:
+        """Whether it works with what discovery found."""
+        return self.kind in NEEDS_STEERER and not self.needs_retrieval_heads
+
+    @property
+    def shares_prompt(self) -> bool:
+        """Whether it leaves the encoding of the prompt as it is."""
+        return bool(self.options.get("scope", "response") == "response")
+
+    @property
+    def generate_options(self) -> Options:
+        """What ``model.generate`` is asked for: greedy, or sampling at another temperature."""
+        options: Options = {"do_sample": False}
+        if self.options["temperature"] != 1:
+            options = {"do_sample": True, "temperature": self.options["temperature"], "top_k": 0}
+        if self.options["repetition_penalty"] != 1:
+            options["repetition_penalty"] = self.options["repetition_penalty"]
+        return options
+
+    def setting(self, steerer: PreferenceSteerer | None) -> Setting:
+        """How it steers; plain for what does not work with heads."""
+        if self.base == "calibrated":
+            assert steerer is not None
+            return steerer.setting
+        if self.base in ("plain", "cad", "dola"):
+            return PLAIN
+        names = ("mode", "target", "gamma", "suppression", "schedule", "cap")
+        chosen = {n: self.options[n] for n in names if n in self.options}
+        return Setting(heads=f"top {self.options['fraction']:.0%}", **chosen)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A method made ready for a list of examples.
+
+    Attributes:
+        method: The method.
+        setting: How it steers.
+        maps: The heads of each example's user; empty for what does not work with heads.
+        scope: Where it acts.
+    """
+
+    method: Method
+    setting: Setting
+    maps: Sequence[HeadWeights]
+    scope: Scope
+
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """``(n_examples, n_layers, n_heads)``, or None."""
+        return torch.stack([m.values for m in self.maps]) if self.maps else None
+
+    def acting(
+        self, model: PreTrainedModel, rows: slice, batch: Batch, bare: Callable[[], Batch]
+    ) -> AbstractContextManager[Any]:
+        """The context in which stock ``model.generate()`` decodes by this method.
+
+        Args:
+            rows: Which of the examples are in the batch.
+            bare: Makes the same batch without profiles.
+        """
+        options = self.method.options
+        if self.method.kind == "cad":
+            without = bare()
+            return context_contrast(
+                model, without.prompt_ids, without.prompt_mask, options["gamma"]
+            )
+        if self.method.kind == "dola":
+            return layer_contrast(model, options["layers"], plausibility=options["plausibility"])
+        if self.weights is None or self.setting.plain:
+            return nullcontext()
+        return steer_with(model, self.weights[rows], self.setting, self.scope, batch.profile_mask)
+
+
+def make_decoder(
+    method: Method,
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    steerer: PreferenceSteerer | None = None,
+    retrieval_heads: Callable[[float], HeadWeights] | None = None,
+) -> Decoder:
+    """Find each user's heads for a method.
+
+    Args:
+        steerer: What discovery found, for methods that need it.
+        retrieval_heads: The retrieval heads that are a given share of all, for DeCoRe.
+
+    Raises:
+        SteeringError: A method without what it needs.
+    """
+    if method.needs_steerer and steerer is None:
+        raise SteeringError(f"method {method.name} needs heads: fit a steerer first")
+    if method.needs_retrieval_heads and retrieval_heads is None:
+        raise SteeringError(f"method {method.name} needs retrieval heads")
+    setting, options = method.setting(steerer), method.options
+    maps: Sequence[HeadWeights] = ()
+    if not setting.plain:
+        maps = _maps(method, examples, steerer, retrieval_heads)
+        if method.kind in CONTROLS:
+            control, seed = CONTROLS[method.kind], options["seed"]
+            maps = [m.random_like(seed, control) for m in maps]
+        shape = head_layout(model).shape
+        if any(m.shape != shape for m in maps):
+            raise SteeringError(f"method {method.name}: its heads are not those of this model")
+    calibrated = method.base == "calibrated"
+    scope = steerer.scope if calibrated and steerer else options.get("scope", "response")
+    return Decoder(method, setting, maps, cast(Scope, scope))
+
+
+def _maps(
+    method: Method,
+    examples: Sequence[Example],
+    steerer: PreferenceSteerer | None,
+    retrieval_heads: Callable[[float], HeadWeights] | None,
+) -> Sequence[HeadWeights]:
+    options = method.options
+    if method.base == "decore":
+        assert retrieval_heads is not None
+        return [retrieval_heads(options["fraction"])] * len(examples)
+    assert steerer is not None
+    profiles = [e.profile for e in examples]
+    if method.base == "calibrated":
+        return steerer.heads_for(profiles, options["routing"])
+    scores = steerer.scores.get("head")
+    if scores is None:
+        raise SteeringError(f"method {method.name}: no head of the fit was ablated as a whole")
+    if method.base == "dps":
+        return [scores.top(fraction=options["fraction"])] * len(examples)
+    own = cluster_heads(scores, steerer.clusters, fraction=options["fraction"])
+    return [mix(w, own) for w in steerer.cluster_weights(profiles, options["routing"])]
+
+
+def _pair(text: str, method: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise DataError(f"method {method!r}: write options as name=value, not {text!r}")
+    return key.strip(), value.strip()
+
+
+def _value(key: str, text: str, method: str) -> Any:
+    if key in CHOICES:
+        if text not in CHOICES[key]:
+            raise DataError(
+                f"method {method!r}: {key} is one of {', '.join(CHOICES[key])}, not {text!r}"
+            )
+        return text
+    try:
+        number = int(text) if key == "seed" else float(text)
+    except ValueError:
+        raise DataError(f"method {method!r}: {key} is a number, not {text!r}") from None
+    low, high = {"fraction": (0, 1), "plausibility": (0, 1), "suppression": (0, 1)}.get(
+        key, (0, float("inf"))
+    )
+    positive = key in ("temperature", "repetition_penalty", "fraction", "plausibility")
+    if not low <= number <= high or number == float("inf") or (positive and number == 0):
+        raise DataError(f"method {method!r}: {key}={text} is out of range")
+    return number

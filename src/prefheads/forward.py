@@ -1,0 +1,101 @@
+"""Replacing a model's ``forward`` for a while: what steering and the contrasts share."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from prefheads.attention import Observer, current
+from prefheads.errors import SteeringError
+
+
+class Call:
+    """The arguments of one forward call by name, and what they say about its tokens.
+
+    Attributes:
+        arguments: What the model's own forward is to be called with.
+        inputs: Token ids ``(n_rows, length)``, or embeddings in their place.
+        n_rows: Rows of the batch.
+        length: Tokens a row of this call.
+        past: Tokens that the cache holds already.
+        keep: Last positions whose logits are asked for; 0 for all.
+        predicting: Last positions that predict new tokens: one, or more where assisted generation
+            (or scoring) gives tokens after the one to predict from.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        if arguments.get("labels") is not None:
+            raise SteeringError("a steered model computes no loss; use prefheads.response_nll")
+        keep = arguments.get("logits_to_keep", 0)
+        if isinstance(keep, Tensor):
+            raise SteeringError("logits_to_keep must be a number under steering")
+        self.arguments = arguments
+        ids = arguments.get("input_ids")
+        self.inputs: Tensor = arguments["inputs_embeds"] if ids is None else ids
+        self.n_rows: int = self.inputs.shape[0]
+        self.length: int = self.inputs.shape[1]
+        self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        self.keep = int(keep)
+        self.predicting: int = min(max(1, self.keep), self.length)
+
+    @property
+    def cache(self) -> Any:
+        """The cache of the call, if it has one."""
+        return self.arguments.get("past_key_values")
+
+    def begin_cache(self, model: PreTrainedModel) -> None:
+        """Give a call without a cache one, as the model itself would."""
+        if self.cache is None:
+            self.arguments["past_key_values"] = DynamicCache(config=model.config)
+
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def replaced_forward(
+    model: PreTrainedModel, handle: Callable[[Forward, Call], Any]
+) -> Iterator[None]:
+    """Let ``handle(forward, call)`` answer the calls of a model inside the block.
+
+    ``forward`` is the model's own; the answer is an output with logits, as ``forward`` gives it.
+    To be used inside :func:`prefheads.attention.intercept`, which lets in one at a time.
+    """
+    forward = model.forward
+    signature = inspect.signature(forward)
+
+    @functools.wraps(forward)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(name, {}))
+        as_tuple = arguments.pop("return_dict", True) is False
+        out = handle(forward, Call(arguments))
+        return out.to_tuple() if as_tuple else out
+
+    own = model.__dict__.get("forward")  # set where a library (accelerate) has wrapped it already
+    model.forward = replaced
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Show the forward passes of this thread to an observer."""
+    token = current.set(observer)
+    try:
+        yield
+    finally:
+        current.reset(token)

@@ -1,0 +1,132 @@
+"""Reading the files of LongLaMP: one table a task, setting and split, as Parquet, JSON or JSONL."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from prefheads.errors import DataError
+from prefheads.tasks.lamp import LONGLAMP_NAMES, OUTPUTS, QUESTIONS, task_name
+from prefheads.tasks.stream import optional, read_json_items, read_json_lines, starts_with_list
+
+# A split is one file, `test.json`, or several: `test-00000-of-00002.parquet` and so on.
+_FILE = re.compile(r"(.+?)(?:-\d+-of-\d+)?\.(?:parquet|jsonl?)")
+_TASK = re.compile(rf"longlamp[-_]?\d|({'|'.join(LONGLAMP_NAMES.values())})(_user|_temporal)?")
+# Each task calls its users something else.
+_USER_FIELDS = ("user_id", "reviewerId", "author", "name")
+ABSTRACT_WORDS = 750
+"""Words of an abstract that the benchmark shows."""
+
+
+def longlamp_task(path: Path) -> str | None:
+    """The task of LongLaMP that the name of a file or of a folder above it says, if one does."""
+    for part in reversed(path.resolve().parts[-3:]):
+        name = part.partition(".")[0].lower()
+        if _TASK.fullmatch(name):
+            return task_name(name)
+    return None
+
+
+def splits_in(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split in a folder, in the order of their numbers."""
+    splits: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        match = _FILE.fullmatch(path.name)
+        if match and path.is_file() and not path.name.endswith((QUESTIONS, OUTPUTS)):
+            splits[match[1]].append(path)
+    return dict(splits)
+
+
+def read_longlamp(source: Path, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows in the example format from one split of LongLaMP, each with the place it came from.
+
+    Args:
+        source: A file; a folder with the files of one split; or a split of a folder, such as
+            ``topic_writing_user/test``.
+        task: Name of the task.
+
+    Raises:
+        DataError: No such split, several, or files that are malformed.
+    """
+    split, files = _files(source)
+    index = count()
+    for path in files:
+        for where, row in _records(path):
+            yield where, _row(row, where, task, f"{split}-{next(index)}")
+
+
+def _files(source: Path) -> tuple[str, list[Path]]:
+    if source.is_file():
+        match = _FILE.fullmatch(source.name)
+        if match is None:
+            raise DataError(f"{source}: must be a .parquet, .json or .jsonl file")
+        return match[1], [source]
+    if not source.is_dir():
+        files = splits_in(source.parent).get(source.name)
+        if files is None:
+            raise DataError(f"no such file, folder or split: {source}")
+        return source.name, files
+    splits = splits_in(source)
+    if len(splits) != 1:
+        names = ", ".join(splits) or "none"
+        raise DataError(
+            f"{source}: needs the files of one split ({names} found); name it, as in {source}/test"
+        )
+    return next(iter(splits.items()))
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".parquet":
+        rows = _parquet(path)
+    elif starts_with_list(path):
+        rows = read_json_items(path, "item")
+    else:
+        yield from read_json_lines(path)
+        return
+    yield from ((f"{path}[{index}]", row) for index, row in enumerate(rows))
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    arrow = optional("pyarrow.parquet")
+    if arrow is None:
+        raise DataError(f"{path}: pip install pyarrow to read it, or export it as JSON lines")
+    try:
+        file = arrow.ParquetFile(path)
+        for batch in file.iter_batches(batch_size=16):  # profiles are long
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: cannot be read as Parquet ({reason})") from None
+
+
+def _row(row: Any, where: str, task: str, key: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be an object")
+    user = next((row[field] for field in _USER_FIELDS if row.get(field) is not None), None)
+    if user is None:
+        raise DataError(f"{where}: has none of the fields {', '.join(_USER_FIELDS)}")
+    profile = row.get("profile")
+    if isinstance(profile, list):
+        profile = [_item(item) for item in profile]
+    return {
+        "id": str(row.get("id", key)),
+        "user_id": str(user),
+        "profile": profile,
+        "input": row.get("input"),
+        "output": row.get("output"),
+        "task": task,
+    }
+
+
+def _item(item: Any) -> Any:
+    """A profile item with empty text for what is not known, and abstracts as long as shown."""
+    if not isinstance(item, dict):
+        return item
+    known = {field: "" if value is None else value for field, value in item.items()}
+    if isinstance(known.get("abstract"), str):
+        known["abstract"] = " ".join(known["abstract"].split()[:ABSTRACT_WORDS])
+    return known

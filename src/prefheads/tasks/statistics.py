@@ -1,0 +1,117 @@
+"""How many users and instances a task has, and how long its texts are (the paper's Table 5)."""
+
+from __future__ import annotations
+
+import statistics
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefheads.examples import Example, parse_example
+from prefheads.tasks.data import find_sources, read_rows
+from prefheads.tasks.lamp import QUESTIONS, Kind, task_of
+
+
+class Spread(NamedTuple):
+    """Mean and median of a count over the instances."""
+
+    mean: float
+    median: float
+
+
+@dataclass(frozen=True)
+class TaskStatistics:
+    """What one task holds in one setting.
+
+    Attributes:
+        task: Name of the task; ``None`` for examples of none.
+        setting: ``"user"``: other users in each split; ``"time"``: later texts of the same users.
+        kind: Generation, classification or regression.
+        splits: The splits counted together.
+        users: Different users; where files name none, each instance counts as one.
+        instances: Examples.
+        profile_items: Items of a profile.
+        input_words: Words of an input, split at whitespace.
+        output_words: Words of an output; ``None`` where no output is known.
+    """
+
+    task: str | None
+    setting: str
+    kind: Kind
+    splits: tuple[str, ...]
+    users: int
+    instances: int
+    profile_items: Spread
+    input_words: Spread
+    output_words: Spread | None
+
+
+def task_statistics(paths: Iterable[str | Path]) -> list[TaskStatistics]:
+    """Count what files and folders hold, a row for each task and setting.
+
+    Files are read piece by piece: a few numbers are kept of each example.
+
+    Args:
+        paths: Sources of examples, or folders with several of them (all splits of a task, or a
+            folder for each task).
+
+    Raises:
+        DataError: No data under a path, or malformed files.
+    """
+    counts: dict[tuple[str | None, str], _Counts] = {}
+    sources = [source for path in paths for source in find_sources(Path(path))]
+    for source in dict.fromkeys(source.resolve() for source in sources):
+        setting = _setting(source)
+        for where, row in read_rows(source, require_output=False):
+            example = parse_example(row, where)
+            counts.setdefault((example.task, setting), _Counts()).add(example, _split(source))
+    # Official names sort as they should; what has no task comes last.
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0] is None, str(item[0])))
+    return [found.summary(*key) for key, found in ordered]
+
+
+@dataclass
+class _Counts:
+    users: set[str] = field(default_factory=set)
+    splits: dict[str, None] = field(default_factory=dict)
+    profile_items: array[int] = field(default_factory=lambda: array("l"))
+    input_words: array[int] = field(default_factory=lambda: array("l"))
+    output_words: array[int] = field(default_factory=lambda: array("l"))
+
+    def add(self, example: Example, split: str) -> None:
+        self.splits[split] = None
+        self.users.add(example.user_id)
+        self.profile_items.append(len(example.profile))
+        self.input_words.append(len(example.input.split()))
+        if example.output is not None:
+            self.output_words.append(len(example.output.split()))
+
+    def summary(self, task: str | None, setting: str) -> TaskStatistics:
+        return TaskStatistics(
+            task=task,
+            setting=setting,
+            kind=task_of(task).kind,
+            splits=tuple(self.splits),
+            users=len(self.users),
+            instances=len(self.profile_items),
+            profile_items=_spread(self.profile_items),
+            input_words=_spread(self.input_words),
+            output_words=_spread(self.output_words) if self.output_words else None,
+        )
+
+
+def _spread(counts: Sequence[Any]) -> Spread:
+    return Spread(statistics.fmean(counts), float(statistics.median(counts)))
+
+
+def _split(source: Path) -> str:
+    return source.name.removesuffix(QUESTIONS).partition("-")[0].partition(".")[0]
+
+
+def _setting(source: Path) -> str:
+    """The setting, which only the folders tell (the last four hold all those of a download)."""
+    nearby = source.parts[-4:]
+    timed = "time" in nearby or any(part.endswith("_temporal") for part in nearby)
+    return "time" if timed else "user"

@@ -1,0 +1,162 @@
+"""Reading large files piece by piece, with errors that name the file and the place in it."""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from prefheads.errors import DataError
+
+WHOLE = 64 * 2**20
+"""Bytes up to which a JSON file may be read at once where no streaming parser is installed."""
+
+
+def optional(module: str) -> Any:
+    """A module that an extra installs, or ``None``."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        return None
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file (a byte order mark is dropped).
+
+    Raises:
+        DataError: No such file, not readable, or not UTF-8.
+    """
+    with opened(path) as file:
+        return _decoded(file.read(), path, file.tell())
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, behind its byte order mark if it has one.
+
+    Raises:
+        DataError: No such file, or not readable.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"no such file: {path}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        yield file
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1.
+
+    Only ``\\n`` ends a line: ``str.splitlines`` would also split at U+2028, which JSON strings may
+    hold.
+
+    Raises:
+        DataError: As for :func:`read_text`.
+    """
+    end = 0
+    with opened(path) as file:
+        end = file.tell()
+        for number, line in enumerate(file, start=1):
+            end += len(line)
+            if line.strip():
+                yield number, _decoded(line, path, end)
+
+
+def _decoded(data: bytes, path: Path, end: int) -> str:
+    """UTF-8 text of bytes that end at position ``end`` of the file."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        place = end - len(data) + error.start
+        raise DataError(f"{path}: not UTF-8 (byte {place}); convert the file") from None
+
+
+def starts_with_list(path: Path) -> bool:
+    """Whether the first thing in a JSON file is a list."""
+    with opened(path) as file:
+        while (byte := file.read(1)).isspace():
+            pass
+    return byte == b"["
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values of a JSONL file, each with its place.
+
+    Raises:
+        DataError: A line that is not JSON.
+    """
+    for number, line in read_lines(path):
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            where = f"{path}:{number}"
+            raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+
+
+def read_json_items(path: Path, prefix: str) -> Iterator[Any]:
+    """The values in a JSON file at a prefix, one at a time, in memory for the largest of them.
+
+    Args:
+        path: The file.
+        prefix: Keys on the way, with ``item`` for the members of a list, as in ``"golds.item"``.
+
+    Raises:
+        DataError: Not JSON, or large and no streaming parser is installed.
+    """
+    ijson = optional("ijson")
+    if ijson is None:
+        size = path.stat().st_size if path.is_file() else 0
+        if size > WHOLE:
+            raise DataError(
+                f"{path}: {size / 2**20:.0f} MB are too much to read at once; "
+                'pip install "prefheads[eval]"'
+            )
+        yield from _at(_load(path), prefix.split("."))
+        return
+    with opened(path) as file:
+        try:
+            yield from ijson.items(file, prefix, use_float=True)
+        except ijson.JSONError as error:
+            raise _damaged(path, file.tell(), error) from None
+
+
+def _at(value: Any, keys: list[str]) -> Iterable[Any]:
+    """What the streaming parser finds at a prefix, in a value that was read at once."""
+    if not keys:
+        return [value]
+    if keys[0] == "item":
+        members = value if isinstance(value, list) else []
+    else:
+        members = [value[keys[0]]] if isinstance(value, dict) and keys[0] in value else []
+    return [found for member in members for found in _at(member, keys[1:])]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})"
+        ) from None
+
+
+def _damaged(path: Path, position: int, error: Exception) -> DataError:
+    """The error for a damaged file: the exact place if it is small, otherwise about where."""
+    if path.stat().st_size <= WHOLE:
+        try:
+            _load(path)
+        except DataError as exact:
+            return exact
+    message = error.args[0] if error.args else ""
+    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+    reason = text.partition("\n")[0].strip().rpartition("error: ")[2] or "damaged"
+    return DataError(f"{path}: not JSON near byte {position} ({reason})")
