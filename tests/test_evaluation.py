@@ -22,6 +22,7 @@ import prefheads as ph
 from prefheads.contrast import combine
 from prefheads.encoding import encode
 from prefheads.errors import ArtifactError, DataError, PrefheadsError
+from prefheads.evaluation.data import find_samples, find_tasks, has_split
 from prefheads.evaluation.folds import make_folds
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
@@ -544,3 +545,38 @@ def test_bad_requests_are_told_in_a_line(
     assert result.code == 2 and result.out == ""
     (line,) = result.err.splitlines()
     assert line.startswith("error: ") and part in line
+
+
+# --- finding samples
+
+
+def test_samples_are_found_wherever_they_lie(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        write_task(tmp_path / "flat", "LaMP_7", 2, split)
+    write_task(tmp_path / "flat" / "time", "LaMP_7", 2)
+    flat = find_samples(tmp_path / "flat", "LaMP-7", None)
+    assert flat == tmp_path / "flat" / "LaMP_7" / "dev_questions.json"
+    assert find_samples(flat.parent, "lamp_7", "train").name == "train_questions.json"
+    nested = tmp_path / "nested" / "LaMP_2" / "new" / "dev"
+    write_task(tmp_path / "made", "LaMP_2", 2)
+    nested.parent.mkdir(parents=True)
+    (tmp_path / "made" / "LaMP_2").rename(nested)
+    assert find_samples(tmp_path / "nested", "LaMP-2", "dev").parent == nested
+    long = tmp_path / "long" / "topic_writing_user"
+    long.mkdir(parents=True)
+    for split in ("train", "val"):
+        (long / f"{split}.jsonl").write_text("")
+    assert find_samples(tmp_path / "long", "LongLaMP-4", None) == long / "val"
+    assert find_tasks(tmp_path / "long") == ["LongLaMP-4"]
+    assert has_split(tmp_path / "long", "LongLaMP-4", "train")
+    assert not has_split(tmp_path / "long", "LongLaMP-4", "test")
+
+
+def test_tasks_without_golds_are_not_found(tmp_path: Path) -> None:
+    write_task(tmp_path, "LaMP_7", 2)
+    (write_task(tmp_path, "LaMP_2", 2) / "dev_outputs.json").unlink()
+    assert find_tasks(tmp_path) == ["LaMP-7"]
+    assert not has_split(tmp_path, "LaMP-2", "dev")
+    (tmp_path / "LaMP_7" / "dev_outputs.json").unlink()
+    with pytest.raises(DataError, match="no task's folder"):
+        find_tasks(tmp_path)

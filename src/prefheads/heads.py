@@ -104,7 +104,7 @@ class HeadScores:
         layer, head, score, _ = self.ranked()[0]
         return (
             f"HeadScores({self.n_examples} examples, {len(set(self.user_ids))} users, "
-            f"{dims(self.values[0])}, highest {layer}.{head}: {score:.4g} nats a token)"
+            f"{dims(self.values[0])}, highest {layer}.{head}: {score:.4g})"
         )
 
     def select(

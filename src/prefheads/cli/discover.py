@@ -38,7 +38,7 @@ def discover(
 ) -> None:
     """Score every attention head by ablation (PCS), and keep the strongest."""
     config = load_config(model)
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
+    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
     settings = {
         "data": data,
         "limit": limit,

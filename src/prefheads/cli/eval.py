@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.cli import options, session
 from prefheads.encoding import shorten_prompt
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.data import find_tasks, has_split, questions_file
+from prefheads.evaluation.data import find_samples, find_tasks, has_split
 from prefheads.evaluation.folds import Fold, make_folds
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.run import Measured, Plan, evaluate_task
@@ -101,6 +101,7 @@ def evaluate(
     config = load_config(model)
     tasks = [task_name(t.strip()) for t in task.split(",")] if task else find_tasks(data)
     loading: dict[str, Any] = {"items": items, "retrieval": retrieval, "seed": seed}
+    loading["encoder"] = encoder
     samples = {t: _load(data, t, split, **loading) for t in dict.fromkeys(tasks)}
     scored_by = {t: prepare(t) for t in samples if measure != "likelihood"}
     recorded = {
@@ -116,7 +117,6 @@ def evaluate(
         "batch_size": batch_size,
         "clusters": clusters,
         "min_samples": min_samples,
-        "encoder": encoder,
         "dtype": dtype,
         **loading,
     }
@@ -177,7 +177,7 @@ def _methods(text: str) -> tuple[Method, ...]:
 
 
 def _load(data: Path, task: str, split: str | None, **loading: Any) -> list[Example]:
-    path = questions_file(data, task, split)
+    path = find_samples(data, task, split)
     examples = load_examples(path, **loading)
     if examples[0].task != task:
         raise DataError(f"{path}: holds {examples[0].task or 'no benchmark task'}, not {task}")
@@ -227,7 +227,7 @@ def _train(
     name = wanted or (TRAIN if evaluated != TRAIN and has_split(data, task, TRAIN) else None)
     if name is None:
         return None
-    if not force and questions_file(data, task, name) == questions_file(data, task, evaluated):
+    if not force and find_samples(data, task, name) == find_samples(data, task, evaluated):
         raise DataError(
             f"split {name!r}: heads are not found on what is evaluated; name another split"
         )

@@ -82,7 +82,7 @@ def fit(
     """Cluster users, discover the heads of each cluster, and calibrate how to steer."""
     fractions = _fractions(split)
     config = load_config(model)
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
+    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
     used = _used(examples, fractions, clusters, (discovery, calibration), seed)
     settings = {
         "data": data,

@@ -20,7 +20,7 @@ from prefheads.loading import load_config
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steering import Scope
-from prefheads.tasks.lamp import read_text
+from prefheads.tasks.stream import read_text
 
 
 def generate(

@@ -28,7 +28,7 @@ def validate(
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
     session.require_fitted(run, load_config(model))
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit)
+    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
     writable_dir(run)
     checkpoint = run / "unfinished-validation.safetensors"
     with session.notes() as prompts:

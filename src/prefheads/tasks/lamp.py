@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from prefheads.errors import DataError
 from prefheads.tasks.stream import read_json_items, starts_with_list
-from prefheads.tasks.stream import read_text as read_text
 
 Item = Mapping[str, str]
 QUESTIONS = "_questions.json"
