@@ -433,6 +433,7 @@ def test_eval_writes_everything(evaluated: Path) -> None:
         for (method, _), r in Records(evaluated / "LaMP-7" / "records.jsonl").done.items()
         if method == "cad"
     }
+    assert read_predictions(evaluated / "LaMP-7" / "golds.json") == ("LaMP-7", golds)
     expected = evaluate("LaMP-7", list(predictions.values()), [golds[k] for k in predictions])
     found = {
         c["metric"]: c["value"]

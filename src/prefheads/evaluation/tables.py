@@ -13,7 +13,7 @@ from prefheads.compare import holm, interval, paired_test
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.stats import Array
-from prefheads.storage import write_atomic, write_json
+from prefheads.storage import writable_dir, write_atomic, write_json
 from prefheads.tasks.extract import extract
 from prefheads.tasks.metrics import Metric, metrics_of, sample_scores, write_predictions
 from prefheads.tasks.wordnet import require
@@ -216,7 +216,7 @@ def write_tables(
     scored_by: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Write ``table.md``, ``table.tex``, ``table.csv`` (a line a cell), ``results.json``, and for
-    each task and method the predictions in the official shape.
+    each task the golds and every method's predictions in the official shape.
 
     Args:
         scored_by: For each task what its metrics depend on (:func:`tasks.metrics.prepare`).
@@ -239,11 +239,13 @@ def write_tables(
     write_json(out / "results.json", _summary(measured, flat, scored_by))
     for m in measured:
         for method, records in m.texts.items():
-            folder = out / m.task / "predictions"
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{method.replace(':', ',')}.json"
-            ids, texts = [r.id for r in records], [r.prediction for r in records]
-            write_predictions(path, m.task, ids, texts)
+            folder = writable_dir(out / m.task / "predictions")
+            ids = [r.id for r in records]
+            name = method.replace(":", ",")
+            write_predictions(folder / f"{name}.json", m.task, ids, [r.prediction for r in records])
+            golds = [r.reference for r in records if r.reference is not None]
+            if len(golds) == len(ids):  # the official evaluation wants just these samples' golds
+                write_predictions(out / m.task / "golds.json", m.task, ids, golds)
 
 
 LEGEND = (
