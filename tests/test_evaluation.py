@@ -22,7 +22,7 @@ import prefheads as ph
 from prefheads.contrast import combine
 from prefheads.encoding import encode
 from prefheads.errors import ArtifactError, DataError, PrefheadsError
-from prefheads.evaluation.data import find_samples, find_tasks, has_split
+from prefheads.evaluation.data import find_samples, find_sibling, find_tasks
 from prefheads.evaluation.folds import make_folds
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
@@ -35,6 +35,7 @@ from prefheads.heads import HeadWeights
 from prefheads.scoring import token_nll
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
+from prefheads.steering import ScopeWarning
 from prefheads.tasks.metrics import evaluate, read_predictions
 
 METHODS = (
@@ -84,7 +85,7 @@ def steerer(loaded, samples: list[Example]) -> PreferenceSteerer:
 
 
 def heads_at(*heads: tuple[int, int]) -> Callable[[float], HeadWeights]:
-    return lambda fraction: HeadWeights.from_heads((3, 4), heads)
+    return lambda fraction: HeadWeights.from_heads((3, 4), heads)  # of no scope
 
 
 def decoders(
@@ -112,6 +113,7 @@ def decoders(
         ("plain:temperature=0", "out of range"),
         ("dps-cluster:routing=medium", "hard, soft"),
         ("random-heads:of=plain", "dps"),
+        ("decore:mode=amplify", "mode=contrast"),
     ],
 )
 def test_bad_methods_are_told_in_a_line(text: str, part: str) -> None:
@@ -124,7 +126,8 @@ def test_options_take_the_place_of_defaults() -> None:
     method = Method.parse("dps: gamma=0.5 :temperature=0.7")
     assert method.name == "dps:gamma=0.5:temperature=0.7"
     assert (method.options["gamma"], method.options["fraction"]) == (0.5, 0.04)
-    assert method.generate_options == {"do_sample": True, "temperature": 0.7, "top_k": 0}
+    chosen = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0}
+    assert method.generate_options == chosen | {"num_beams": 1, "repetition_penalty": 1.0}
     control = Method.parse("random-heads:of=decore:cap=2")
     assert control.needs_retrieval_heads and not control.needs_steerer
     assert (control.options["schedule"], control.options["cap"]) == ("entropy", 2.0)
@@ -158,17 +161,24 @@ def test_a_method_without_its_heads_is_refused(loaded, samples) -> None:
 
 
 def test_texts_are_those_of_stock_generate(
-    loaded, samples, steerer: PreferenceSteerer, tmp_path: Path
+    loaded,
+    samples,
+    steerer: PreferenceSteerer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Batched from a shared prompt, as alone from scratch, for every method without sampling."""
     model, tokenizer = loaded
     few = samples[10:15]
     names = tuple(n for n in METHODS if n not in ("cad", "dola"))
     made = decoders(names, loaded, few, steerer)
+    # What a checkpoint brings of its own is no part of plain decoding.
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", 5.0)
     records = Records(tmp_path / "records.jsonl")
     generate_records(
         model, tokenizer, few, made, records, max_new_tokens=6, batch_size=3, progress=False
     )
+    monkeypatch.undo()
     for i, example in enumerate(few):
         encoded = encode(tokenizer, replace(example, output=None), max_length=1000)
         ids = encoded.prompt_ids[None]
@@ -197,6 +207,38 @@ def test_texts_are_those_of_stock_generate(
             assert record.prediction == alone
             assert record.prompt_tokens == ids.shape[1] and 0 < record.new_tokens <= 6
             assert record.reference == example.output and record.seconds > 0
+
+
+def test_baselines_in_a_batch_are_those_alone(
+    loaded, samples, steerer: PreferenceSteerer, tmp_path: Path
+) -> None:
+    few, names = samples[10:15], ("cad", "dola", "cad:repetition_penalty=1.3")
+    batched, alone = Records(tmp_path / "batched.jsonl"), Records(tmp_path / "alone.jsonl")
+    for records, size in ((batched, 3), (alone, 1)):
+        made = decoders(names, loaded, few, steerer)
+        options = {"max_new_tokens": 6, "batch_size": size, "progress": False}
+        generate_records(*loaded, few, made, records, **options)
+    texts = {key: r.prediction for key, r in alone.done.items()}
+    assert {key: r.prediction for key, r in batched.done.items()} == texts
+    assert texts["cad", few[0].id] != texts["dola", few[0].id]
+
+
+def test_calibrated_for_every_position(
+    loaded, samples, steerer: PreferenceSteerer, tmp_path: Path
+) -> None:
+    """A fit for scope "all" cannot go on from a prompt encoded without it."""
+    few = samples[10:12]
+    everywhere = replace(steerer, scope="all")
+    (made,) = decoders(("calibrated",), loaded, few, everywhere)
+    assert made.scope == "all" and not made.shares_prompt
+    records = Records(tmp_path / "records.jsonl")
+    generate_records(*loaded, few, [made], records, max_new_tokens=3, progress=False)
+    assert len(records.done) == 2
+
+
+def test_heads_of_another_scope_are_told(loaded, samples, steerer: PreferenceSteerer) -> None:
+    with pytest.warns(ScopeWarning, match="scope='response' steer with scope='all'"):
+        decoders(("dps:scope=all",), loaded, samples[10:12], steerer)
 
 
 def test_a_temperature_samples_the_same_again(
@@ -244,7 +286,8 @@ def test_a_batch_too_large_is_halved(
 
 
 def record(key: str = "1", method: str = "plain", **changes: Any) -> Record:
-    made = Record("LaMP-7", key, key, method, "h", "é\u2028x", "y", "plain", 0, 3, 2, 0.1, 0, 1)
+    lengths = (0.0, 3, 2, 0.1, 0.0, 1)
+    made = Record("LaMP-7", key, key, method, "h", "é\u2028x", "y", "plain", *lengths, "s")
     return replace(made, **changes)
 
 
@@ -280,10 +323,12 @@ def test_foreign_records_are_refused(tmp_path: Path, text: str) -> None:
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
     records = Records(tmp_path / "records.jsonl")
     records.add([record("1")])
-    assert records.finished("plain", ["1"], ["h"])
-    assert not records.finished("plain", ["1", "2"], ["h", "h"])
+    assert records.finished("plain", ["1"], ["h"], ["s"])
+    assert not records.finished("plain", ["1", "2"], ["h", "h"], ["s", "s"])
     with pytest.raises(ArtifactError, match="another prompt"):
-        records.finished("plain", ["1"], ["other"])
+        records.finished("plain", ["1"], ["other"], ["s"])
+    with pytest.raises(ArtifactError, match="other heads"):
+        records.finished("plain", ["1"], ["h"], ["other"])
 
 
 # --- likelihood
@@ -359,6 +404,8 @@ def test_few_users_are_evaluated_crosswise(samples) -> None:
         assert not {e.id for e in fold.test} & {e.id for e in fold.pool}
     with pytest.raises(DataError, match="too few"):
         make_folds(samples[:7], None, discovery=3, calibration=2, limit=None)
+    cut = make_folds(samples, None, discovery=10, calibration=10, limit=7)
+    assert [len(f.test) for f in cut] == [4, 3] and [len(f.pool) for f in cut] == [12, 12]
 
 
 def test_heads_from_train(samples) -> None:
@@ -366,6 +413,9 @@ def test_heads_from_train(samples) -> None:
     assert fold.test == samples[:4] and len({e.user_id for e in fold.pool}) == 5
     with pytest.raises(DataError, match="name another split"):
         make_folds(samples[:4], samples, discovery=2, calibration=3, limit=None)
+    again = [replace(e, id=f"{e.id}-again") for e in samples]
+    (fold,) = make_folds(samples[:4], again, discovery=2, calibration=3, limit=None)
+    assert not {e.user_id for e in fold.pool} & {e.user_id for e in fold.test}
     forced = make_folds(samples[:4], samples, discovery=2, calibration=3, limit=None, force=True)
     assert forced[0].test == samples[:4]
 
@@ -393,9 +443,25 @@ def test_strict_and_extracted_stand_apart() -> None:
         replace(record(k), task="LaMP-3", prediction=t, reference="4") for k, t in texts.items()
     ]
     measured = Measured("LaMP-3", {"plain": records}, None, {}, 1)
-    found = {c.metric: c.value for c in cells(measured, extracted=True)}
-    assert found["mae"] == pytest.approx((3 + 1 + 3) / 3)
-    assert found["mae (extracted)"] == pytest.approx((0 + 1 + 3) / 3)
+    found = {(c.table, c.metric): c.value for c in cells(measured, extracted=True)}
+    assert found["texts", "mae"] == pytest.approx((3 + 1 + 3) / 3)
+    assert found["extracted answers", "mae"] == pytest.approx((0 + 1 + 3) / 3)
+
+
+def test_each_table_is_a_family_of_its_own() -> None:
+    texts = {"plain": "nothing", "cad": "4", "dps": "5"}
+    records = {
+        m: [
+            replace(record(str(i), m), task="LaMP-3", prediction=t, reference="4") for i in range(9)
+        ]
+        for m, t in texts.items()
+    }
+    measured = Measured("LaMP-3", records, None, {}, 1)
+    alone = {(c.method, c.metric): c.p for c in cells(measured) if c.table == "texts"}
+    both = cells(measured, extracted=True)
+    assert {(c.method, c.metric): c.p for c in both if c.table == "texts"} == pytest.approx(
+        alone, nan_ok=True
+    )
 
 
 # --- the command
@@ -422,7 +488,9 @@ def test_eval_writes_everything(evaluated: Path) -> None:
     assert results["tasks"]["LaMP-7"]["samples"] == 8 and results["tasks"]["LaMP-7"]["folds"] == 1
     assert results["tasks"]["LaMP-3"]["samples"] == 8 and results["tasks"]["LaMP-3"]["folds"] == 2
     markdown = (evaluated / "table.md").read_text()
-    for part in ("LaMP-7, texts, 8 samples", "LaMP-3, likelihood", "rouge-L", "mae (extracted)"):
+    first = "LaMP-7 (dev), texts: 8 samples; heads from users set aside"
+    second = "LaMP-3 (dev), likelihood: 8 samples in 2 folds; heads from users of the other fold"
+    for part in (first, second, "rouge-L", "LaMP-3 (dev), extracted answers"):
         assert part in markdown
     assert "\\toprule" in (evaluated / "table.tex").read_text()
     lines = (evaluated / "table.csv").read_text().splitlines()
@@ -438,7 +506,7 @@ def test_eval_writes_everything(evaluated: Path) -> None:
     found = {
         c["metric"]: c["value"]
         for c in results["cells"]
-        if (c["task"], c["method"], c["metric"]) in {("LaMP-7", "cad", m) for m in expected}
+        if (c["task"], c["method"], c["table"]) == ("LaMP-7", "cad", "texts")
     }
     assert found == pytest.approx(expected)
 
@@ -453,7 +521,7 @@ def test_eval_resumes_without_work(cli: Cli, folder: Path, data: Path, evaluated
 
 
 def test_eval_grows_by_methods(cli: Cli, folder: Path, data: Path, tmp_path: Path) -> None:
-    some = ("--task", "LaMP-7", "--limit", 5, "--measure", "texts", "--json")
+    some = ("--task", "LaMP-7", "--limit", 5, "--json")
     first = json.loads(cli(*ask(folder, data, tmp_path, *some, "--methods", "plain")).out)
     both = json.loads(cli(*ask(folder, data, tmp_path, *some, "--methods", "plain,cad")).out)
     plain = [c for c in both["cells"] if c["method"] == "plain"]
@@ -526,6 +594,58 @@ def test_a_fitted_folder_lends_its_heads(
     assert not (tmp_path / "out" / "LaMP-7" / "fit-0").exists()
 
 
+def test_a_fit_on_other_users_is_refused(
+    cli: Cli, folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """A training split that appears later changes who is evaluated; the old fit must not serve."""
+    root = tmp_path / "lamp"
+    write_task(root, "LaMP_7", 24)
+    some = ("--task", "LaMP-7", "--methods", "plain,dps", "--measure", "texts")
+    assert cli(*ask(folder, root, tmp_path / "out", *some)).code == 0
+    write_task(root, "LaMP_7", 10, "train", first=24)
+    refused = cli(*ask(folder, root, tmp_path / "out", *some))
+    assert refused.code == 2 and "other users" in refused.err
+
+
+def test_texts_without_golds(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """The official test split has none: predictions can be had, in the official shape."""
+    task = write_task(tmp_path / "lamp", "LaMP_7", 4, "test")
+    (task / "test_outputs.json").unlink()
+    some = ("--task", "LaMP-7", "--split", "test", "--methods", "plain")
+    refused = cli(*ask(folder, tmp_path / "lamp", tmp_path / "out", *some))
+    assert refused.code == 2 and "test_outputs.json" in refused.err
+    some = (*some, "--measure", "texts")
+    assert cli(*ask(folder, tmp_path / "lamp", tmp_path / "out", *some)).code == 0
+    found = read_predictions(tmp_path / "out" / "LaMP-7" / "predictions" / "plain.json")
+    assert len(found[1]) == 4 and not (tmp_path / "out" / "LaMP-7" / "golds.json").exists()
+
+
+def test_samples_of_one_author_are_one_user(tmp_path: Path) -> None:
+    """Files of LaMP name nobody; who shares an article is the same person."""
+    text = "An article that is long enough to be one author's alone, number {}."
+    profiles = {"a": (1, 2), "b": (2, 3), "c": (4,), "d": (5,)}
+    questions = [
+        {
+            "id": key,
+            "input": f"Generate a headline for the following article: {text.format(asked)}",
+            "profile": [{"id": str(n), "text": text.format(n), "title": "Same"} for n in articles],
+        }
+        for (key, articles), asked in zip(profiles.items(), (7, 8, 3, 9), strict=True)
+    ]
+    golds = [{"id": key, "output": "A headline"} for key in profiles]
+    (tmp_path / "dev_questions.json").write_text(json.dumps(questions))
+    for task in ("LaMP_4", "LaMP_7"):
+        told = json.dumps({"task": task, "golds": golds})
+        (tmp_path / "dev_outputs.json").write_text(told)
+        users = [e.user_id for e in load_examples(tmp_path / "dev_questions.json")]
+        assert users == ["a", "a", "a", "d"]
+    for question in questions:
+        question["user_id"] = f"user-{question['id']}"
+    (tmp_path / "dev_questions.json").write_text(json.dumps(questions))
+    named = load_examples(tmp_path / "dev_questions.json")
+    assert [e.user_id for e in named] == ["user-a", "user-b", "user-c", "user-d"]
+
+
 @pytest.mark.parametrize(
     "more, part",
     [
@@ -535,6 +655,8 @@ def test_a_fitted_folder_lends_its_heads(
         (("--task", "LaMP-9"), "LaMP-9"),
         (("--task", "LaMP-1"), "LaMP-1"),
         (("--split", "test"), "no split 'test'"),
+        (("--task", "LaMP-7", "--limit", 1), "two or more"),
+        (("--methods", "dps", "--prompt-length", 16), "--prompt-length"),
         (("--max-new-tokens", 2000), "max_new_tokens"),
         (("--fitted", "nowhere"), "nowhere"),
     ],
@@ -569,15 +691,20 @@ def test_samples_are_found_wherever_they_lie(tmp_path: Path) -> None:
         (long / f"{split}.jsonl").write_text("")
     assert find_samples(tmp_path / "long", "LongLaMP-4", None) == long / "val"
     assert find_tasks(tmp_path / "long") == ["LongLaMP-4"]
-    assert has_split(tmp_path / "long", "LongLaMP-4", "train")
-    assert not has_split(tmp_path / "long", "LongLaMP-4", "test")
+    assert find_sibling(long / "val", "train") == long / "train"
+    assert find_sibling(long / "val", "test") is None
+    assert find_sibling(flat, "train") == flat.with_name("train_questions.json")
+    assert find_sibling(flat.parents[1] / "time/LaMP_7/dev_questions.json", "train") is None
+    (tmp_path / "long" / "topic_writing_temporal").mkdir()
+    (tmp_path / "long" / "topic_writing_temporal" / "val.jsonl").write_text("")
+    with pytest.raises(DataError, match="name the one"):
+        find_samples(tmp_path / "long", "LongLaMP-4", "val")
 
 
 def test_tasks_without_golds_are_not_found(tmp_path: Path) -> None:
     write_task(tmp_path, "LaMP_7", 2)
     (write_task(tmp_path, "LaMP_2", 2) / "dev_outputs.json").unlink()
     assert find_tasks(tmp_path) == ["LaMP-7"]
-    assert not has_split(tmp_path, "LaMP-2", "dev")
     (tmp_path / "LaMP_7" / "dev_outputs.json").unlink()
     with pytest.raises(DataError, match="no task's folder"):
         find_tasks(tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 from prefheads.errors import DataError
 from prefheads.tasks.data import read_rows
 from prefheads.tasks.lamp import TASKS, Item, require_fields, task_name, task_of
+from prefheads.tasks.people import People
 from prefheads.tasks.retrieve import Method, retrieve
 
 
@@ -83,6 +84,7 @@ def load_examples(
     choose = partial(retrieve, k=items, method=retrieval, seed=seed, encoder=encoder)
     examples: list[Example] = []
     seen: set[str] = set()
+    people, anonymous = People(), set[str]()
     rows = _rows(source, Path(outputs) if outputs is not None else None, require_output)
     for where, row in islice(rows, limit):
         example = row if isinstance(row, Example) else _reduced(row, where, choose)
@@ -91,10 +93,13 @@ def load_examples(
             raise DataError(f"{where}: id {example.id!r} is there twice; ids must be unique")
         seen.add(example.id)
         examples.append(example)
+        if not isinstance(row, Example) and row.get("anonymous") and task_of(example.task).personal:
+            people.add(example.id, _own_texts(row, example))
+            anonymous.add(example.id)
     if not examples:
         named = source if isinstance(source, str | Path) else "the list"
         raise DataError(f"{named}: holds no examples")
-    return examples
+    return [replace(e, user_id=people.of(e.id)) if e.id in anonymous else e for e in examples]
 
 
 def split_users(
@@ -213,6 +218,13 @@ def parse_example(row: Any, where: str) -> Example:
         output=None if output is None else _text(row, "output", where),
         task=None if task is None else task_name(_text(row, "task", where)),
     )
+
+
+def _own_texts(row: Mapping[str, Any], example: Example) -> Iterator[str]:
+    """What the user wrote: the profile's texts, and the one that the input asks about."""
+    form = task_of(example.task)
+    yield from (str(item[form.long]) for item in row["profile"] if form.long in item)
+    yield example.input.partition(form.query or ":")[2]
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:

@@ -152,6 +152,9 @@ class HeadScores:
                     f"scores measured differently cannot be merged: {name} is "
                     f"{getattr(self.info, name)!r} and {getattr(shard.info, name)!r}"
                 )
+        measured = [(shard.values != 0).any(0) for shard in shards]
+        if self.info.method == "screen" and any(not m.equal(measured[0]) for m in measured):
+            raise DataError("screened scores of different candidates cannot be merged")
         example_ids = [example for shard in shards for example in shard.example_ids]
         if len(set(example_ids)) < len(example_ids):
             twice = next(e for i, e in enumerate(example_ids) if e in example_ids[:i])

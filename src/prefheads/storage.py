@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -110,6 +111,21 @@ def read_json(path: PathLike) -> Any:
         raise ArtifactError(f"{path}: line {error.lineno}: no valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path}: no valid JSON (not UTF-8 text)") from error
+
+
+def plain(data: Any) -> Any:
+    """Data as JSON has it: tensors as lists, paths as strings, and null for NaN."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, Tensor):
+        return plain(data.tolist())
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    if isinstance(data, Path):
+        return str(data)
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data
 
 
 def writable_dir(path: PathLike) -> Path:

@@ -23,7 +23,10 @@ def discover(
     ] = "head",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
-    method: Annotated[Literal["exact"], typer.Option(help="How scores are computed.")] = "exact",
+    method: Annotated[
+        Literal["exact", "screen"],
+        typer.Option(help="Ablate every head, or only those that gradients put highest."),
+    ] = "exact",
     fraction: Annotated[
         float, typer.Option(min=1e-4, max=1, help="Share of all heads to keep.")
     ] = 0.04,

@@ -11,14 +11,21 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.cli import options, session
-from prefheads.encoding import shorten_prompt
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.data import find_samples, find_tasks, has_split
-from prefheads.evaluation.folds import Fold, make_folds
+from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.run import Measured, Plan, evaluate_task
-from prefheads.evaluation.tables import LEGEND, Cell, cells, extraction_counts, frames, write_tables
-from prefheads.examples import Example, load_examples, spread
+from prefheads.evaluation.prepare import Choice, load_task, prepare_task
+from prefheads.evaluation.run import RECORDS, Measured, Plan, evaluate_task
+from prefheads.evaluation.tables import (
+    LEGEND,
+    Cell,
+    cells,
+    extraction_counts,
+    frames,
+    require_libraries,
+    title,
+    write_tables,
+)
 from prefheads.loading import load_config
 from prefheads.scoring import context_length
 from prefheads.steerer import PreferenceSteerer
@@ -27,7 +34,6 @@ from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare
 
 DEFAULT_METHODS = "plain,cad,dola,decore,dps,dps-cluster,calibrated,random-heads,random-mask"
-TRAIN = "train"
 
 
 def evaluate(
@@ -102,7 +108,10 @@ def evaluate(
     tasks = [task_name(t.strip()) for t in task.split(",")] if task else find_tasks(data)
     loading: dict[str, Any] = {"items": items, "retrieval": retrieval, "seed": seed}
     loading["encoder"] = encoder
-    samples = {t: _load(data, t, split, **loading) for t in dict.fromkeys(tasks)}
+    paths = {t: find_samples(data, t, split) for t in dict.fromkeys(tasks)}
+    golds = measure != "texts"  # texts can be had without, likelihood cannot
+    samples = {t: load_task(p, t, require_output=golds, **loading) for t, p in paths.items()}
+    require_libraries()
     scored_by = {t: prepare(t) for t in samples if measure != "likelihood"}
     recorded = {
         "split": split,
@@ -137,32 +146,36 @@ def evaluate(
     measured: list[Measured] = []
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed)
-        length = min(prompt_length, context_length(network) or prompt_length)
-        steerers = _steerers(fitted or [], network, tokenizer, force)
-        folds: dict[str, list[tuple[Fold, PreferenceSteerer | None]]] = {}
-        for t, examples in samples.items():
-            short = [shorten_prompt(tokenizer, e, length) for e in examples]
-            if (steerer := steerers.get(t)) is not None or not plan.needs_steerer:
-                test = _unseen(short, steerer, limit, force, seed)
-                folds[t] = [(Fold(test, [], 0.0), steerer)]
-                continue
-            train = _train(data, t, discovery_split, split, force, loading, discovery + calibration)
-            made = make_folds(
-                short,
-                train and [shorten_prompt(tokenizer, e, length) for e in train],
-                discovery=discovery,
-                calibration=calibration,
-                limit=limit,
-                force=force,
-                seed=seed,
+        choice = Choice(
+            limit=limit,
+            discovery=discovery,
+            calibration=calibration,
+            discovery_split=discovery_split,
+            force=force,
+            prompt_length=min(prompt_length, context_length(network) or prompt_length),
+            seed=seed,
+            loading=loading,
+        )
+        steerers = _steerers(fitted or [], network, tokenizer, list(samples))
+        prepared = {
+            t: prepare_task(
+                paths[t], examples, tokenizer, steerers.get(t), plan.needs_steerer, choice
             )
-            folds[t] = [(fold, None) for fold in made]
+            for t, examples in samples.items()
+        }
         write_json(writable_dir(out) / session.RUN_FILE, run)
-        prompts.append(sum(len(fold.test) for part in folds.values() for fold, _ in part))
-        for t, part in folds.items():
-            measured.append(evaluate_task(network, tokenizer, t, part, plan, out / t))
+        for t, ready in prepared.items():
+            prompts.extend(len(fold.test) + len(fold.pool) for fold, _ in ready.folds)
+            if ready.without_profile:
+                session.tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
+            how = {"split": ready.split, "heads_from": ready.heads_from}
+            measured.append(evaluate_task(network, tokenizer, t, ready.folds, plan, out / t, **how))
     found = [cells(m, extracted=extract, seed=seed) for m in measured]
     write_tables(out, measured, found, scored_by)
+    if others := sorted(
+        p.parent.name for p in out.glob(f"*/{RECORDS}") if p.parent.name not in samples
+    ):
+        session.tell(f"{out} holds {', '.join(others)} too; name all tasks for one table")
     session.emit(as_json, read_json(out / "results.json"), _shown(measured, found, extract, out))
 
 
@@ -176,63 +189,23 @@ def _methods(text: str) -> tuple[Method, ...]:
     return found
 
 
-def _load(data: Path, task: str, split: str | None, **loading: Any) -> list[Example]:
-    path = find_samples(data, task, split)
-    examples = load_examples(path, **loading)
-    if examples[0].task != task:
-        raise DataError(f"{path}: holds {examples[0].task or 'no benchmark task'}, not {task}")
-    return examples
-
-
 def _steerers(
-    folders: list[Path], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, force: bool
+    folders: list[Path],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[str],
 ) -> dict[str, PreferenceSteerer]:
     """Fitted steerers by task."""
     found: dict[str, PreferenceSteerer] = {}
     for folder in folders:
         steerer = PreferenceSteerer.load(folder, model, tokenizer)
-        if steerer.task is None or steerer.task in found:
-            raise ArtifactError(
-                f"{folder}: is of no benchmark task, or of one that was given twice"
-            )
+        if steerer.task not in tasks:
+            named = steerer.task or "no benchmark task"
+            raise ArtifactError(f"{folder}: was fitted for {named}, which is not evaluated")
+        if steerer.task in found:
+            raise ArtifactError(f"{folder}: a second fit for {steerer.task}; give one a task")
         found[steerer.task] = steerer
     return found
-
-
-def _unseen(
-    examples: list[Example],
-    steerer: PreferenceSteerer | None,
-    limit: int | None,
-    force: bool,
-    seed: int,
-) -> list[Example]:
-    left = examples if steerer is None or force else steerer.unseen(examples)
-    if not left:
-        raise DataError(
-            "all users of the split took part in fitting: evaluate another split, or --force it"
-        )
-    return spread(left, limit, seed)
-
-
-def _train(
-    data: Path,
-    task: str,
-    wanted: str | None,
-    evaluated: str | None,
-    force: bool,
-    loading: dict[str, Any],
-    users: int,
-) -> list[Example] | None:
-    """Samples of the split that heads are found on; None if users are to be set aside."""
-    name = wanted or (TRAIN if evaluated != TRAIN and has_split(data, task, TRAIN) else None)
-    if name is None:
-        return None
-    if not force and find_samples(data, task, name) == find_samples(data, task, evaluated):
-        raise DataError(
-            f"split {name!r}: heads are not found on what is evaluated; name another split"
-        )
-    # Files of gigabytes: the first few thousand samples leave choice enough.
-    return _load(data, task, name, limit=10 * users, **loading)
 
 
 def _shown(
@@ -241,8 +214,7 @@ def _shown(
     shown: list[RenderableType] = []
     for m, part in zip(measured, found, strict=True):
         for name, frame in frames(part).items():
-            folds = f", {m.folds} folds" if m.folds > 1 else ""
-            table = Table(title=f"{m.task}: {name}, {part[0].n} samples{folds}")
+            table = Table(title=title(m, name), title_justify="left")
             for column in frame.columns:
                 table.add_column(column, justify="left" if column == "method" else "right")
             for row in frame.itertuples(index=False):

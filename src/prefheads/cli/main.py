@@ -16,11 +16,13 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 import prefheads
-from prefheads.cli import data
+from prefheads.cli import data, judge
+from prefheads.cli.analyze import analyze
 from prefheads.cli.demo import demo
 from prefheads.cli.discover import discover
 from prefheads.cli.eval import evaluate
 from prefheads.cli.fit import fit
+from prefheads.cli.flops import flops
 from prefheads.cli.generate import generate
 from prefheads.cli.inspect import inspect
 from prefheads.cli.validate import validate
@@ -36,10 +38,11 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (discover, fit, generate, validate, inspect, demo):
+for command in (discover, fit, generate, validate, inspect, analyze, demo, flops):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data.app)
+app.add_typer(judge.app)
 
 
 def _version(wanted: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console, RenderableType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -20,6 +18,7 @@ from prefheads.encoding import TruncationWarning
 from prefheads.errors import ArtifactError
 from prefheads.heads import HeadWeights, fingerprint
 from prefheads.loading import load_model
+from prefheads.storage import plain as plain
 from prefheads.storage import read_json, writable_dir, write_json
 
 RUN_FILE = "run.json"
@@ -157,8 +156,9 @@ def notes() -> Iterator[list[int]]:
     cut = sorted({str(w.message) for w in ours if issubclass(w.category, TruncationWarning)})
     if cut:
         context = cut[0].rpartition(" to fit ")[2]
+        examples = {message.partition(": ")[0] for message in cut}  # one may be cut to two limits
         tell(
-            f"{len(cut)} of {sum(prompts)} prompts had profile items cut to fit {context}; "
+            f"{len(examples)} of {sum(prompts)} prompts had profile items cut to fit {context}; "
             "inputs are never cut"
         )
     others = (str(w.message) for w in ours if not issubclass(w.category, TruncationWarning))
@@ -181,18 +181,3 @@ def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     for item in shown:
         console.print(item, soft_wrap=isinstance(item, str))  # a piped text keeps its lines
-
-
-def plain(data: Any) -> Any:
-    """Data as JSON has it: tensors as lists, paths as strings, and null for NaN."""
-    if isinstance(data, Mapping):
-        return {str(key): plain(value) for key, value in data.items()}
-    if isinstance(data, torch.Tensor):
-        return plain(data.tolist())
-    if isinstance(data, list | tuple):
-        return [plain(value) for value in data]
-    if isinstance(data, Path):
-        return str(data)
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    return data

@@ -1,18 +1,21 @@
-"""Exact discovery: the Preference Contribution Score (PCS, Eq. 3-4) of every head, by ablation.
+"""Discovery: the Preference Contribution Score (PCS, Eq. 3-4) of every head, by ablation.
 
 1. The prompt is encoded once; its keys and values serve all heads.
 2. Ablating a head of layer l leaves everything below l as it was, so its row joins the pass at l
    as a copy of the unablated one (:mod:`prefheads.fork`).
 3. The heads of several layers go through as one batch, response positions only.
 4. PCS is the ablated minus the unablated mean NLL of the response tokens.
+
+Screened discovery does this for the heads alone whose estimated score is high
+(:mod:`prefheads.discovery.screen`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import HeadLayout, head_layout, intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
+from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.encoding import Encoded
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
@@ -31,6 +35,8 @@ from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.steering import Scope
 
 Reference = Literal["no-profile", "other-profile"]
+Method = Literal["exact", "screen"]
+KEPT_BYTES = 2**30  # prompts kept between screening and ablation; others are encoded twice
 
 
 def discover(
@@ -41,7 +47,8 @@ def discover(
     scope: Scope = "response",
     target: Target = "head",
     reference: Reference | None = None,
-    method: Literal["exact"] = "exact",
+    method: Method = "exact",
+    candidates: float = CANDIDATES,
     end_of_turn: bool = False,
     checkpoint: str | Path | None = None,
     tokens_per_pass: int = 512,
@@ -59,7 +66,12 @@ def discover(
             it reads from the profile's tokens.
         reference: Subtract the same score measured with the profile taken out
             (``"no-profile"``) or another user's in its place (``"other-profile"``).
-        method: ``"exact"``.
+        method: ``"exact"``: every head is ablated. ``"screen"``: only the heads whose scores a
+            second-order estimate from gradients, averaged over all examples, puts highest. They
+            are the same on all examples, and their scores are those of ``"exact"``; the others
+            have not been measured: their score is 0, so that they are never selected.
+        candidates: Share of all heads that ``"screen"`` ablates; take several times the share that
+            is to be selected.
         end_of_turn: Count the end-of-turn token as part of the response.
         checkpoint: File in which finished examples are kept; a killed run that is started again
             goes on from it, and a finished one returns at once.
@@ -73,17 +85,20 @@ def discover(
     Raises:
         DataError: An example without response, or one that does not fit the context.
         ModelError: The model cannot be handled, or its logits are not finite.
+        SteeringError: An unknown option, or a share of candidates outside (0, 1].
         ArtifactError: The checkpoint belongs to another run, or cannot be read or written.
     """
     for name, value, allowed in (
         ("scope", scope, get_args(Scope)),
         ("target", target, get_args(Target)),
         ("reference", reference, (None, *get_args(Reference))),
-        ("method", method, ("exact",)),
+        ("method", method, get_args(Method)),
     ):
         if value not in allowed:
             choices = ", ".join(map(str, allowed))
             raise SteeringError(f"unknown {name} {value!r}; choose from {choices}")
+    if not 0 < candidates <= 1:
+        raise SteeringError(f"candidates={candidates}: give a share of the heads in (0, 1]")
     if not examples:
         raise DataError("no examples to discover heads on")
     layout = head_layout(model)
@@ -107,20 +122,24 @@ def discover(
         n_examples=len(examples),
         seed=seed,
     )
-    run = digest([asdict(info), *model_marks(model)], [*encoded, *(others or [])])
-    budget = Budget(tokens_per_pass)
+    screened = method == "screen"
+    options = [asdict(info), *([candidates] if screened else []), *model_marks(model)]
+    run = digest(options, [*encoded, *(others or [])])
+    scorers = _Scorers(model, scope, Budget(tokens_per_pass), KEPT_BYTES if screened else 0)
     with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
-        done = len(store.rows)
-        indices = range(done, len(examples))
-        bar = tqdm(
-            indices, "PCS", len(examples), unit="example", initial=done, disable=not progress
-        )
-        for i in bar:
-            score, base = _pcs(model, layout, encoded[i], scope, target, budget)
-            if others is not None:
-                score = score - _pcs(model, layout, others[i], scope, target, budget)[0]
-            store.add(values=score, nll=base)
-        result = store.stacked()
+        done, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
+        if screened:
+
+            def estimate(e: Encoded) -> tuple[Tensor, Tensor]:
+                return estimate_scores(scorers.lend(e), layout, target, seed)
+
+            estimates = _fill(store, done, "screening", estimate, encoded, others, progress)
+            done, heads = len(examples), choose_candidates(estimates["values"], candidates)
+
+        def ablate(e: Encoded) -> tuple[Tensor, Tensor]:
+            return _pcs(scorers, layout, e, target, heads)
+
+        result = _fill(store, done, "PCS", ablate, encoded, others, progress)
     return HeadScores(
         result["values"],
         result["nll"],
@@ -130,16 +149,63 @@ def discover(
     )
 
 
+def _fill(
+    store: Checkpoint,
+    first: int,
+    label: str,
+    score: Callable[[Encoded], tuple[Tensor, Tensor]],
+    encoded: Sequence[Encoded],
+    others: Sequence[Encoded] | None,
+    progress: bool,
+) -> dict[str, Tensor]:
+    """Fill the rows of a checkpoint from ``first`` on, one an example; those rows, stacked."""
+    n = len(encoded)
+    done = min(len(store.rows) - first, n)
+    bar = tqdm(range(done, n), label, n, unit="example", initial=done, disable=not progress)
+    for i in bar:
+        values, nll = score(encoded[i])
+        if others is not None:
+            values = values - score(others[i])[0]
+        store.add(values=values, nll=nll)
+    return {name: rows[first : first + n] for name, rows in store.stacked().items()}
+
+
+class _Scorers:
+    """Makes the scorer of an example, and keeps those that are used twice while they fit."""
+
+    def __init__(self, model: PreTrainedModel, scope: Scope, budget: Budget, room: int) -> None:
+        self.model, self.scope, self.budget = model, scope, budget
+        self.room = room  # bytes
+        self._kept: dict[int, Scorer] = {}
+
+    def lend(self, encoded: Encoded) -> Scorer:
+        """A scorer that will be asked for again."""
+        scorer = Scorer(self.model, encoded, self.scope, self.budget)
+        layers: list[Any] = scorer.cache.layers if scorer.cache is not None else []
+        size = sum(x.keys.nbytes + x.values.nbytes for x in layers if x.get_seq_length())
+        if size <= self.room:
+            self.room -= size
+            self._kept[id(encoded)] = scorer
+        return scorer
+
+    def take(self, encoded: Encoded) -> Scorer:
+        """A scorer, for the last time."""
+        kept = self._kept.pop(id(encoded), None)
+        return kept or Scorer(self.model, encoded, self.scope, self.budget)
+
+
 def _pcs(
-    model: PreTrainedModel,
-    layout: HeadLayout,
-    encoded: Encoded,
-    scope: Scope,
-    target: Target,
-    budget: Budget,
+    scorers: _Scorers, layout: HeadLayout, encoded: Encoded, target: Target, heads: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """PCS of every head on one example ``(n_layers, n_heads)``, and the unablated NLL ``()``."""
-    n = layout.shape[0] * layout.shape[1]
-    gains = (1 - torch.eye(n)).reshape(n, *layout.shape)  # one head less in each
-    base, ablated = Scorer(model, encoded, scope, budget).nll(gains, target)
-    return (ablated - base).reshape(layout.shape), base
+    """PCS on one example ``(n_layers, n_heads)``, 0 for heads that are not asked for, and the
+    unablated NLL ``()``.
+
+    Args:
+        heads: Indices ``(n,)`` into the flattened heads.
+    """
+    scores = torch.zeros(layout.shape[0] * layout.shape[1])
+    gains = torch.ones(len(heads), len(scores))
+    gains[torch.arange(len(heads)), heads] = 0  # one head less in each
+    base, ablated = scorers.take(encoded).nll(gains.reshape(-1, *layout.shape), target)
+    scores[heads] = ablated - base
+    return scores.reshape(layout.shape), base

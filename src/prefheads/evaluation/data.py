@@ -24,7 +24,8 @@ def find_tasks(data: Path) -> list[str]:
 def find_samples(data: Path, task: str, split: str | None) -> Path:
     """What to load for a task's split, from anywhere under a data folder.
 
-    Without a split: the development split, or the only one there is.
+    Without a split: the development split, or the only one there is; of equal splits, such as
+    ``LaMP_4/dev`` and ``time/LaMP_4/dev``, the one less deep.
 
     Raises:
         DataError: No such samples, or several splits to choose from.
@@ -34,8 +35,10 @@ def find_samples(data: Path, task: str, split: str | None) -> Path:
     if not own and len(found) == 1 and _task(found[0]) is None:
         own = found  # a file whose name says nothing; what it holds will be checked
     splits: dict[str, Path] = {}
-    for path in sorted(own, key=lambda p: (len(p.parts), p), reverse=True):
-        splits[_split(path)] = path  # of equal splits, such as time/LaMP_4's, the outermost stays
+    for path in sorted(own, key=lambda p: len(p.parts)):
+        other = splits.setdefault(split_name(path), path)
+        if other != path and len(other.parts) == len(path.parts):
+            raise DataError(f"{data}: holds {other} and {path}; name the one of them with --data")
     names = ", ".join(sorted(splits)) or "none"
     if split is None:
         known = [name for name in PREFERRED if name in splits and _has_golds(splits[name])]
@@ -47,12 +50,13 @@ def find_samples(data: Path, task: str, split: str | None) -> Path:
     return splits[split]
 
 
-def has_split(data: Path, task: str, split: str) -> bool:
-    """Whether a task has a split, with its golds."""
-    try:
-        return _has_golds(find_samples(data, task, split))
-    except DataError:
-        return False
+def find_sibling(evaluated: Path, split: str) -> Path | None:
+    """Another split with golds of the same data (not of another setting), if there is one."""
+    name = split + QUESTIONS if evaluated.name.endswith(QUESTIONS) else split
+    places = (evaluated.parent, evaluated.parent.parent / split)
+    sources = (path for place in places if place.is_dir() for path in find_sources(place))
+    found = (path for path in sources if path.name == name)
+    return next((p for p in found if p != evaluated and _has_golds(p)), None)
 
 
 def _task(path: Path) -> str | None:
@@ -64,11 +68,12 @@ def _task(path: Path) -> str | None:
     return None
 
 
-def _split(path: Path) -> str:
+def split_name(path: Path) -> str:
+    """The name of a split, such as ``dev``."""
     return path.name.removesuffix(QUESTIONS)
 
 
 def _has_golds(path: Path) -> bool:
     if not path.name.endswith(QUESTIONS):
         return True  # LongLaMP's rows hold their own
-    return path.with_name(_split(path) + OUTPUTS).is_file()
+    return path.with_name(split_name(path) + OUTPUTS).is_file()

@@ -36,9 +36,10 @@ def make_folds(
 ) -> list[Fold]:
     """One fold, or two where users are few.
 
-    With a training split, heads are found there. Without one, ``discovery + calibration`` users are
-    set aside. Where these and ``limit`` samples to evaluate are more than there are, the users are
-    halved, and each half is evaluated with heads found on the other.
+    With a training split, heads are found there, on users of whom nothing is evaluated. Without
+    one, ``discovery + calibration`` users are set aside. Where these and ``limit`` samples to
+    evaluate are more than there are, the users are halved, and each half is evaluated with heads
+    found on the other.
 
     Args:
         examples: The evaluation split.
@@ -53,15 +54,15 @@ def make_folds(
     share = discovery / (discovery + calibration)
     wanted = discovery + calibration
     if train is not None:
-        ids = {e.id for e in examples}
-        twice = sorted(ids.intersection(e.id for e in train))
-        if twice and not force:
-            raise DataError(
-                f"sample {twice[0]!r} is in the split that heads are found on and in the one to "
-                "evaluate; name another split, or force it"
-            )
+        if not force:
+            train = _of_others(train, examples)
         users = len({e.user_id for e in train})
-        part = list(train) if users <= wanted else _part(train, wanted / users, seed)[0]
+        if users < 4:
+            raise DataError(
+                f"{users} users of the split that heads are found on are not among those to "
+                "evaluate, too few; name another split, or force it"
+            )
+        part = list(train) if users <= wanted else list(_part(train, wanted / users, seed)[0])
         return [Fold(spread(examples, limit, seed), part, share)]
     users = len({e.user_id for e in examples})
     if users < 8:
@@ -72,8 +73,24 @@ def make_folds(
     if users - wanted >= (limit or users / 2):
         pool, rest = _part(examples, wanted / users, seed)
         return [Fold(spread(rest, limit, seed), pool, share)]
-    halves = [spread(half, limit and (limit + 1) // 2, seed) for half in _part(examples, 0.5, seed)]
-    return [Fold(test, pool, share) for test, pool in (halves, halves[::-1])]
+    a, b = _part(examples, 0.5, seed)
+    half = limit and limit // 2
+    return [
+        Fold(spread(a, limit and limit - limit // 2, seed), b, share),
+        Fold(spread(b, half, seed), a, share),
+    ]
+
+
+def _of_others(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """Training samples of users whom nothing is evaluated of; nobody's own sample twice."""
+    ids = {e.id for e in examples}
+    if twice := sorted(ids.intersection(e.id for e in train)):
+        raise DataError(
+            f"sample {twice[0]!r} is in the split that heads are found on and in the one to "
+            "evaluate; name another split, or force it"
+        )
+    users = {e.user_id for e in examples}
+    return [e for e in train if e.user_id not in users]
 
 
 def _part(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], ...]:

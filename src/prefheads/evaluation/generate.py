@@ -57,7 +57,13 @@ def generate_records(
             ]
             ids = [e.example_id for e in encoded]
             hashes = [_sha256(e.text) for e in encoded]
-            wanted = [d for d in decoders if not records.finished(d.method.name, ids, hashes)]
+            wanted = [
+                d
+                for d in decoders
+                if not records.finished(
+                    d.method.name, ids, hashes, [d.marks(i) for i in range(rows.start, rows.stop)]
+                )
+            ]
             bar.update(len(ids) * (len(decoders) - len(wanted)))
             if wanted:
                 work = _Work(model, tokenizer, examples, max_new_tokens, room, seed)
@@ -100,15 +106,16 @@ class _Work:
         except RuntimeError as error:
             if not out_of_memory(error) or len(encoded) == 1:
                 raise
-            batch, prompt = None, None
-            middle = len(encoded) // 2
-            for a, b in ((0, middle), (middle, len(encoded))):
-                part = slice(rows.start + a, rows.start + b)
-                yield from self.run(part, encoded[a:b], hashes[a:b], todo)
+        # Outside of the handler, whose error holds on to all that did not fit.
+        prompt = None
+        middle = len(encoded) // 2
+        for a, b in ((0, middle), (middle, len(encoded))) if todo else ():
+            part = slice(rows.start + a, rows.start + b)
+            yield from self.run(part, encoded[a:b], hashes[a:b], todo)
 
     def _prompt(self, batch: Batch, decoders: Sequence[Decoder]) -> tuple[Cache | None, float]:
         """The prompts' keys and values, if methods share them, and the seconds they took."""
-        if not any(d.method.shares_prompt for d in decoders):
+        if not any(d.shares_prompt for d in decoders):
             return None, 0.0
         start = time.perf_counter()
         prompt = encode_prompt(self.model, batch)
@@ -138,7 +145,7 @@ class _Work:
                 [encode(self.tokenizer, e, max_length=self.room) for e in rest], self.pad
             )
 
-        shared = prompt if method.shares_prompt else None
+        shared = prompt if decoder.shares_prompt else None
         set_seed(int(_sha256(f"{self.seed} {method.name} {rows.start}")[:8], 16))
         start = time.perf_counter()
         with decoder.acting(self.model, rows, batch, bare):
@@ -151,7 +158,6 @@ class _Work:
                 **method.generate_options,
             )
         seconds, n = self._since(start), len(encoded)
-        strength = decoder.setting.gamma if decoder.maps else method.options.get("gamma", 0.0)
         return [
             Record(
                 task=example.task or "",
@@ -161,16 +167,22 @@ class _Work:
                 prompt_sha256=prompt_hash,
                 prediction=text.text,
                 reference=example.output,
-                setting=str(decoder.setting) if decoder.maps else method.kind,
-                gamma=float(strength),
+                setting=decoder.described,
+                gamma=decoder.strength,
                 prompt_tokens=len(e.prompt_ids),
                 new_tokens=text.n_tokens,
                 seconds=seconds / n,
                 prompt_seconds=prompt_seconds / n if shared is not None else 0.0,
                 batch_size=n,
+                steering=decoder.marks(row),
             )
-            for example, e, prompt_hash, text in zip(
-                self.examples[rows], encoded, hashes, done, strict=True
+            for row, example, e, prompt_hash, text in zip(
+                range(rows.start, rows.stop),
+                self.examples[rows],
+                encoded,
+                hashes,
+                done,
+                strict=True,
             )
         ]
 

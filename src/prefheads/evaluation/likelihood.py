@@ -42,12 +42,13 @@ def likelihood(
     """Mean NLL of every response under every method, in three contexts.
 
     A method's temperature divides its logits. DoLa rules tokens out, so that what users wrote may
-    have no likelihood at all under it: its column is NaN.
+    have no likelihood at all under it, and a penalty on repetition is none of a given text: columns
+    of such methods are NaN.
 
     Args:
         examples: Samples of at least two users, each with a response.
         decoders: Made for these very examples.
-        checkpoint: File to keep finished samples in.
+        checkpoint: Files of finished samples get this name and a hash of the methods.
         seed: Decides whose profile is the other one.
     """
     contexts = [
@@ -59,7 +60,7 @@ def likelihood(
     degrees = sorted({float(d.method.options["temperature"]) for d in decoders})
     nll = np.full((len(examples), 3, len(decoders)), np.nan)
     for scope in ("response", "all"):
-        chosen = [i for i, d in enumerate(decoders) if d.scope == scope and d.method.kind != "dola"]
+        chosen = [i for i, d in enumerate(decoders) if d.scope == scope and _defined(d)]
         if not chosen:
             continue
         values = _scores(
@@ -69,7 +70,7 @@ def likelihood(
             [decoders[i] for i in chosen],
             scope,
             degrees,
-            None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-{scope}"),
+            checkpoint,
             progress,
         )
         for column, i in enumerate(chosen):
@@ -110,7 +111,8 @@ def _scores(
         list(maps.values()),
     )
     budget = Budget()
-    with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
+    path = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{scope}-{run[:8]}")
+    with intercept(model, masked_backend(model)), Checkpoint(path, run) as store:
         done, n = len(store.rows), len(encoded[0])
         label = "likelihood" if scope == "response" else "likelihood, all positions"
         bar = tqdm(range(done, n), label, n, unit="example", initial=done, disable=not progress)
@@ -125,6 +127,11 @@ def _scores(
                     nll[:, column] = _nll(contrasted, scorers[0].targets, temperatures)
             store.add(nll=nll)
         return store.stacked()["nll"].double().numpy()
+
+
+def _defined(decoder: Decoder) -> bool:
+    options = decoder.method.options
+    return decoder.method.kind != "dola" and options["repetition_penalty"] == 1
 
 
 def _plain(scorer: Scorer) -> Tensor:

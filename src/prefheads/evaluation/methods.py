@@ -7,6 +7,8 @@ from; every one but DoLa and CAD is a map of heads for each user and a :class:`S
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from prefheads.generation import steer_with
 from prefheads.heads import HeadWeights
 from prefheads.setting import PLAIN, Setting
 from prefheads.steerer import PreferenceSteerer, Routing
-from prefheads.steering import Scope
+from prefheads.steering import Scope, ScopeWarning
 from prefheads.users import cluster_heads, mix
 
 Options = dict[str, Any]
@@ -58,8 +60,8 @@ DEFAULTS: dict[str, Options] = {
     # What calibration chose.
     "calibrated": {"routing": "soft"},
     # Controls of another method: as many heads elsewhere, or a random map as sparse.
-    "random-heads": {"of": "dps", "seed": 0},
-    "random-mask": {"of": "dps", "seed": 0},
+    "random-heads": {"of": "dps", "seed": None},
+    "random-mask": {"of": "dps", "seed": None},
 }
 CONTROLS: dict[str, Control] = {"random-heads": "heads", "random-mask": "mask"}
 NEEDS_STEERER = ("dps", "dps-cluster", "calibrated", "random-heads", "random-mask")
@@ -107,6 +109,8 @@ class Method:
                     f"method {text!r}: {kind} has no {key}; it has {', '.join(allowed)}"
                 )
             allowed[key] = _value(key, value, text)
+        if (allowed.get("mode"), allowed.get("schedule")) == ("amplify", "entropy"):
+            raise DataError(f"method {text!r}: a strength from entropy is for mode=contrast")
         return cls(":".join([kind, *pairs]), kind, allowed)
 
     @property
@@ -125,18 +129,19 @@ class Method:
         return self.kind in NEEDS_STEERER and not self.needs_retrieval_heads
 
     @property
-    def shares_prompt(self) -> bool:
-        """Whether it leaves the encoding of the prompt as it is."""
-        return bool(self.options.get("scope", "response") == "response")
-
-    @property
     def generate_options(self) -> Options:
-        """What ``model.generate`` is asked for: greedy, or sampling at another temperature."""
-        options: Options = {"do_sample": False}
-        if self.options["temperature"] != 1:
-            options = {"do_sample": True, "temperature": self.options["temperature"], "top_k": 0}
-        if self.options["repetition_penalty"] != 1:
-            options["repetition_penalty"] = self.options["repetition_penalty"]
+        """What ``model.generate`` is asked for: greedy, or sampling at another temperature.
+
+        All is said, since a checkpoint may bring its own penalties and ways of sampling.
+        """
+        options: Options = {
+            "do_sample": self.options["temperature"] != 1,
+            "num_beams": 1,
+            "top_p": 1.0,
+            "repetition_penalty": self.options["repetition_penalty"],
+        }
+        if options["do_sample"]:
+            options |= {"temperature": self.options["temperature"], "top_k": 0}
         return options
 
     def setting(self, steerer: PreferenceSteerer | None) -> Setting:
@@ -166,6 +171,30 @@ class Decoder:
     setting: Setting
     maps: Sequence[HeadWeights]
     scope: Scope
+
+    @property
+    def shares_prompt(self) -> bool:
+        """Whether it leaves the encoding of the prompt as it is."""
+        return self.scope == "response"
+
+    @property
+    def described(self) -> str:
+        """How it steers, in a few words."""
+        return self.method.kind if self.method.kind in ("cad", "dola") else str(self.setting)
+
+    @property
+    def strength(self) -> float:
+        """The gamma of steering or contrast; 0 where there is none."""
+        return float(self.setting.gamma if self.maps else self.method.options.get("gamma", 0.0))
+
+    def marks(self, row: int) -> str:
+        """A hash of what acts on an example: its options, setting, scope and map."""
+        told = repr((sorted(self.method.options.items()), self.setting, self.scope))
+        result = hashlib.sha256(told.encode())
+        if self.maps:  # three decimals: the last bits depend on the number of threads
+            values = (1000 * self.maps[row].values.double()).round().long()
+            result.update(values.numpy().tobytes())
+        return result.hexdigest()[:16]
 
     @cached_property
     def weights(self) -> Tensor | None:
@@ -200,10 +229,12 @@ def make_decoder(
     examples: Sequence[Example],
     steerer: PreferenceSteerer | None = None,
     retrieval_heads: Callable[[float], HeadWeights] | None = None,
+    seed: int = 0,
 ) -> Decoder:
     """Find each user's heads for a method.
 
     Args:
+        seed: Of random controls that name none.
         steerer: What discovery found, for methods that need it.
         retrieval_heads: The retrieval heads that are a given share of all, for DeCoRe.
 
@@ -219,13 +250,17 @@ def make_decoder(
     if not setting.plain:
         maps = _maps(method, examples, steerer, retrieval_heads)
         if method.kind in CONTROLS:
-            control, seed = CONTROLS[method.kind], options["seed"]
-            maps = [m.random_like(seed, control) for m in maps]
+            drawn = seed if options["seed"] is None else options["seed"]
+            maps = [m.random_like(drawn, CONTROLS[method.kind]) for m in maps]
         shape = head_layout(model).shape
         if any(m.shape != shape for m in maps):
             raise SteeringError(f"method {method.name}: its heads are not those of this model")
     calibrated = method.base == "calibrated"
     scope = steerer.scope if calibrated and steerer else options.get("scope", "response")
+    if maps and maps[0].info.scope not in ("", scope):
+        found = maps[0].info.scope
+        message = f"{method.name}: heads found with scope={found!r} steer with scope={scope!r}"
+        warnings.warn(message, ScopeWarning, stacklevel=2)
     return Decoder(method, setting, maps, cast(Scope, scope))
 
 

@@ -12,18 +12,24 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.discovery.retrieval import retrieval_scores
-from prefheads.errors import ArtifactError
+from prefheads.encoding import encode
+from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.folds import Fold
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
 from prefheads.evaluation.methods import Decoder, Method, make_decoder
 from prefheads.evaluation.records import Record, Records
+from prefheads.evaluation.samples import write_samples
 from prefheads.examples import Example
+from prefheads.generation import room_for_prompt
 from prefheads.heads import HeadScores, HeadWeights
 from prefheads.steerer import PreferenceSteerer
-from prefheads.storage import writable_dir
+from prefheads.storage import plain, writable_dir, write_json
+from prefheads.tasks.metrics import LABELS, RATING, sample_scores
 from prefheads.validate import Validation
 
+RECORDS = "records.jsonl"
+LIKELIHOOD = "likelihood.json"
 SHORT, LONG, VERY_LONG = 16, 48, 512  # new tokens for a label, a line, a page
 
 
@@ -67,6 +73,8 @@ class Measured:
         nll: Likelihood under every method, or None.
         settings: For each method how it steered, one text a fold.
         folds: Number of folds.
+        split: Which samples these are, for titles.
+        heads_from: Where heads were found.
     """
 
     task: str
@@ -74,6 +82,8 @@ class Measured:
     nll: Validation | None
     settings: dict[str, list[str]]
     folds: int
+    split: str = ""
+    heads_from: str = ""
 
 
 def evaluate_task(
@@ -83,21 +93,46 @@ def evaluate_task(
     folds: Sequence[tuple[Fold, PreferenceSteerer | None]],
     plan: Plan,
     out: Path,
+    *,
+    split: str = "",
+    heads_from: str = "",
 ) -> Measured:
     """Measure every method on every fold of a task; finished parts in ``out`` are kept.
 
     Args:
         folds: Samples, and the steerer to use with them; None fits one on the fold's pool.
+        split, heads_from: As in :class:`Measured`.
 
     Raises:
+        DataError: Samples that cannot be used, told before the work begins.
         ArtifactError: ``out`` holds another evaluation, or one is at work there.
     """
     writable_dir(out)
     try:
         with FileLock(out / ".lock", timeout=0):
-            return _evaluate(model, tokenizer, task, folds, plan, out)
+            _check(model, tokenizer, task, folds, plan)
+            found = _evaluate(model, tokenizer, task, folds, plan, out)
+            return replace(found, split=split, heads_from=heads_from)
     except Timeout:
         raise ArtifactError(f"{out}: another evaluation is at work there") from None
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    folds: Sequence[tuple[Fold, PreferenceSteerer | None]],
+    plan: Plan,
+) -> None:
+    """Stumble over what cannot be used now, not after hours of work."""
+    for fold, _ in folds:
+        if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
+            raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
+        if plan.generation:
+            room = room_for_prompt(model, plan.max_new_tokens or answer_length(task))
+            for example in fold.test:
+                encode(tokenizer, replace(example, output=None), max_length=room)
+        require_golds(task, fold.test)
 
 
 def _evaluate(
@@ -108,7 +143,8 @@ def _evaluate(
     plan: Plan,
     out: Path,
 ) -> Measured:
-    records = Records(out / "records.jsonl")
+    records = Records(out / RECORDS)
+    write_samples(out, [e for fold, _ in folds for e in fold.test])
     parts: list[Validation] = []
     settings: dict[str, list[str]] = {}
     for index, (fold, fitted) in enumerate(folds):
@@ -117,10 +153,11 @@ def _evaluate(
         if steerer is None and plan.needs_steerer:
             steerer = _fit(model, tokenizer, fold, plan, out / f"fit-{index}")
         heads = RetrievalHeads(model, tokenizer, out.parent / "retrieval-heads.safetensors", plan)
-        decoders = [make_decoder(m, model, fold.test, steerer, heads) for m in plan.methods]
+        decoders = [
+            make_decoder(m, model, fold.test, steerer, heads, plan.seed) for m in plan.methods
+        ]
         for decoder in decoders:
-            how = str(decoder.setting) if decoder.maps else decoder.method.kind
-            settings.setdefault(decoder.method.name, []).append(how)
+            settings.setdefault(decoder.method.name, []).append(decoder.described)
         if plan.likelihood:
             parts.append(_likelihood(model, tokenizer, fold.test, decoders, plan, out, index))
         if plan.generation:
@@ -139,7 +176,22 @@ def _evaluate(
     ids = [e.id for fold, _ in folds for e in fold.test]
     names = [m.name for m in plan.methods]
     texts = {name: records.of(name, ids) for name in names} if plan.generation else {}
-    return Measured(task, texts, _joined(parts), settings, len(folds))
+    nll = _joined(parts)
+    if nll is not None:
+        write_json(out / LIKELIHOOD, plain(nll.to_dict()))
+    return Measured(task, texts, nll, settings, len(folds))
+
+
+def require_golds(task: str, examples: Sequence[Example]) -> None:
+    """Raise a ``DataError`` that names a sample whose gold is no answer of its task."""
+    if task not in LABELS and task != RATING:
+        return
+    for example in examples:
+        if example.output is not None:
+            try:
+                sample_scores(task, [example.output], [example.output])
+            except DataError as error:
+                raise DataError(f"sample {example.id!r}: {error}") from None
 
 
 def answer_length(task: str) -> int:
@@ -156,14 +208,24 @@ def _fit(
     plan: Plan,
     folder: Path,
 ) -> PreferenceSteerer:
+    users = {e.user_id for e in fold.pool}
     if (folder / "steerer.json").is_file():
-        return PreferenceSteerer.load(folder, model, tokenizer)
+        steerer = PreferenceSteerer.load(folder, model, tokenizer)
+        if {user for part in steerer.users.values() for user in part} != users:
+            raise ArtifactError(
+                f"{folder}: its heads were found on other users than this run's; give another "
+                "folder"
+            )
+        return steerer
+    discovery = round(fold.share * len(users))
     steerer = PreferenceSteerer.fit(
         model,
         tokenizer,
         fold.pool,
         plan.clusters,
         fractions=(fold.share, 1 - fold.share),
+        discovery_limit=discovery,
+        calibration_limit=len(users) - discovery,
         min_samples=plan.min_samples,
         encoder=plan.encoder,
         run=folder,

@@ -13,7 +13,7 @@ from prefheads.compare import holm, interval, paired_test
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.stats import Array
-from prefheads.storage import writable_dir, write_atomic, write_json
+from prefheads.storage import plain, writable_dir, write_atomic, write_json
 from prefheads.tasks.extract import extract
 from prefheads.tasks.metrics import Metric, metrics_of, sample_scores, write_predictions
 from prefheads.tasks.wordnet import require
@@ -26,7 +26,7 @@ class Cell:
     """One metric of one method on one task.
 
     Attributes:
-        table: ``"texts"`` or ``"likelihood"``.
+        table: ``"texts"``, ``"extracted answers"`` or ``"likelihood"``.
         value: The metric, with its 95 % bootstrap interval over users from ``low`` to ``high``.
         p: Of the paired test against the baseline, corrected by Holm over the task's table; NaN
             for the baseline itself and for columns without a test.
@@ -74,10 +74,10 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
         for column in [*_texts(measured, extracted), *_likelihood(measured)]
         for method in column.rows
     ]
-    tested = [i for i, cell in enumerate(found) if not np.isnan(cell.p)]
-    corrected = holm([found[i].p for i in tested]) if tested else ()
-    for i, p in zip(tested, corrected, strict=True):
-        found[i] = replace(found[i], p=float(p))
+    for table in {cell.table for cell in found}:
+        tested = [i for i, c in enumerate(found) if c.table == table and not np.isnan(c.p)]
+        for i, p in zip(tested, holm([found[i].p for i in tested]), strict=True):
+            found[i] = replace(found[i], p=float(p))
     return found
 
 
@@ -113,8 +113,8 @@ def _texts(measured: Measured, extracted: bool) -> list[_Column]:
         return []
     users = tuple(r.user_id for r in next(iter(known.values())))
     columns = []
-    for suffix, answer in (("", _strict), (" (extracted)", _answer)):
-        if suffix and not extracted:
+    for table, answer in (("texts", _strict), ("extracted answers", _answer)):
+        if answer is _answer and not extracted:
             continue
         scores = {
             method: sample_scores(
@@ -124,8 +124,7 @@ def _texts(measured: Measured, extracted: bool) -> list[_Column]:
         }
         for metric in metrics_of(measured.task):
             rows = {method: own[metric.name] for method, own in scores.items()}
-            named = replace(metric, name=metric.name + suffix)
-            columns.append(_Column("texts", named, rows, users))
+            columns.append(_Column(table, metric, rows, users))
     return columns
 
 
@@ -226,7 +225,7 @@ def write_tables(
     """
     pandas = require("pandas")
     tables = [
-        (f"{m.task}, {name}, {len(_ids(m))} samples", table)
+        (title(m, name), table)
         for m, part in zip(measured, found, strict=True)
         for name, table in frames(part).items()
     ]
@@ -248,6 +247,20 @@ def write_tables(
                 write_predictions(out / m.task / "golds.json", m.task, ids, golds)
 
 
+def title(measured: Measured, table: str) -> str:
+    """What a table is of."""
+    split = f" ({measured.split})" if measured.split else ""
+    folds = f" in {measured.folds} folds" if measured.folds > 1 else ""
+    heads = f"; heads from {measured.heads_from}" if measured.heads_from else ""
+    return f"{measured.task}{split}, {table}: {len(_ids(measured))} samples{folds}{heads}"
+
+
+def require_libraries() -> None:
+    """Raise unless what tables need is installed, so that a lack shows before a long run."""
+    for name in ("pandas", "tabulate", "statsmodels.stats.multitest"):
+        require(name)
+
+
 LEGEND = (
     "Brackets: 95 % bootstrap intervals over users. + and -: significantly better or worse than "
     "the first method (paired approximate randomisation, Holm over the table, 5 %)."
@@ -265,15 +278,14 @@ def _summary(
     flat: Sequence[dict[str, Any]],
     scored_by: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
     return {
-        "cells": [{k: finite(v) for k, v in cell.items()} for cell in flat],
+        "cells": plain(flat),
         "tasks": {
             m.task: {
                 "samples": len(_ids(m)),
                 "folds": m.folds,
+                "split": m.split,
+                "heads_from": m.heads_from,
                 "settings": m.settings,
                 "extraction": extraction_counts(m),
                 "costs": costs(m),

@@ -35,6 +35,8 @@ class Task:
         frame: What the benchmark counts as an item without its long text: a pattern, a number of
             tokens, or ``None`` for ``item`` with a space as its text.
         counted: What the benchmark counts of ``closing``, besides one token for a full stop.
+        personal: Items are texts of one person alone, so who shares one is the same person (movies
+            and papers have many people).
     """
 
     item: str
@@ -47,6 +49,7 @@ class Task:
     dated: bool = True
     frame: str | int | None = None
     counted: str = ""
+    personal: bool = False
 
     @property
     def fields(self) -> list[str]:
@@ -75,10 +78,21 @@ TASKS = {
         kind="Cls.",
     ),
     "LaMP-3": Task(
-        '{score} is the score for "{text}" ', "text", ". ", ("text",), "review:", kind="Reg."
+        '{score} is the score for "{text}" ',
+        "text",
+        ". ",
+        ("text",),
+        "review:",
+        kind="Reg.",
+        personal=True,
     ),
     "LaMP-4": Task(
-        '"{title}" is the title for "{text}" ', "text", ". ", ("title", "text"), "article:"
+        '"{title}" is the title for "{text}" ',
+        "text",
+        ". ",
+        ("title", "text"),
+        "article:",
+        personal=True,
     ),
     "LaMP-5": Task(
         '"{title}" is a title for "{abstract}" ',
@@ -89,7 +103,7 @@ TASKS = {
         frame='"{title}" is a title " " ',
         counted="Following the given patterns",
     ),
-    "LaMP-6": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",)),
+    "LaMP-6": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",), personal=True),
     "LaMP-7": Task(
         '"{text}" ',
         "text",
@@ -97,6 +111,7 @@ TASKS = {
         ("text",),
         frame='"" ',
         counted="are written by user. Following the given patterns",
+        personal=True,
     ),
     "LongLaMP-1": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",)),
     "LongLaMP-2": Task(
@@ -185,7 +200,7 @@ def read_lamp(
         require_output: Whether every question needs a gold.
 
     Yields:
-        ``(place, row)``; a sample without a ``user_id`` is a user of its own.
+        ``(place, row)``; a sample without a ``user_id`` is ``anonymous``.
 
     Raises:
         DataError: Files that are missing or malformed, or a question without a gold.
@@ -206,8 +221,9 @@ def read_lamp(
             raise DataError(f'{where}: must be an object with an "id"')
         if require_output and key not in golds:
             raise DataError(f"{golds_at}: no gold for id {key!r}")
-        user = _id(question, "user_id") or key
-        yield where, question | {"id": key, "user_id": user, "output": golds.get(key), "task": task}
+        user = _id(question, "user_id")
+        known = {"id": key, "user_id": user or key, "output": golds.get(key), "task": task}
+        yield where, question | known | {"anonymous": user is None}
 
 
 def read_golds(path: Path) -> tuple[str, dict[str, str]]:

@@ -1,0 +1,41 @@
+"""All analyses of one discovery of heads, in the order of the page."""
+
+from __future__ import annotations
+
+from prefheads.analysis import chapters_heads as heads
+from prefheads.analysis import chapters_sets as sets
+from prefheads.analysis import roles
+from prefheads.analysis.chapter import Chapter, Part
+from prefheads.analysis.index import Entry
+from prefheads.heads import HeadScores
+
+
+def entries(part: Part, copying: HeadScores | None, seed: int = 0) -> list[Entry]:
+    """All analyses of a discovery.
+
+    Args:
+        copying: Copy scores of the same heads, where the run has them.
+    """
+    found: list[Entry] = []
+    for target, scores in part.scores.items():
+        found += _of_target(Chapter(part, target, scores, seed))
+    measured = {roles.MEASURED[target]: scores for target, scores in part.scores.items()}
+    if copying is not None:
+        measured[roles.MEASURED["copy"]] = copying
+    return found + heads.relations(part, measured, seed)
+
+
+def _of_target(chapter: Chapter) -> list[Entry]:
+    found = [heads.maps(chapter), heads.single_users(chapter), heads.sparsity(chapter)]
+    if len(chapter.users) < 2:
+        missing = (
+            "overlap, reliability and controls compare users, and this run has one; discover with "
+            f"samples of more users: `{chapter.part.fit}`."
+        )
+        return [
+            *found,
+            chapter.entry("overlap", "Overlap between users", "Fig. 4", missing=missing),
+        ]
+    compared = (sets.overlap, sets.reliability, sets.clusters, sets.scales)
+    found += [analysis(chapter) for analysis in compared]
+    return [*found, heads.control_maps(chapter), heads.transfer(chapter)]

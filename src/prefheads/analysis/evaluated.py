@@ -1,0 +1,179 @@
+"""What an evaluation left behind, read without evaluating again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefheads.compare import difference as paired_difference
+from prefheads.errors import ArtifactError, PrefheadsError
+from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.evaluation.records import Record
+from prefheads.evaluation.tables import Cell
+from prefheads.stats import Estimate
+from prefheads.storage import read_json
+from prefheads.tasks.metrics import metrics_of, sample_scores
+
+NLL = "change of NLL"
+SAME = ("seed", "of")  # options of controls; what they differ in is no setting of a method
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of `prefheads eval`.
+
+    Attributes:
+        folder: Where they lie.
+        cells: Every metric of every method.
+        methods: As typed, in order; the first is the baseline.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    methods: tuple[Method, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Evaluation:
+        """Read ``results.json``.
+
+        Raises:
+            ArtifactError: Missing (the evaluation has not ended) or damaged.
+        """
+        path = folder / "results.json"
+        content = read_json(path)
+        try:
+            cells = tuple(Cell(**_known(cell)) for cell in content["cells"])
+            methods = tuple(Method.parse(name) for name in dict.fromkeys(c.method for c in cells))
+        except (AttributeError, KeyError, TypeError, PrefheadsError) as error:
+            raise ArtifactError(f"{path}: damaged ({error}); run the command again") from error
+        return cls(folder, cells, methods)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(dict.fromkeys(c.task for c in self.cells))
+
+    def metrics(self, task: str) -> list[str]:
+        """The metrics of a task that are compared: those of texts, then the change of NLL."""
+        texts = [c.metric for c in self.cells if c.task == task and c.table == "texts"]
+        likelihood = [NLL for c in self.cells if c.task == task and c.metric == NLL]
+        return list(dict.fromkeys([*texts, *likelihood]))
+
+    def cell(self, task: str, method: str, metric: str) -> Cell | None:
+        """One metric of one method on one task."""
+        wanted = (task, method, metric)
+        return next((c for c in self.cells if (c.task, c.method, c.metric) == wanted), None)
+
+    def controls(self, method: Method) -> list[Method]:
+        """Random controls of a method that share all its options."""
+        options = dict(method.options).items()
+        return [
+            m
+            for m in self.methods
+            if m.kind in CONTROLS
+            and m.base == method.kind
+            and options <= {k: v for k, v in m.options.items() if k not in SAME}.items()
+        ]
+
+    def records(self, task: str) -> dict[str, dict[str, Record]]:
+        """The texts of a task with a reference, by method and sample; a torn last line is left.
+
+        Raises:
+            ArtifactError: The file is no file of records.
+        """
+        path = self.folder / task / "records.jsonl"
+        found: dict[str, dict[str, Record]] = {}
+        if not path.is_file():
+            return found
+        lines = path.read_bytes().split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = Record(**json.loads(line))
+            except (ValueError, TypeError):
+                raise ArtifactError(f"{path}:{number}: not a record of an evaluation") from None
+            if record.reference is not None:
+                found.setdefault(record.method, {})[record.id] = record
+        return found
+
+
+def _known(cell: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in cell.items()}
+
+
+def estimate(cell: Cell) -> Estimate:
+    """A cell's value with its interval."""
+    return Estimate(cell.value, cell.low, cell.high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method minus another on one task and metric.
+
+    Attributes:
+        first, second: The metric of each with its interval.
+        paired: Their difference on the same samples with its 95 % bootstrap interval over users;
+            of likelihood only its value, since results hold no likelihood of single samples.
+        higher_is_better: Of the metric.
+    """
+
+    task: str
+    metric: str
+    names: tuple[str, str]
+    first: Estimate
+    second: Estimate
+    paired: Estimate
+    higher_is_better: bool
+    n: int
+
+    def row(self) -> dict[str, Any]:
+        """One line."""
+        a, b, d = self.first, self.second, self.paired
+        return {
+            "task": self.task, "metric": self.metric, "higher_is_better": self.higher_is_better,
+            "first": self.names[0], "first_value": a.mean, "first_low": a.low,
+            "first_high": a.high, "second": self.names[1], "second_value": b.mean,
+            "second_low": b.low, "second_high": b.high, "difference": d.mean, "low": d.low,
+            "high": d.high, "samples": self.n,
+        }  # fmt: skip
+
+
+def differences(
+    found: Evaluation, pairs: Sequence[tuple[str, str]], seed: int = 0
+) -> list[Difference]:
+    """Compare pairs of methods on every task and metric, paired by sample where there are texts."""
+    result = []
+    for task in found.tasks:
+        records = found.records(task)
+        for first, second in pairs:
+            paired = _paired(task, records.get(first, {}), records.get(second, {}), seed)
+            for metric in found.metrics(task):
+                a, b = (found.cell(task, name, metric) for name in (first, second))
+                if a is None or b is None or math.isnan(a.value - b.value):
+                    continue
+                unpaired = Estimate(a.value - b.value, math.nan, math.nan)
+                both, difference = (estimate(a), estimate(b)), paired.get(metric, unpaired)
+                names, higher = (first, second), a.higher_is_better
+                result.append(Difference(task, metric, names, *both, difference, higher, a.n))
+    return result
+
+
+def _paired(
+    task: str, first: dict[str, Record], second: dict[str, Record], seed: int
+) -> dict[str, Estimate]:
+    ids = [key for key in first if key in second]
+    if not ids:
+        return {}
+    golds = [str(first[key].reference) for key in ids]
+    users = [first[key].user_id for key in ids]
+    rows = [
+        sample_scores(task, [side[key].prediction for key in ids], golds)
+        for side in (first, second)
+    ]
+    return {
+        m.name: paired_difference(rows[0][m.name], rows[1][m.name], m, users, seed)
+        for m in metrics_of(task)
+    }

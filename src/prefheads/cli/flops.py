@@ -1,0 +1,150 @@
+"""`prefheads flops`: what steering and discovery cost, by the paper's formula and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from transformers import PreTrainedConfig
+
+from prefheads.analysis.flops import LLAMA_3_8B, ModelCost, model_cost, paper_estimate
+from prefheads.cli import options, session
+from prefheads.contrast.dola import candidate_layers
+from prefheads.errors import DataError
+from prefheads.loading import load_config
+
+PAPERS_MODEL = "llama-3-8b-instruct"
+TERA = 1e12
+
+
+def flops(
+    model: options.Model = PAPERS_MODEL,
+    prompt: Annotated[
+        str, typer.Option(help="Tokens of the prompt, several lengths separated by commas.")
+    ] = "512,1024,2048",
+    new: Annotated[
+        int, typer.Option(min=1, help="Tokens generated; in discovery, of the response.")
+    ] = 32,
+    fork: Annotated[
+        int, typer.Option(min=0, help="First layer with a suppressed head: contrast forks there.")
+    ] = 0,
+    bare: Annotated[
+        int, typer.Option(min=1, help="Tokens of the prompt without the profile, for CAD.")
+    ] = 128,
+    as_json: options.Json = False,
+) -> None:
+    """Count FLOPs from a model's config: the paper's Table 3, and what is really computed."""
+    lengths = _lengths(prompt)
+    config = _config(model)
+    cost = model_cost(config)
+    n_layers = len(cost.layers)
+    if fork >= n_layers:
+        raise DataError(f"--fork {fork}: {model} has layers 0 to {n_layers - 1}")
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    early = len(candidate_layers("low", n_layers, tied))
+    decoding = [_decoding(config, cost, n, new, fork, bare, early) for n in lengths]
+    discovery = [_discovery(cost, n, new) for n in lengths]
+    settings = {"model": model, "new": new, "fork": fork, "bare": bare, "early_layers": early}
+    said = (
+        f"TFLOP at batch size 1; contrast forks at layer {fork} of {n_layers}, CAD's prompt "
+        f"without the profile has {bare} tokens, DoLa reads {early} early layers."
+    )
+    shown: list[RenderableType] = [
+        _paper_table(model, new, decoding),
+        _decoding_table(new, decoding),
+        _discovery_table(n_layers * cost.n_heads, new, discovery),
+        said,
+    ]
+    session.emit(as_json, settings | {"decoding": decoding, "discovery": discovery}, shown)
+
+
+def _lengths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise DataError(f"--prompt {text!r}: give numbers of tokens, such as 512,1024,2048")
+    return [int(part) for part in parts]
+
+
+def _config(model: str) -> PreTrainedConfig:
+    if model.lower() == PAPERS_MODEL:
+        return LLAMA_3_8B
+    path = Path(model)
+    return load_config(path.parent if path.name == "config.json" else model)
+
+
+def _decoding(
+    config: PreTrainedConfig, cost: ModelCost, n: int, new: int, fork: int, bare: int, early: int
+) -> dict[str, Any]:
+    paper = paper_estimate(config, n, new)
+    return {
+        "prompt": n,
+        "paper": paper and dict(zip(("plain", "contrast"), paper, strict=True)),
+        "exact": {
+            "plain": cost.plain(n, new),
+            "contrast": cost.contrast(n, new, fork),
+            "amplify": cost.amplify(n, new),
+            "cad": cost.cad(n, new, bare),
+            "dola": cost.dola(n, new, early),
+        },
+    }
+
+
+def _discovery(cost: ModelCost, n: int, response: int) -> dict[str, int]:
+    return {
+        "prompt": n,
+        "naive_all_logits": cost.naive_discovery(n, response, all_logits=True),
+        "naive": cost.naive_discovery(n, response),
+        "response": cost.discovery(n, response),
+        "all": cost.discovery(n, response, "all"),
+    }
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _paper_table(model: str, new: int, rows: list[dict[str, Any]]) -> Table:
+    names = [f"{name}\n{by}" for by in ("paper", "exact") for name in ("plain", "DPS", "overhead")]
+    table = _table(f"Table 3: {model}, {new} new tokens, TFLOP", "prompt", *names)
+    for row in rows:
+        cells = []
+        for by in ("paper", "exact"):
+            if row[by] is None:
+                cells += ["n/a"] * 3
+                continue
+            plain, contrast = row[by]["plain"], row[by]["contrast"]
+            cells += [_tera(plain), _tera(contrast), f"{contrast / plain:.2f}x"]
+        table.add_row(str(row["prompt"]), *cells)
+    return table
+
+
+def _decoding_table(new: int, rows: list[dict[str, Any]]) -> Table:
+    methods = ("plain", "contrast", "amplify", "cad", "dola")
+    table = _table(f"Each method, {new} new tokens, exact, TFLOP", "prompt", *methods)
+    for row in rows:
+        exact = row["exact"]
+        shown = (f"{_tera(exact[m])} ({exact[m] / exact['plain']:.2f}x)" for m in methods)
+        table.add_row(str(row["prompt"]), *shown)
+    return table
+
+
+def _discovery_table(n_heads: int, response: int, rows: list[dict[str, int]]) -> Table:
+    title = f"Discovery of {n_heads} heads, an example with {response} response tokens, TFLOP"
+    names = ("naive,\nall logits", "naive", "ours, scope\nresponse", "ours, scope\nall")
+    table = _table(title, "prompt", *names)
+    for row in rows:
+        kinds = ("naive_all_logits", "naive", "response", "all")
+        shown = (f"{_tera(row[kind])} ({row[kind] / row['naive']:.3g}x)" for kind in kinds)
+        table.add_row(str(row["prompt"]), *shown)
+    return table
+
+
+def _tera(flop: int) -> str:
+    value = flop / TERA
+    return f"{value:,.2f}" if value >= 1 else f"{value:#.3g}"

@@ -1,0 +1,272 @@
+"""`prefheads judge`: people, or a language model, compare what two methods wrote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from tqdm import tqdm
+
+from prefheads.cli import options, session
+from prefheads.errors import DataError, ModelError
+from prefheads.judge.pairs import Study, load_study
+from prefheads.stats import Estimate
+from prefheads.storage import write_atomic
+
+if TYPE_CHECKING:  # these need the extra `judge`
+    from prefheads.judge.endpoint import Usage
+    from prefheads.judge.llm import Ratings
+    from prefheads.judge.results import HumanResults, Rating
+
+MILLION = 1e6
+
+app = typer.Typer(
+    name="judge", no_args_is_help=True, help="Have people or a language model compare two methods."
+)
+
+Run = Annotated[Path, typer.Option("--run", help="Folder that `eval` wrote.")]
+Methods = Annotated[
+    str, typer.Option("--methods", help="The two methods to compare, as cad,dps; blinded.")
+]
+Task = Annotated[
+    str | None, typer.Option("--task", help="Task of the run; may be absent if it has only one.")
+]
+N = Annotated[int, typer.Option("--n", min=1, help="Samples to compare, at most.")]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Also write all judgements to this file.")]
+
+
+@app.command()
+def serve(
+    run: Run,
+    methods: Methods,
+    db: Annotated[Path, typer.Option("--db", help="SQLite file of the votes; goes on with it.")],
+    task: Task = None,
+    n: N = 100,
+    seed: options.Seed = 0,
+    host: Annotated[
+        str, typer.Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a page for blinded pairwise annotation until interrupted."""
+    with _extra():
+        from prefheads.judge import serve as web
+        from prefheads.judge.store import Votes
+    study = _study(run, methods, task, n, seed)
+    if not study.differing:
+        raise DataError(f"{methods}: all {len(study.pairs)} pairs have the same text twice")
+    votes = Votes(db, study)
+    with web.listen(host, port) as listening:
+        address = f"[{host}]" if ":" in host else host
+        print(f"{_counted(study)}; votes go to {db}")
+        print(f"http://{address}:{listening.getsockname()[1]}/", flush=True)
+        web.serve(study, votes, listening)
+
+
+@app.command()
+def results(
+    db: Annotated[Path, typer.Option("--db", help="SQLite file that `serve` wrote.")],
+    csv: Csv = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Win rates by majority vote, with intervals, and how far annotators agree."""
+    with _extra():
+        from prefheads.judge.results import human_results, votes_csv
+        from prefheads.judge.store import Votes
+    votes = Votes(db)
+    found = human_results(votes, seed)
+    if csv is not None:
+        write_atomic(csv, votes_csv(votes).encode())
+    data = vars(found) | {"wins": {k: vars(v) for k, v in found.wins.items()}}
+    data["difference"] = vars(found.difference)
+    session.emit(as_json, data, _human(found))
+
+
+@app.command()
+def llm(
+    run: Run,
+    methods: Methods,
+    base_url: Annotated[
+        str, typer.Option("--base-url", help="OpenAI-compatible endpoint, up to its /v1.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="Name of the judge at the endpoint.")],
+    task: Task = None,
+    n: N = 100,
+    key_env: Annotated[
+        str, typer.Option("--key-env", help="Environment variable that holds the key, if any.")
+    ] = "OPENAI_API_KEY",
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="SQLite file of answers; judge-answers.sqlite in RUN."),
+    ] = None,
+    form: Annotated[
+        Literal["json_schema", "json_object", "text"],
+        typer.Option("--format", help="How to ask for JSON; not every endpoint takes a schema."),
+    ] = "json_schema",
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="The endpoint's own if absent.")
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(help="Price of a million prompt and completion tokens, as 1.25,10."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120,
+    workers: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    csv: Csv = None,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Have a language model rate the same blinded pairs, in both orders."""
+    with _extra():
+        from prefheads.judge.endpoint import Endpoint
+        from prefheads.judge.llm import ORDERS, rate
+        from prefheads.judge.results import rating_rows, ratings_csv
+        from prefheads.judge.store import Answers
+    prices = _prices(price)
+    endpoint = Endpoint(base_url, os.environ.get(key_env, "").strip(), timeout=timeout)
+    study = _study(run, methods, task, n, seed)
+    answers = Answers(cache or run / "judge-answers.sqlite")
+    hidden = not session.show_progress(quiet, as_json)
+    with tqdm(total=len(ORDERS) * len(study.differing), disable=hidden, desc="judging") as bar:
+        ratings = rate(
+            study,
+            endpoint,
+            answers,
+            model,
+            form=form,
+            temperature=temperature,
+            workers=workers,
+            advance=lambda done: bar.update(done - bar.n),
+        )
+    rows = rating_rows(ratings, seed)
+    if csv is not None:
+        write_atomic(csv, ratings_csv(ratings).encode())
+    data = {
+        "task": study.task,
+        "methods": study.methods,
+        "judge": model,
+        "pairs": len(study.pairs),
+        "same": len(study.pairs) - len(study.differing),
+        "rated": len(ratings.pairs),
+        "problems": ratings.problems,
+        "table": [_plain(row) for row in rows],
+        "tokens": _tokens(ratings, prices),
+        "this_run": {"requests": endpoint.usage.requests, **_tokens(endpoint.usage, prices)},
+    }
+    session.emit(as_json, data, _rated(data, ratings, rows))
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f'{error.name} is not installed; install the extra: pip install "prefheads[judge]"'
+        ) from None
+
+
+def _study(run: Path, methods: str, task: str | None, n: int, seed: int) -> Study:
+    return load_study(run, [m.strip() for m in methods.split(",") if m.strip()], task, n, seed)
+
+
+def _counted(study: Study) -> str:
+    same = len(study.pairs) - len(study.differing)
+    alike = f", {same} more have the same text twice and count as ties" if same else ""
+    return f"{study.task}: {len(study.differing)} pairs to judge{alike}"
+
+
+def _human(found: HumanResults) -> list[Table | str]:
+    judged = found.pairs - found.open
+    table = _table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
+    for name, share in found.wins.items():
+        table.add_row(name, _percent(share))
+    a, b = found.methods
+    table.add_row(f"{b} less {a}", _percent(found.difference, sign="+"))
+    told = ", ".join(f"{name} {count}" for name, count in found.votes.items())
+    return [
+        table,
+        f"Krippendorff's alpha {_or_na(found.alpha)} (1: the annotators agree; 0: as by chance). "
+        f"Of votes but ties, {_or_na(found.first_wins, '.0%')} went to the text shown first.",
+        f"Votes: {told}. {found.same} pairs have the same text twice and count as ties; "
+        f"{found.open} have no vote yet and are left out. Brackets: 95 % bootstrap intervals over "
+        "users.",
+    ]
+
+
+def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[Table | str]:
+    a, b = ratings.study.methods
+    title = f"{data['task']}: ratings by {data['judge']}, {data['rated']} pairs in both orders"
+    table = _table(title, "", a, b, f"{b} less {a}", "for standing first")
+    for row in rows:
+        bias = "" if row.bias is None else _score(row.bias, "+")
+        show = _score if row.bias is not None else _percent
+        name = row.name.replace("_", " ") + (" (%)" if row.bias is None else "")
+        table.add_row(name, *map(show, row.means), show(row.difference, "+"), bias)
+    notes = [
+        f"Scores from 1 to 5, means of both orders; {data['same']} pairs with the same text twice "
+        "were not asked for and count as ties. Brackets: 95 % bootstrap intervals over users.",
+        f"Tokens of these answers: {_spent(data['tokens'])}. This run: "
+        f"{data['this_run']['requests']} requests, {_spent(data['this_run'])}.",
+    ]
+    if ratings.problems:
+        count, why = len(ratings.problems), next(iter(ratings.problems.values()))
+        notes.append(f"{count} pairs are left out, as no answer could be used: {why}")
+    return [table, *notes]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _score(e: Estimate, sign: str = "") -> str:
+    return f"{e.mean:{sign}.2f} [{e.low:{sign}.2f}, {e.high:{sign}.2f}]"
+
+
+def _percent(e: Estimate, sign: str = "") -> str:
+    mean, low, high = (100 * v for v in (e.mean, e.low, e.high))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _or_na(value: float, form: str = ".2f") -> str:
+    return "n/a" if value != value else f"{value:{form}}"
+
+
+def _plain(row: Rating) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "means": [vars(e) for e in row.means],
+        "difference": vars(row.difference),
+        "bias": row.bias and vars(row.bias),
+    }
+
+
+def _prices(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        sent, written = (float(part) for part in text.split(","))
+    except ValueError:
+        raise DataError("--price: give two numbers, as 1.25,10") from None
+    return sent, written
+
+
+def _tokens(of: Ratings | Usage, prices: tuple[float, float] | None) -> dict[str, Any]:
+    sent, written = of.prompt_tokens, of.completion_tokens
+    cost = None if prices is None else (sent * prices[0] + written * prices[1]) / MILLION
+    return {"prompt": sent, "completion": written, "cost": cost}
+
+
+def _spent(tokens: dict[str, Any]) -> str:
+    cost = "" if tokens["cost"] is None else f", cost {tokens['cost']:.4f}"
+    return f"{tokens['prompt']:,} prompt and {tokens['completion']:,} completion tokens{cost}"

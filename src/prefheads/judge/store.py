@@ -1,0 +1,167 @@
+"""Judgements on disk, in SQLite: what has been answered once survives whatever comes later."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefheads.errors import ArtifactError
+from prefheads.judge.pairs import Pair, Study
+
+TIE = "tie"
+_VOTES, _ANSWERS = 0x50485631, 0x50484131  # application ids: a file of another kind is refused
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One choice of one annotator.
+
+    Attributes:
+        pair, annotator: Of what, and whose.
+        choice: A method, or ``"tie"``.
+        first: The method whose text stood first.
+        at: When, in UTC.
+    """
+
+    pair: str
+    annotator: str
+    choice: str
+    first: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text that could be used, with the tokens of all tries that it took."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Votes:
+    """The votes on a study, one a pair and annotator: the first counts.
+
+    Args:
+        path: An SQLite file.
+        study: What is voted on; a new file is made for it. None opens a file to read results.
+
+    Raises:
+        ArtifactError: The file cannot be used, or holds votes on something else.
+    """
+
+    def __init__(self, path: Path, study: Study | None = None) -> None:
+        if study is None and not path.is_file():
+            raise ArtifactError(f"{path}: no such file; `prefheads judge serve` writes it")
+        self._db = _connect(
+            path,
+            _VOTES,
+            "CREATE TABLE IF NOT EXISTS study (only INTEGER PRIMARY KEY CHECK (only = 1), "
+            "description TEXT NOT NULL)",
+            "CREATE TABLE IF NOT EXISTS votes (pair TEXT NOT NULL, annotator TEXT NOT NULL, "
+            "choice TEXT NOT NULL, first TEXT NOT NULL, at TEXT NOT NULL, "
+            "UNIQUE (pair, annotator))",
+        )
+        if study is not None:
+            described = json.dumps(study.describe(), ensure_ascii=False)
+            self._db.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", (described,))
+        row = self._db.execute("SELECT description FROM study").fetchone()
+        if row is None:
+            raise ArtifactError(f"{path}: holds no study; `prefheads judge serve` begins one")
+        self.study: dict[str, Any] = json.loads(row[0])
+        if study is not None and (other := _difference(self.study, study.describe())):
+            raise ArtifactError(f"{path}: holds votes on other {other}; give another --db")
+
+    def add(self, pair: Pair, annotator: str, choice: str, first: str) -> None:
+        """Keep a vote; nothing happens if the annotator has voted on the pair already."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._db.execute(
+            "INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?, ?)",
+            (pair.id, annotator, choice, first, now),
+        )
+
+    def remove(self, pair: Pair, annotator: str) -> None:
+        """Take a vote back, if there is one."""
+        self._db.execute("DELETE FROM votes WHERE pair = ? AND annotator = ?", (pair.id, annotator))
+
+    def voted(self, annotator: str) -> list[str]:
+        """The pairs that an annotator has voted on, the latest last."""
+        rows = self._db.execute(
+            "SELECT pair FROM votes WHERE annotator = ? ORDER BY rowid", (annotator,)
+        )
+        return [pair for (pair,) in rows]
+
+    def all(self) -> list[Vote]:
+        """All votes in the order in which they came."""
+        rows = self._db.execute(
+            "SELECT pair, annotator, choice, first, at FROM votes ORDER BY rowid"
+        )
+        return [Vote(*row) for row in rows]
+
+
+class Answers:
+    """Answers of a language model by what was asked, with the tokens that they took.
+
+    Args:
+        path: An SQLite file; made where needed.
+
+    Raises:
+        ArtifactError: The file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = _connect(
+            path,
+            _ANSWERS,
+            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, "
+            "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL)",
+        )
+
+    def get(self, key: str) -> Answer | None:
+        """What was answered, or None."""
+        row = self._db.execute(
+            "SELECT answer, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
+        ).fetchone()
+        return None if row is None else Answer(*row)
+
+    def add(self, key: str, answer: Answer) -> None:
+        """Keep an answer; from any thread."""
+        with self._lock:
+            self._db.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+                (key, answer.text, answer.prompt_tokens, answer.completion_tokens),
+            )
+
+
+def _connect(path: Path, kind: int, *schema: str) -> sqlite3.Connection:
+    """Open or make a database; each statement is on disk when it returns (WAL, full sync)."""
+    try:
+        db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        found = db.execute("PRAGMA application_id").fetchone()[0]
+        empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if found != kind and not (found == 0 and empty):
+            raise ArtifactError(f"{path}: holds something else; give another file")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        if found != kind:
+            db.execute(f"PRAGMA application_id={kind}")
+        for statement in schema:
+            db.execute(statement)
+    except sqlite3.Error as error:
+        raise ArtifactError(f"{path}: cannot be used ({error})") from None
+    return db
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    for name in ("task", "methods", "seed", "pairs"):
+        if old.get(name) != new[name]:
+            return {"task": "tasks", "methods": "methods (or in another order)"}.get(
+                name, "pairs (another --seed, --n or texts)"
+            )
+    return None
