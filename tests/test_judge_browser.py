@@ -137,7 +137,8 @@ def annotate_without_scripts(page: Any) -> None:
     for _ in range(20):
         pair = page.get_attribute("#vote input[name=pair]", "value")
         key = wanted("cid", pair, page.locator(".text").all_inner_texts())
-        page.click(f"#vote button[data-key='{key}']")
+        with page.expect_navigation():
+            page.click(f"#vote button[data-key='{key}']")
 
 
 def check(votes: Votes) -> None:

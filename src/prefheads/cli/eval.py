@@ -201,7 +201,8 @@ def _steerers(
         steerer = PreferenceSteerer.load(folder, model, tokenizer)
         if steerer.task not in tasks:
             named = steerer.task or "no benchmark task"
-            raise ArtifactError(f"{folder}: was fitted for {named}, which is not evaluated")
+            session.tell(f"{folder} was fitted for {named}, which is not evaluated here")
+            continue
         if steerer.task in found:
             raise ArtifactError(f"{folder}: a second fit for {steerer.task}; give one a task")
         found[steerer.task] = steerer
