@@ -708,3 +708,28 @@ def test_tasks_without_golds_are_not_found(tmp_path: Path) -> None:
     (tmp_path / "LaMP_7" / "dev_outputs.json").unlink()
     with pytest.raises(DataError, match="no task's folder"):
         find_tasks(tmp_path)
+
+
+def test_eval_of_longlamp(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """A task of LongLaMP as the Hub holds it, heads from its training split."""
+    root = tmp_path / "long" / "topic_writing_user"
+    root.mkdir(parents=True)
+    for split, users in (("train", range(8)), ("test", range(6, 12))):
+        rows = [
+            {
+                "author": f"writer-{i}",
+                "input": f"Generate the content for a reddit post tea {i}",
+                "output": f"Tea {i} is good.",
+                "profile": [{"summary": f"s{k}", "content": f"wind {i + k}"} for k in range(3)],
+            }
+            for i in users
+        ]
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    some = ("--split", "test", "--methods", "plain,dps", "--json")
+    done = cli(*ask(folder, tmp_path / "long", tmp_path / "out", *some))
+    assert (done.code, done.err) == (0, "")
+    task = json.loads(done.out)["tasks"]["LongLaMP-4"]
+    assert (task["samples"], task["split"], task["heads_from"]) == (6, "test", "train")
+    steerer = json.loads((tmp_path / "out/LongLaMP-4/fit-0/steerer.json").read_text())
+    found = {user for part in steerer["users"].values() for user in part}
+    assert found == {f"writer-{i}" for i in range(6)}  # not those who are in both splits
