@@ -514,10 +514,10 @@ def test_eval_writes_everything(evaluated: Path) -> None:
 def test_eval_resumes_without_work(cli: Cli, folder: Path, data: Path, evaluated: Path) -> None:
     before = {p: p.read_bytes() for p in evaluated.rglob("*") if p.is_file()}
     some = ("--task", "LaMP-7,LaMP-3", "--methods", ",".join(METHODS), "--limit", 8, "--extract")
-    assert cli(*ask(folder, data, evaluated, *some)).code == 0
+    assert cli(*ask(folder, data, evaluated, *some, "--batch-size", 3)).code == 0
     assert {p: p.read_bytes() for p in evaluated.rglob("*") if p.is_file()} == before
-    refused = cli(*ask(folder, data, evaluated, *some, "--batch-size", 3))
-    assert refused.code == 2 and "another batch_size" in refused.err
+    refused = cli(*ask(folder, data, evaluated, *some, "--items", 3))
+    assert refused.code == 2 and "another items" in refused.err
 
 
 def test_eval_grows_by_methods(cli: Cli, folder: Path, data: Path, tmp_path: Path) -> None:

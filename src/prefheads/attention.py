@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,12 @@ class HeadLayout:
         return len(self.layers), self.n_heads
 
 
-class Observer(Protocol):
-    """What sees the attention of a forward pass: one that intervenes, or the probe for heads."""
+class Observer:
+    """What sees the attention of a forward pass; by itself it leaves all as it is."""
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Called with the input of each decoder layer; returns what the layer gets instead."""
+        return hidden, rest
 
     def attend(
         self,
@@ -65,22 +66,25 @@ class Observer(Protocol):
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Called in place of the attention function ``inner``."""
+        return inner(module, query, key, value, mask, **kwargs)
 
 
 # What observes the forward pass of this thread; None for a pass that nothing intervenes in.
 current: ContextVar[Observer | None] = ContextVar("prefheads_pass", default=None)
 
 
-class _Probe:
+def layer_index(module: nn.Module) -> int:
+    """The decoder layer that an attention module belongs to."""
+    return int(module.layer_idx)  # type: ignore[arg-type]  # modules type their attributes alike
+
+
+class _Probe(Observer):
     """Notes which modules call the attention function, and whether it returns one vector a head."""
 
     def __init__(self) -> None:
         self.n_heads: dict[nn.Module, int] = {}
         self.per_head = True
         self.causal = True
-
-    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
-        return hidden, rest
 
     def attend(
         self,

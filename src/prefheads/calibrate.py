@@ -25,7 +25,7 @@ from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles
 from prefheads.masks import masked_backend
-from prefheads.scoring import Budget, Scorer, encode_all, token_nll
+from prefheads.scoring import Budget, Scorer, encode_all, mean_nll
 from prefheads.setting import PLAIN, Setting, grid
 from prefheads.stats import Array, user_means
 from prefheads.steering import Scope
@@ -70,12 +70,12 @@ def score_settings(
             log_plain = plain.log_softmax(-1)
             for i, s in enumerate(settings):
                 if s.plain and torch.isnan(nll[i]).any():
-                    nll[i] = _nll(plain, scorer.targets, temperatures)
+                    nll[i] = mean_nll(plain, scorer.targets, temperatures)
             for row, changed in zip(indices.tolist(), logits[1:].float(), strict=True):
                 for i in users[row]:
                     s = settings[i]
                     steered = changed if s.mode == "amplify" else s.contrasted(plain, changed)
-                    nll[i] = _nll(steered, scorer.targets, temperatures)
+                    nll[i] = mean_nll(steered, scorer.targets, temperatures)
                     gap = log_plain - steered.log_softmax(-1)
                     kl[i] = (log_plain.exp() * gap).sum(-1).mean().cpu()
     if not torch.isfinite(nll).all():
@@ -84,11 +84,6 @@ def score_settings(
             "try float32"
         )
     return nll, kl
-
-
-def _nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
-    degrees = [logits if t == 1 else logits / t for t in temperatures]
-    return torch.stack([token_nll(x, targets).mean() for x in degrees]).cpu()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from prefheads.attention import AttentionFunction, current
+from prefheads.attention import AttentionFunction, Observer, current, layer_index
 from prefheads.masks import as_bias
 
 Target = Literal["head", "profile"]
@@ -83,7 +83,7 @@ def branch_plan(gains: Tensor, target: Target) -> tuple[Plan, Tensor]:
     return Plan(rows, 1, starts[order].tolist(), [0] * len(order), target), order
 
 
-class Pass:
+class Pass(Observer):
     """One run of a plan through the model.
 
     Args:
@@ -165,7 +165,7 @@ class Pass:
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function, with this layer's gains. Shapes as transformers passes them."""
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        layer = layer_index(module)
         changed = self.plan.changed[layer]
         rows, _, n_query, _ = query.shape
         gain = self.plan.gain(layer, query.device) if changed else None

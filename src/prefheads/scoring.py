@@ -32,6 +32,12 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
+def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Mean NLL of ``targets`` (T,) under ``logits`` (T, vocab) at each temperature, on the CPU."""
+    degrees = [logits if t == 1 else logits / t for t in temperatures]
+    return torch.stack([token_nll(x, targets).mean() for x in degrees]).cpu()
+
+
 @dataclass
 class Budget:
     """How many tokens go through the model in one pass; halved, for good, when memory runs out."""

@@ -123,7 +123,6 @@ def evaluate(
         "force": force,
         "prompt_length": prompt_length,
         "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
         "clusters": clusters,
         "min_samples": min_samples,
         "dtype": dtype,

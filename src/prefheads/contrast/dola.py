@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads.attention import AttentionFunction, intercept
+from prefheads.attention import Observer, intercept
 from prefheads.contrast.combine import contrast_layers, require_plausibility
 from prefheads.errors import ModelError, SteeringError
 from prefheads.forward import Call, Forward, observing, replaced_forward
@@ -95,7 +95,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
     return head.weight is model.get_input_embeddings().weight
 
 
-class _Tap:
+class _Tap(Observer):
     """Notes what enters some layers, at the positions whose logits are asked for."""
 
     def __init__(self, layers: Sequence[int], keep: int) -> None:
@@ -107,15 +107,3 @@ class _Tap:
             # Copied, so that the rest of a long prompt does not stay in memory.
             self.hidden[index] = hidden[:, -self.keep :].clone() if self.keep else hidden
         return hidden, rest
-
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        return inner(module, query, key, value, mask, **kwargs)

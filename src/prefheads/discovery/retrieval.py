@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import AttentionFunction, input_device, intercept
+from prefheads.attention import AttentionFunction, Observer, input_device, intercept, layer_index
 from prefheads.encoding import encode
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
@@ -195,15 +195,12 @@ def _locate(
     return NeedlePrompt(encoded.prompt_ids, places[0], places[-1] + 1)
 
 
-class _Watch:
+class _Watch(Observer):
     """Notes where each head attends most, from the last ``n`` positions."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.most: dict[int, Tensor] = {}
-
-    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
-        return hidden, rest
 
     def attend(
         self,
@@ -218,7 +215,7 @@ class _Watch:
         out, weights = inner(module, query, key, value, mask, **kwargs)
         if weights is None:
             raise ModelError(f"{type(module).__name__} does not show its attention weights")
-        self.most[int(module.layer_idx)] = weights[0, :, -self.n :].argmax(-1).cpu()  # type: ignore[arg-type]
+        self.most[layer_index(module)] = weights[0, :, -self.n :].argmax(-1).cpu()
         return out, weights
 
 

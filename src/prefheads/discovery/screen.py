@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefheads.attention import AttentionFunction, HeadLayout
+from prefheads.attention import AttentionFunction, HeadLayout, layer_index
 from prefheads.errors import ModelError
 from prefheads.fork import Pass, Plan, ReadOnly, Target
 from prefheads.scoring import Scorer, out_of_memory, token_nll
@@ -76,7 +76,7 @@ class _Dials(Pass):
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function, with dials on its output ``(rows, query, heads, head_dim)``."""
         out, weights = super().attend(inner, module, query, key, value, mask, kwargs)
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        layer = layer_index(module)
         if layer < self.first:
             return out, weights
         ablated = torch.zeros_like(out[:1])

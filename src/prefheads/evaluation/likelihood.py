@@ -22,7 +22,7 @@ from prefheads.contrast import combine
 from prefheads.evaluation.methods import Decoder
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.masks import masked_backend
-from prefheads.scoring import Budget, Scorer, encode_all, token_nll
+from prefheads.scoring import Budget, Scorer, encode_all, mean_nll
 from prefheads.setting import PLAIN
 from prefheads.stats import Array
 from prefheads.steering import Scope
@@ -123,8 +123,10 @@ def _scores(
             if cad:
                 plain = [_plain(s) for s in scorers]
                 for column, strength in cad.items():
-                    contrasted = [combine(p, plain[-1], strength) for p in plain]
-                    nll[:, column] = _nll(contrasted, scorers[0].targets, temperatures)
+                    for context, own_logits in enumerate(plain):
+                        contrasted = combine(own_logits, plain[-1], strength)
+                        targets = scorers[context].targets
+                        nll[context, column] = mean_nll(contrasted, targets, temperatures)
             store.add(nll=nll)
         return store.stacked()["nll"].double().numpy()
 
@@ -138,9 +140,3 @@ def _plain(scorer: Scorer) -> Tensor:
     """Logits ``(T, vocab)`` of the response as the model is."""
     unchanged = torch.ones(1, *head_layout(scorer.model).shape)
     return next(scorer.logits(unchanged, "head"))[1][0].float()
-
-
-def _nll(logits: Sequence[Tensor], targets: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Mean NLL ``(n_logits, n_temperatures)``."""
-    rows = [[token_nll(x / t, targets).mean() for t in temperatures] for x in logits]
-    return torch.stack([torch.stack(row) for row in rows]).cpu()
