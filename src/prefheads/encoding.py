@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import BoolTensor, LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from prefheads.chat import PLACEHOLDER, Span, Turn, apply_template, render, tokenize
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, without_profile
 from prefheads.tasks.prompts import Count, Cut, Prompt, build_prompt, shorten, shorten_to
 
-# Private-use characters: no template has a reason to write, strip or change them.
-PLACEHOLDER = "\ue000\ue001"
+Tokenized = tuple[str, list[int], list[bool]]
 
 
 class TruncationWarning(UserWarning):
@@ -71,6 +72,8 @@ def encode(
     *,
     max_length: int | None = None,
     end_of_turn: bool = False,
+    before: Sequence[Turn] = (),
+    templated: bool = True,
 ) -> Encoded:
     """Encode an example: its prompt as the user's turn, and its output as the response to it.
 
@@ -84,20 +87,24 @@ def encode(
             they are more, the profile is cut (:func:`prefheads.tasks.prompts.shorten`) with a
             ``TruncationWarning``.
         end_of_turn: Whether the response includes the token that ends it.
+        before: Turns of the chat before the user's.
+        templated: Whether to use the chat template, if there is one.
 
     Raises:
         DataError: Input and response alone do not fit, or the profile lacks a field.
         ModelError: The tokenizer is not fast, or its template changes what it is given.
     """
     _require_fast(tokenizer)
-    text, ids, mask = _tokenize(tokenizer, build_prompt(example))
+    templated = templated and bool(tokenizer.chat_template)
+    tokens = partial(_tokenize, tokenizer, before, templated)
+    text, ids, mask = tokens(build_prompt(example))
     if not len(ids):
         raise DataError(f'example {example.id!r}: the prompt has no tokens; fill "input"')
-    response = _response_ids(tokenizer, text, ids, example.output, end_of_turn)
+    response = _response_ids(tokenizer, text, ids, example.output, templated, end_of_turn)
     limit = max_length if max_length is not None else _default_length(tokenizer)
     truncated = limit is not None and len(ids) + len(response) > limit
     if limit is not None and truncated:
-        text, ids, mask = _fit(tokenizer, example, mask, limit, len(response))
+        text, ids, mask = _fit(tokenizer, tokens, example, mask, limit, len(response))
         message = f"example {example.id!r}: the profile was cut to fit {limit} tokens"
         warnings.warn(message, TruncationWarning, stacklevel=2)
     return Encoded(
@@ -179,14 +186,14 @@ def _measures(tokenizer: PreTrainedTokenizerBase, special: bool) -> tuple[Count,
     """How many tokens a text has, and its beginning of so many, with or without special tokens."""
     added = tokenizer.num_special_tokens_to_add() if special else 0
 
+    def tokens(text: str) -> tuple[list[int], list[Span]]:
+        return tokenize(tokenizer, text, [(0, len(text))], special=False)
+
     def count(text: str) -> int:
-        return len(_ids(tokenizer, text)) + added
+        return len(tokens(text)[0]) + added
 
     def cut(text: str, n: int) -> str:
-        encoding = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        ends = [end for _, end in encoding["offset_mapping"]]
+        ends = [end for _, end in tokens(text)[1]]
         kept = max(n - added, 0)
         return text if len(ends) <= kept else text[: ends[kept - 1] if kept else 0]
 
@@ -194,60 +201,20 @@ def _measures(tokenizer: PreTrainedTokenizerBase, special: bool) -> tuple[Count,
 
 
 def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt
-) -> tuple[str, list[int], list[bool]]:
+    tokenizer: PreTrainedTokenizerBase, before: Sequence[Turn], templated: bool, prompt: Prompt
+) -> Tokenized:
     """The rendered prompt, its token ids, and which of them belong to the profile."""
-    text, start = _render(tokenizer, prompt)
+    text, contents, lost = prompt.text, [(0, len(prompt.text))], 0
+    if templated:
+        text, contents = render(tokenizer, [*before, Turn("user", prompt.text)])
+        if not text.startswith(prompt.text.rstrip(), contents[-1][0]):  # the template strips it
+            lost = len(prompt.text) - len(prompt.text.lstrip())
+    start = contents[-1][0] + len(prompt.before) - lost
     end = start + len(prompt.profile)
-    encoding = tokenizer(
-        text,
-        # A template writes its own special tokens; adding them again would double BOS.
-        add_special_tokens=not tokenizer.chat_template,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    mask = [start < end and a < end and b > start for a, b in encoding["offset_mapping"]]
-    return text, list(encoding["input_ids"]), mask
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, int]:
-    """The prompt as the user's turn, and the position of its profile block in it.
-
-    The position follows from where the template puts a placeholder: looking for the profile's text
-    instead could find it in the input or in the template.
-    """
-    content, start = prompt.text, len(prompt.before)
-    if not tokenizer.chat_template:
-        return content, start
-    prefix, *rest = _chat(tokenizer, PLACEHOLDER).split(PLACEHOLDER)
-    if len(rest) != 1:
-        raise ModelError(f"the chat template writes the user's turn {len(rest)} times, not once")
-    rendered = _chat(tokenizer, content)
-    stripped = len(content) - len(content.lstrip())
-    for kept, lost in (
-        (content, 0),
-        (content.strip(), stripped),
-        (content.lstrip(), stripped),
-        (content.rstrip(), 0),
-    ):
-        if rendered == prefix + kept + rest[0]:
-            return rendered, len(prefix) + start - lost
-    raise ModelError("the chat template changes the user's text, so the profile cannot be located")
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
-    messages = [{"role": "user", "content": user}]
-    if assistant is not None:
-        messages.append({"role": "assistant", "content": assistant})
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=assistant is None
-            )
-        )
-    except Exception as error:  # a template is code of its own and may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"the chat template cannot render a user's turn: {reason}") from error
+    # A template writes its own special tokens; adding them again would double BOS.
+    ids, offsets = tokenize(tokenizer, text, contents, special=not templated)
+    mask = [start < end and a < end and b > start for a, b in offsets]
+    return text, ids, mask
 
 
 def _response_ids(
@@ -255,11 +222,11 @@ def _response_ids(
     prompt: str,
     prompt_ids: list[int],
     output: str | None,
+    templated: bool,
     end_of_turn: bool,
 ) -> list[int]:
     if output is None:
         return []
-    templated = bool(tokenizer.chat_template)
     response = output if templated else " " + output
     # A tokenizer that begins every text with a space of its own (SentencePiece) must not do so in
     # the middle, so the response is taken from the whole, unless a token would span the border.
@@ -272,7 +239,8 @@ def _response_ids(
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends the assistant's turn in the template, else the end of the text."""
     if tokenizer.chat_template:
-        tail = _chat(tokenizer, "", PLACEHOLDER).rpartition(PLACEHOLDER)[2].strip()
+        turns = [Turn("user", ""), Turn("assistant", PLACEHOLDER)]
+        tail = apply_template(tokenizer, turns, answer=False).rpartition(PLACEHOLDER)[2].strip()
         ids = _ids(tokenizer, tail)
         if len(ids) == 1 and ids[0] in tokenizer.added_tokens_decoder:
             return ids[0]
@@ -293,13 +261,14 @@ def _default_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _fit(
     tokenizer: PreTrainedTokenizerBase,
+    tokens: Callable[[Prompt], Tokenized],
     example: Example,
     mask: list[bool],
     limit: int,
     response: int,
-) -> tuple[str, list[int], list[bool]]:
-    """The prompt with its profile cut so that it fits, tokenised as in :func:`_tokenize`."""
-    _, bare, _ = _tokenize(tokenizer, build_prompt(without_profile(example)))
+) -> Tokenized:
+    """The prompt with its profile cut so that it fits, tokenised by ``tokens``."""
+    _, bare, _ = tokens(build_prompt(without_profile(example)))
     named = f"example {example.id!r}"
     if response >= limit:
         raise DataError(
@@ -320,7 +289,7 @@ def _fit(
     budget = room - (len(mask) - sum(mask))
     while True:
         short = shorten(example, budget, count=count, cut=cut)
-        text, ids, cut_mask = _tokenize(tokenizer, build_prompt(short))
+        text, ids, cut_mask = tokens(build_prompt(short))
         if len(ids) <= room:
             return text, ids, cut_mask
         # Tokens may split differently at the joints than they were counted.

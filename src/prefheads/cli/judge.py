@@ -15,6 +15,7 @@ from tqdm import tqdm
 from prefheads.cli import options, session
 from prefheads.errors import DataError, ModelError
 from prefheads.judge.pairs import Study, load_study
+from prefheads.listening import listen
 from prefheads.stats import Estimate
 from prefheads.storage import write_atomic
 
@@ -61,7 +62,7 @@ def serve(
     if not study.differing:
         raise DataError(f"{methods}: all {len(study.pairs)} pairs have the same text twice")
     votes = Votes(db, study)
-    with web.listen(host, port) as listening:
+    with listen(host, port) as listening:
         address = f"[{host}]" if ":" in host else host
         print(f"{_counted(study)}; votes go to {db}")
         print(f"http://{address}:{listening.getsockname()[1]}/", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
 import sqlite3
@@ -18,7 +17,6 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from prefheads.errors import DataError
 from prefheads.judge.pairs import Pair, Study
 from prefheads.judge.store import TIE, Votes
 
@@ -48,21 +46,6 @@ def make_app(study: Study, votes: Votes) -> Starlette:
         ],
         exception_handlers={HTTPException: site.refuse, sqlite3.Error: site.refuse},
     )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one.
-
-    Raises:
-        DataError: The port is taken or not allowed, or no such host.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        hint = "; give another --port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
-        reason = (error.strerror or str(error)).partition(" (while")[0]
-        raise DataError(f"{host}:{port}: {reason}{hint}") from None
 
 
 def serve(study: Study, votes: Votes, listening: socket.socket) -> None:
