@@ -37,10 +37,12 @@ class HeadLayout:
     Attributes:
         n_heads: Attention (query) heads in a layer; the same in all layers.
         layers: The decoder layers, in order.
+        tuples: Whether a layer returns its output as the first of a tuple.
     """
 
     n_heads: int
     layers: tuple[nn.Module, ...]
+    tuples: bool
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -263,29 +265,37 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
         raise ModelError(
             f"{kind} does not mark its decoder layers {orphans} as transformers' own models do"
         )
-    layout = HeadLayout(heads.pop(), tuple(parents[by_layer[i]] for i in range(n_layers)))
-    if not _rows_can_join(model, layout.layers[-1]):
+    layers = tuple(parents[by_layer[i]] for i in range(n_layers))
+    output = _output_of_joined_rows(model, layers[-1])
+    if output is None:
         raise ModelError(f"{kind} does not let rows join a batch between two of its layers")
-    return layout
+    return HeadLayout(heads.pop(), layers, isinstance(output, tuple))
 
 
-def _rows_can_join(model: PreTrainedModel, layer: nn.Module) -> bool:
-    """Whether a second row may be added to a pass of one row on entering a layer."""
+def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
+    """What a layer returns when a second row is added to a pass of one row on entering it; None
+    if that cannot be done."""
+    outputs: list[Any] = []
 
     def double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             return (torch.cat([args[0]] * 2), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": torch.cat([kwargs["hidden_states"]] * 2)}
 
-    handle = layer.register_forward_pre_hook(double, with_kwargs=True)
+    handles = (
+        layer.register_forward_pre_hook(double, with_kwargs=True),
+        layer.register_forward_hook(lambda module, args, output: outputs.append(output)),
+    )
     try:
         with torch.no_grad():
             ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
-            return len(model(input_ids=ids, use_cache=False).logits) == 2
+            n = len(model(input_ids=ids, use_cache=False).logits)
     except RuntimeError:
-        return False
+        return None
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+    return outputs[0] if n == 2 else None
 
 
 @contextmanager

@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from prefheads.attention import AttentionFunction, Observer, current, layer_index
 from prefheads.masks import as_bias
+from prefheads.shared import attend_shared, shared_keys
 
 Target = Literal["head", "profile"]
 
@@ -29,7 +31,8 @@ class Plan:
 
     Args:
         gains: ``(n_base + n_branches, n_layers, n_heads)``, non-negative; 1 leaves a head alone.
-            Base rows first, then branches in ascending order of ``starts``.
+            Base rows first, then branches in ascending order of ``starts``. Without the base
+            rows, ``(n_branches, ...)``, where these have run already (:class:`Pass`, ``entered``).
         n_base: Rows that the model is called with.
         starts: Layer at which each branch leaves, ascending.
         origins: Base row that each branch copies.
@@ -49,7 +52,8 @@ class Plan:
         self.n_base = n_base
         self.target = target
         self.starts = list(starts)
-        self.origins = torch.tensor([*range(n_base), *origins], device=gains.device)
+        self.n_live = len(gains) - len(starts)  # base rows that run
+        self.origins = torch.tensor([*range(self.n_live), *origins], device=gains.device)
         self.first = min(self.starts, default=gains.shape[1])
         self.changed = [
             bool((self.gains[: self.rows(layer), layer] != 1).any())
@@ -59,7 +63,7 @@ class Plan:
 
     def rows(self, layer: int) -> int:
         """Rows of the batch in a layer."""
-        return self.n_base + bisect_right(self.starts, layer)
+        return self.n_live + bisect_right(self.starts, layer)
 
     def gain(self, layer: int, device: torch.device) -> Tensor:
         """Gains of the rows present in a layer, ``(rows, n_heads)``, on ``device``."""
@@ -70,7 +74,7 @@ class Plan:
 
 
 def branch_plan(gains: Tensor, target: Target) -> tuple[Plan, Tensor]:
-    """A plan with one base row that each row of ``gains`` (R, L, H) leaves where it changes.
+    """A plan of branches that leave one base row, run before, where ``gains`` (R, L, H) change it.
 
     Returns:
         The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
@@ -79,8 +83,7 @@ def branch_plan(gains: Tensor, target: Target) -> tuple[Plan, Tensor]:
     last = gains.shape[1] - 1
     starts = torch.where(changed.any(1), changed.int().argmax(1), last)
     order = starts.argsort(stable=True)
-    rows = torch.cat([torch.ones_like(gains[:1]), gains[order]])
-    return Plan(rows, 1, starts[order].tolist(), [0] * len(order), target), order
+    return Plan(gains[order], 1, starts[order].tolist(), [0] * len(order), target), order
 
 
 class Pass(Observer):
@@ -92,9 +95,10 @@ class Pass(Observer):
         profile: ``(n_base, n_keys)`` bool, the profile's tokens among them; needed for target
             ``"profile"``.
         prompt: Keys and values of a prompt that all rows share (single base row). The model must
-            be called with ``ReadOnly(prompt)``; the rows are then folded into the query axis, so
-            that the prompt's keys are read once for all of them and each row sees its own tokens
-            only.
+            be called with ``ReadOnly(prompt)`` (:mod:`prefheads.shared`).
+        entered: What entered each layer when the base rows ran; branches take off from there, and
+            the base rows, which the plan must not hold, do not run again. Layers below the first
+            branch do nothing; let the model skip them (:func:`prefheads.forward.skipped`).
     """
 
     def __init__(
@@ -103,13 +107,15 @@ class Pass(Observer):
         n_keys: int,
         profile: Tensor | None = None,
         prompt: Cache | None = None,
+        entered: Sequence[Tensor] | None = None,
     ) -> None:
         self.plan = plan
+        self.entered = entered
         self.n_keys = n_keys
         self.profile = profile
         self.prompt = prompt
         self._may_be_blind: bool | None = None
-        self._memo: dict[tuple[int, ...], tuple[Any, Tensor]] = {}
+        self._memo: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -124,14 +130,25 @@ class Pass(Observer):
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Append the branches that leave here; give the layer's other inputs as many rows."""
-        n = self.plan.rows(index)
+        n, base = self.plan.rows(index), hidden
+        if self.entered is not None:
+            if index < self.plan.first:  # nobody is there yet
+                return hidden, rest
+            base = self.entered[index]
+            hidden = hidden[:0] if index == self.plan.first else hidden
         if n > len(hidden):
             new = self.plan.origins[len(hidden) : n].to(hidden.device)
-            hidden = torch.cat([hidden, hidden.index_select(0, new)])
+            hidden = torch.cat([hidden, base.index_select(0, new)])
         # Folded rows broadcast over one row of mask and positions; others need as many.
-        if n > self.plan.n_base and self.prompt is None:
-            rest = self._expand(rest, n)
+        if n != self.plan.n_base and self.prompt is None:
+            rest = self._expand_once(rest, n)
         return hidden, rest
+
+    def _expand_once(self, rest: Any, n: int) -> Any:
+        """:meth:`_expand`, once for all layers that get the same things."""
+        args, kwargs = rest if isinstance(rest, tuple) else ((), rest)
+        same = (n, *map(id, args), *map(id, kwargs.values()))
+        return self._remember(same, rest, lambda: self._expand(rest, n))
 
     def _expand(self, value: Any, n: int) -> Any:
         if isinstance(value, Tensor):
@@ -147,7 +164,7 @@ class Pass(Observer):
             return {k: self._expand(v, n) for k, v in value.items()}
         return value
 
-    def _remember(self, key: tuple[int, ...], source: Any, make: Callable[[], Tensor]) -> Tensor:
+    def _remember(self, key: tuple[int, ...], source: Any, make: Callable[[], Any]) -> Any:
         if key not in self._memo:
             self._memo[key] = (source, make())  # the source is kept too, so that its id stays taken
         return self._memo[key][1]
@@ -167,30 +184,26 @@ class Pass(Observer):
         """The attention function, with this layer's gains. Shapes as transformers passes them."""
         layer = layer_index(module)
         changed = self.plan.changed[layer]
-        rows, _, n_query, _ = query.shape
+        rows = len(query)
         gain = self.plan.gain(layer, query.device) if changed else None
-        shared = self._shared(layer, key, value) if self.prompt is not None else None
-        n_key = key.shape[2] + (shared[0].shape[2] if shared is not None else 0)
+        shared = None if self.prompt is None else shared_keys(self.prompt, module, key, value)
+        past = 0 if shared is None else shared[0].shape[2]
 
         blind = None
         biased = gain is not None and self.plan.target == "profile"
         if gain is not None and biased:
-            mask, blind = self._hide(gain, mask, query, n_key)
+            mask, blind = self._hide(gain, mask, query, past + key.shape[2])
         if shared is None:
             out, weights = inner(module, query, key, value, mask, **kwargs)
         else:
-            past = shared[0].shape[2]
-            if biased:
-                mask = _fold_mask(mask, query, n_key, past)
-            else:  # the same for all layers with as many rows and keys
-                mask = self._remember(
-                    (id(mask), rows, past), mask, lambda: _fold_mask(mask, query, n_key, past)
-                )
-            keys, values = (
-                torch.cat([s, _fold(x)], 2) for s, x in zip(shared, (key, value), strict=True)
+            seen = (id(mask), rows, past)  # the same for all layers with as many rows and keys
+
+            def once(make: Callable[[], Any]) -> Any:
+                return make() if biased else self._remember(seen, mask, make)
+
+            out, weights = attend_shared(
+                inner, module, query, key, value, mask, shared, once, kwargs
             )
-            out, weights = inner(module, _fold(query), keys, values, mask, **kwargs)
-            out = out.reshape(rows, n_query, *out.shape[2:])
         if gain is not None and self.plan.target == "head":
             out = out * gain[:, None, :, None].to(out.dtype)
         if blind is not None:
@@ -229,50 +242,11 @@ class Pass(Observer):
             return profile[:, self.n_keys - n_key : self.n_keys]
         return nn.functional.pad(profile, (0, n_key - self.n_keys))
 
-    # -- rows folded into the query axis --
-
-    def _shared(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.prompt is not None
-        layers: list[Any] = self.prompt.layers
-        held = layers[layer] if layer < len(layers) else None
-        if held is None or held.get_seq_length() == 0:
-            return key[:1, :, :0], value[:1, :, :0]
-        return held.keys, held.values
-
-
-def _fold_mask(mask: Tensor | None, query: Tensor, n_key: int, past: int) -> Tensor:
-    """Mask ``(1, heads, rows * T, past + rows * T)``: a row sees the prompt and its own tokens."""
-    rows, _, n_query, _ = query.shape
-    bias = as_bias(mask, query, n_key - n_query, n_key).expand(rows, -1, -1, -1)
-    heads = bias.shape[1]
-    folded = query.new_full(
-        (heads, rows, n_query, past + rows * n_query), torch.finfo(query.dtype).min
-    )
-    folded[..., :past] = bias[..., :past].transpose(0, 1)
-    own = folded[..., past:].unflatten(-1, (rows, n_query)).diagonal(dim1=1, dim2=3)
-    own.copy_(bias[..., past:].permute(1, 2, 3, 0))
-    return folded.reshape(1, heads, rows * n_query, -1)
-
-
-def _fold(x: Tensor) -> Tensor:
-    """``(rows, heads, n, d)`` as one row of ``(1, heads, rows * n, d)``."""
-    return x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
-
-
-class ReadOnly(Cache):
-    """A filled cache that tells its lengths and keeps nothing: new keys and values pass through."""
-
-    def __init__(self, filled: Cache) -> None:
-        super().__init__(layers=filled.layers)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return the new keys and values unchanged; :class:`Pass` adds the prompt's."""
-        return key_states, value_states
-
 
 # -- caches of a forked generation --
+
+
+ROOM = 128  # tokens
 
 
 def fork_cache(cache: Cache, first: int, n_rows: int) -> None:
@@ -282,8 +256,30 @@ def fork_cache(cache: Cache, first: int, n_rows: int) -> None:
         if layer.get_seq_length() > 0 and len(layer.keys) == n_rows:
             layer.keys = torch.cat([layer.keys, layer.keys])
             layer.values = torch.cat([layer.values, layer.values])
+        stock = type(layer) is DynamicLayer
+        if stock:
+            layer.update = MethodType(_append, layer)
         layer.reorder_cache = MethodType(_reorder_both, layer)
         layer.batch_select_indices = MethodType(_select_both, layer)
+
+
+def _append(layer: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Add tokens where there is room for some; stock dynamic layers copy all of theirs each time,
+    and these hold twice the rows."""
+    if layer.get_seq_length() == 0:
+        return type(layer).update(layer, key, value, *args, **kwargs)
+    for name, new in (("keys", key), ("values", value)):
+        held = getattr(layer, name)
+        end = held.shape[2] + new.shape[2]
+        room = getattr(layer, f"_{name}_room", held)
+        fits = room.data_ptr() == held.data_ptr() and room.shape[:2] == held.shape[:2]
+        if not fits or room.shape[2] < end:
+            room = held.new_empty(*held.shape[:2], end + ROOM, held.shape[3])
+            room[:, :, : held.shape[2]] = held
+            setattr(layer, f"_{name}_room", room)
+        room[:, :, held.shape[2] : end] = new
+        setattr(layer, name, room[:, :, :end])
+    return layer.keys, layer.values
 
 
 def _reorder_both(layer: Any, beam_idx: Tensor) -> None:

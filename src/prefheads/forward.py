@@ -1,17 +1,18 @@
-"""Replacing a model's ``forward`` for a while: what steering and the contrasts share."""
+"""Replacing the ``forward`` of a model or of its layers for a while."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from prefheads.attention import Observer, current
+from prefheads.attention import HeadLayout, Observer, current
 from prefheads.errors import SteeringError
 
 
@@ -59,6 +60,34 @@ Forward = Callable[..., Any]
 
 
 @contextmanager
+def forward_set_to(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a module's ``forward`` inside the block."""
+    own = module.__dict__.get("forward")  # set where a library (accelerate) has wrapped it already
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+@contextmanager
+def skipped(layout: HeadLayout, n: int) -> Iterator[None]:
+    """Let the first ``n`` decoder layers return what enters them."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden,) if layout.tuples else hidden
+
+    with ExitStack() as stack:
+        for layer in layout.layers[:n]:
+            stack.enter_context(forward_set_to(layer, forward))
+        yield
+
+
+@contextmanager
 def replaced_forward(
     model: PreTrainedModel, handle: Callable[[Forward, Call], Any]
 ) -> Iterator[None]:
@@ -80,15 +109,9 @@ def replaced_forward(
         out = handle(forward, Call(arguments))
         return out.to_tuple() if as_tuple else out
 
-    own = model.__dict__.get("forward")  # set where a library (accelerate) has wrapped it already
-    model.forward = replaced
-    try:
+    # generate() compiles its steps where caches are static and on a GPU; this one stays as it is.
+    with forward_set_to(model, torch.compiler.disable(replaced)):
         yield
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own
 
 
 @contextmanager
@@ -99,3 +122,35 @@ def observing(observer: Observer) -> Iterator[None]:
         yield
     finally:
         current.reset(token)
+
+
+@contextmanager
+def two_rows_at_once(model: PreTrainedModel) -> Iterator[None]:
+    """Let a CPU multiply two rows with a weight in the time of one.
+
+    A product of one row costs the time it takes to read the weight. Of two rows the CPU libraries
+    make it cost up to twice that, unless the weight is the first factor. The two branches of a
+    single text are two rows.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if (
+                type(module) is nn.Linear
+                and module.weight.device.type == "cpu"
+                and module.weight.dtype == torch.float32
+                and "forward" not in module.__dict__
+            ):
+                forward = functools.partial(_linear, module._parameters)
+                stack.enter_context(forward_set_to(module, forward))
+        yield
+
+
+def _linear(parameters: dict[str, Any], x: Tensor) -> Tensor:
+    weight, bias = parameters["weight"], parameters["bias"]
+    if x.numel() != 2 * x.shape[-1]:
+        return nn.functional.linear(x, weight, bias)
+    out = (weight @ x.reshape(2, -1).T).T.contiguous()
+    if bias is not None:
+        out += bias
+    rows: Tensor = out.view(*x.shape[:-1], -1)
+    return rows

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import input_device
+from prefheads.attention import head_layout, input_device
 from prefheads.encoding import Encoded, encode, pad_batch
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
-from prefheads.fork import Pass, Plan, ReadOnly, Target, branch_plan
+from prefheads.fork import Pass, Plan, Target, branch_plan
+from prefheads.forward import skipped
+from prefheads.shared import ReadOnly
 from prefheads.steering import Scope, Span, active_steering, response_span
 
 
@@ -25,11 +29,12 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """NLL in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), float32 (..., T)."""
-    logits = logits.float()
-    return (
-        logits.logsumexp(-1)
-        - logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0]
-    )
+    chosen = logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0].float()
+    rows = logits.flatten(0, -2)
+    # A CPU is faster, and nobody holds a second copy, where few rows at a time stay in its cache.
+    few = max(1, (2**20 if logits.device.type == "cpu" else 2**28) // logits.shape[-1])
+    normaliser = torch.cat([part.float().logsumexp(-1) for part in rows.split(few)])
+    return normaliser.reshape(chosen.shape) - chosen
 
 
 def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -70,8 +75,37 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+class Unchanged(Pass):
+    """The pass of the unchanged model, and what it leaves for those that branch off.
+
+    Attributes:
+        inputs: ``(1, n, d)``, the hidden states that entered each layer.
+        rest: What else each layer was given.
+        logits: ``(1, T, vocab)`` of the response.
+    """
+
+    logits: Tensor
+
+    def __init__(self, plan: Plan, n_keys: int, prompt: Cache | None) -> None:
+        super().__init__(plan, n_keys, prompt=prompt)
+        self.inputs: list[Tensor] = []
+        self.rest: list[Any] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it leaves."""
+        return self.logits.nbytes + sum(x.nbytes for x in self.inputs)
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        """Keep the layer's input."""
+        self.inputs.append(hidden)
+        self.rest.append(rest)
+        return super().enter_layer(index, hidden, rest)
+
+
 class Scorer:
-    """Scores one response under any number of head maps; its prompt is encoded once.
+    """Scores one response under any number of head maps; what they share is computed once: the
+    prompt, and what enters each layer of the unchanged model.
 
     Must be used inside :func:`prefheads.attention.intercept`, with a backend that takes masks.
 
@@ -119,9 +153,13 @@ class Scorer:
             ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the
             unchanged model's logits first.
         """
-        order = branch_plan(gains, target)[
-            1
-        ]  # rows that leave at about the same layer share a pass
+        for rows, logits in self._changed(gains, target):
+            yield rows, torch.cat([self.unchanged.logits, logits])
+
+    def _changed(self, gains: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+        """Like :meth:`logits`, without those of the unchanged model: ``(r, T, vocab)``."""
+        # Rows that leave at about the same layer share a pass.
+        order = branch_plan(gains, target)[1]
 
         def work(rows: slice) -> Tensor:
             return self._forward(branch_plan(gains[order[rows]], target)[0])
@@ -129,9 +167,22 @@ class Scorer:
         for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
             yield order[rows], logits
 
+    @cached_property
+    def unchanged(self) -> Unchanged:
+        """The pass of the model as it is, from which all others branch off; run once."""
+        plan = Plan(torch.ones(1, *head_layout(self.model).shape), 1, [], [], "head")
+        unchanged = Unchanged(plan, self.n_keys, prompt=self.cache)
+        with torch.no_grad():
+            unchanged.logits = self.run(unchanged)
+        return unchanged
+
     def _forward(self, plan: Plan) -> Tensor:
-        running = Pass(plan, self.n_keys, self.profile, self.cache)
-        with running.running():
+        return self.run(Pass(plan, self.n_keys, self.profile, self.cache, self.unchanged.inputs))
+
+    def run(self, running: Pass) -> Tensor:
+        """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
+        first = 0 if running.entered is None else running.plan.first
+        with running.running(), skipped(head_layout(self.model), first):
             out = self.model(
                 input_ids=self.inputs,
                 past_key_values=None if self.cache is None else ReadOnly(self.cache),
@@ -141,6 +192,7 @@ class Scorer:
         logits: Tensor = out.logits
         return logits
 
+    @torch.no_grad()
     def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean response NLL (Eq. 3), in nats a token, unchanged ``()`` and under each map of gains
         ``(R,)``.
@@ -149,10 +201,9 @@ class Scorer:
             ModelError: The model's logits are not finite.
         """
         result = torch.empty(len(gains))
-        base = torch.tensor(float("nan"))
-        for rows, logits in self.logits(gains, target):
-            nll = token_nll(logits, self.targets).mean(-1).cpu()
-            base, result[rows] = nll[0], nll[1:]
+        for rows, logits in self._changed(gains, target):
+            result[rows] = token_nll(logits, self.targets).mean(-1).cpu()
+        base = token_nll(self.unchanged.logits[0], self.targets).mean().cpu()
         if not (torch.isfinite(result).all() and torch.isfinite(base)):
             raise ModelError(
                 f"the model's logits for example {self.encoded.example_id!r} are not finite; "

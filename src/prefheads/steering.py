@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ from prefheads.attention import HeadLayout, head_layout, intercept
 from prefheads.contrast.combine import combine, entropy_strength, require_plausibility
 from prefheads.errors import SteeringError
 from prefheads.fork import Pass, Plan, Target, fork_cache, part_of
-from prefheads.forward import Call, Forward, replaced_forward
+from prefheads.forward import Call, Forward, replaced_forward, two_rows_at_once
 from prefheads.heads import HeadWeights
 from prefheads.masks import masked_backend
 
@@ -110,7 +110,8 @@ def steer(
         yield steering
         return
     backend = masked_backend(model) if target == "profile" else None
-    with intercept(model, backend), replaced_forward(model, steering.forward):
+    pairs = two_rows_at_once(model) if mode == "contrast" else nullcontext()
+    with intercept(model, backend), replaced_forward(model, steering.forward), pairs:
         _active[model] = steering
         try:
             yield steering

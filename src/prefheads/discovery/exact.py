@@ -183,6 +183,7 @@ class _Scorers:
         scorer = Scorer(self.model, encoded, self.scope, self.budget)
         layers: list[Any] = scorer.cache.layers if scorer.cache is not None else []
         size = sum(x.keys.nbytes + x.values.nbytes for x in layers if x.get_seq_length())
+        size += scorer.unchanged.nbytes
         if size <= self.room:
             self.room -= size
             self._kept[id(encoded)] = scorer

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from prefheads.attention import AttentionFunction, HeadLayout, layer_index
 from prefheads.errors import ModelError
-from prefheads.fork import Pass, Plan, ReadOnly, Target
+from prefheads.fork import Pass, Plan, Target
 from prefheads.scoring import Scorer, out_of_memory, token_nll
 
 # Share of the heads that is ablated. On 30 samples each of LaMP-4 and LaMP-7 it held all of the
@@ -40,28 +40,26 @@ class _Dials(Pass):
     functions as there are rows.
 
     Args:
-        first: The layer from which on there are ``rows`` rows with dials; below it, one without.
+        first: The layer at which they branch off the unchanged row.
     """
 
     def __init__(
         self, scorer: Scorer, layout: HeadLayout, target: Target, rows: int, first: int
     ) -> None:
-        def plan(gain: float, n_branches: int) -> Plan:
-            gains = torch.full((1 + n_branches, *layout.shape), gain)
-            return Plan(gains, 1, [first] * n_branches, [0] * n_branches, target)
-
         context = scorer.n_keys, scorer.profile, scorer.cache
-        super().__init__(plan(1, rows - 1), *context)
-        self.hiding = Pass(plan(0, 0), *context) if target == "profile" else None
-        self.first = first
-        self.inputs: list[tuple[Tensor, Any]] = []  # of each layer that has run
+        alike = torch.ones(rows, *layout.shape)
+        plan = Plan(alike, 1, [first] * rows, [0] * rows, target)
+        super().__init__(plan, *context, scorer.unchanged.inputs)
+        hidden = Plan(torch.zeros(1, *layout.shape), 1, [], [], target)
+        self.hiding = Pass(hidden, *context) if target == "profile" else None
+        self.inputs: dict[int, Tensor] = {}  # of each layer that has run
         self.dials: dict[int, Tensor] = {}
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Keep the layer's input, cut off from the graph of the layers below."""
         hidden, rest = super().enter_layer(index, hidden, rest)
-        hidden = hidden.detach().requires_grad_()
-        self.inputs.append((hidden, rest))
+        if index >= self.plan.first:
+            self.inputs[index] = hidden = hidden.detach().requires_grad_()
         return hidden, rest
 
     def attend(
@@ -76,9 +74,6 @@ class _Dials(Pass):
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function, with dials on its output ``(rows, query, heads, head_dim)``."""
         out, weights = super().attend(inner, module, query, key, value, mask, kwargs)
-        layer = layer_index(module)
-        if layer < self.first:
-            return out, weights
         ablated = torch.zeros_like(out[:1])
         if self.hiding is not None:
             seen = None if mask is None else mask[:1]
@@ -87,7 +82,7 @@ class _Dials(Pass):
                     inner, module, query[:1], key[:1], value[:1], seen, kwargs
                 )
         dial = torch.ones(len(out), 1, out.shape[2], 1, device=out.device, requires_grad=True)
-        self.dials[layer] = dial
+        self.dials[layer_index(module)] = dial
         # Exactly the unchanged output where the dial is 1.
         return out + (dial - 1).to(out.dtype) * (out - ablated), weights
 
@@ -134,8 +129,8 @@ def _derivatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives by the dials.
 
-    Only the graph of one layer is in memory at any time: the layers' inputs are kept from a pass
-    without graph, and each layer runs again when its turn comes to be differentiated.
+    Only the graph of one layer is in memory at any time: the layers' inputs are known from the
+    unchanged pass, and each layer runs again when its turn comes to be differentiated.
 
     Returns:
         The NLL ``()``; its derivatives ``(L, H)``; those of log p(y) of drawn responses y
@@ -143,24 +138,18 @@ def _derivatives(
     """
     rows, last = 1 + DRAWS, layout.shape[0] - 1
     run = _Dials(scorer, layout, target, rows, last)
-    with run.running():
-        logits = scorer.model(
-            input_ids=scorer.inputs,
-            past_key_values=None if scorer.cache is None else ReadOnly(scorer.cache),
-            use_cache=scorer.cache is not None,
-            logits_to_keep=len(scorer.targets),
-        ).logits
+    logits = scorer.run(run)
     nll = token_nll(logits[0], scorer.targets).mean()
     end: Tensor = nll + token_nll(logits[1:], _draw(logits[0], key)).sum()
-    below, derivative = torch.autograd.grad(end, (run.inputs[last][0], run.dials[last]))
+    below, derivative = torch.autograd.grad(end, (run.inputs[last], run.dials[last]))
     derivatives = [derivative]
     replay = _Dials(scorer, layout, target, rows, 0)
     with replay.running():
         for index in reversed(range(last)):
-            hidden, rest = run.inputs[index]
-            end = _call(layout.layers[index], hidden.detach().expand(rows, -1, -1), rest)
+            hidden, rest = scorer.unchanged.inputs[index], scorer.unchanged.rest[index]
+            end = _call(layout.layers[index], hidden.expand(rows, -1, -1), rest)
             below, derivative = torch.autograd.grad(
-                end, (replay.inputs.pop()[0], replay.dials.pop(index)), below
+                end, (replay.inputs.pop(index), replay.dials.pop(index)), below
             )
             derivatives.append(derivative)
     # (L, rows, 1, H, 1), the last layer first
