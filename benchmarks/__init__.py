@@ -1,1 +1,1 @@
-"""Side-by-side measurements of speed, each in one run: ``python -m benchmarks.discovery``."""
+"""Side-by-side measurements of speed and memory: ``python -m benchmarks --help``."""

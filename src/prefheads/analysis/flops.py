@@ -190,6 +190,8 @@ class ModelCost:
         """:func:`prefheads.discover`: passes in which the row of each head joins at its layer.
 
         With scope ``"response"`` the prompt is encoded once; with ``"all"`` each row holds it.
+        Eager attention multiplies each row's queries with the other rows' keys too, which are
+        masked; sdpa's on a CPU, which the count does not see, leaves them out.
         """
         if scope == "all":
             return self._ablations(prompt + response - 1, 0, response, False, tokens_per_pass)
@@ -199,11 +201,11 @@ class ModelCost:
     def _ablations(self, new: int, past: int, logits: int, folded: bool, budget: int) -> int:
         n_layers = len(self.layers)
         n, a_pass = n_layers * self.n_heads, max(1, budget // new)
-        total = 0
+        total = self.forward(new, past, logits=logits)  # unchanged; the rows branch off
         for begin in range(0, n, a_pass):
             end = min(n, begin + a_pass)
             joined = (min(end, (i + 1) * self.n_heads) - begin for i in range(n_layers))
-            rows = [1 + max(0, heads) for heads in joined]
+            rows = [max(0, heads) for heads in joined]
             total += self.forward(new, past, logits=logits, rows=rows, folded=folded)
         return total
 

@@ -1,0 +1,214 @@
+"""Greedy decoding, six ways, for a batch of different users:
+
+``plain``      stock ``generate()``;
+``off``        the same under ``steer()`` of strength 0;
+``amplify``    ``steer(mode="amplify")``;
+``contrast``   ``steer(mode="contrast")``, Eq. 8;
+``authors``    Eq. 8 in a plain loop: the prompt once, two copies of its cache, two passes in
+               sequence for every token;
+``cad``        ``generate(guidance_scale=...)``, transformers' own contrast with a second prompt.
+
+Every user has heads of its own: 4 % of all, drawn at random, so that a batch forks in one of the
+lowest layers, which is the dearest case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+
+from benchmarks.results import Cell
+from benchmarks.subject import Subject
+from prefheads import steer
+from prefheads.attention import head_layout
+from prefheads.steering import Mode
+
+WAYS = ("plain", "off", "amplify", "contrast", "authors", "cad")
+SHARE, GAMMA = 0.04, 0.5
+
+
+def cells(args: argparse.Namespace) -> list[Cell]:
+    """What the command line asks for, but for batches of too many tokens."""
+    common = {
+        "bench": "decoding",
+        "model": args.model,
+        "device": args.device,
+        "threads": args.threads,
+    }
+    result: list[Cell] = []
+    for prompt in args.prompts:
+        for batch in args.batches:
+            if prompt * batch > args.most:
+                continue
+            shape = {"prompt": prompt, "batch": batch, "new": args.new}
+            result.append(common | {"what": "time"} | shape | {"rounds": args.rounds})
+            for way in WAYS:
+                result.append(common | {"what": "memory", "way": way} | shape)
+    return result
+
+
+def measure(subject: Subject, cell: Cell) -> Cell:
+    """The result of one cell."""
+    ways = _Ways(subject, cell)
+    if cell["what"] == "memory":
+        return subject.peak_of(lambda: ways.run(cell["way"])) | ways.expected_extra(cell["way"])
+    return ways.compare(cell["rounds"])
+
+
+class _Clock(StoppingCriteria):
+    """Notes when each token is there; stops nothing."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.ticks: list[float] = []
+        self.tick()
+
+    def tick(self) -> None:
+        self.subject.wait()
+        self.ticks.append(time.perf_counter())
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self.tick()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """Seconds to the first token, and from one token to the next."""
+        start, first, *_, last = self.ticks
+        return first - start, (last - first) / (len(self.ticks) - 2)
+
+
+class _Ways:
+    def __init__(self, subject: Subject, cell: Cell) -> None:
+        self.subject, self.model, self.new = subject, subject.model, cell["new"]
+        self.ids = subject.prompts(cell["prompt"], cell["batch"])
+        self.layout = head_layout(self.model)
+        self.weights = torch.stack([self._map(user) for user in range(cell["batch"])])
+        self.fork = int(self.weights.amax((0, 2)).nonzero()[0])  # first layer with anyone's head
+
+    def _map(self, user: int) -> Tensor:
+        n = self.layout.shape[0] * self.layout.shape[1]
+        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(user))
+        weights = torch.zeros(n)
+        weights[drawn[: max(1, round(SHARE * n))]] = 1
+        return weights.reshape(self.layout.shape)
+
+    def compare(self, rounds: int) -> Cell:
+        """All ways in turn, ``rounds`` times after one to warm up."""
+        first: dict[str, list[float]] = {way: [] for way in WAYS}
+        each: dict[str, list[float]] = {way: [] for way in WAYS}
+        texts: dict[str, Tensor] = {}
+        for round_ in range(rounds + 1):
+            for way in WAYS:
+                texts[way], (to_first, per_token) = self.run(way)
+                if round_:
+                    first[way].append(to_first)
+                    each[way].append(per_token)
+        same = (texts["contrast"] == texts["authors"]).float().mean().item()
+        return {
+            "first": first,  # seconds to the first token
+            "each": each,  # seconds a step: one token for each text of the batch
+            "fork": self.fork,
+            "same_tokens": same,  # share of tokens on which ours and the authors' loop agree
+            "off_is_plain": bool((texts["off"] == texts["plain"]).all()),
+        }
+
+    def run(self, way: str) -> tuple[Tensor, tuple[float, float]]:
+        """New tokens ``(batch, new)`` and their :attr:`_Clock.times`."""
+        if way == "authors":
+            return self._authors()
+        with self._context(way):
+            clock = _Clock(self.subject)
+            out = self.model.generate(  # type: ignore[operator]
+                input_ids=self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                max_new_tokens=self.new,
+                do_sample=False,
+                pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([clock]),
+                **(self._guidance() if way == "cad" else {}),
+            )
+        return out[:, self.ids.shape[1] :], clock.times
+
+    def _context(self, way: str) -> Any:
+        if way in ("plain", "cad"):
+            return nullcontext()
+        gamma = 0.0 if way == "off" else GAMMA
+        mode: Mode = "amplify" if way == "amplify" else "contrast"
+        return steer(self.model, self.weights, gamma, mode=mode)
+
+    def _guidance(self) -> dict[str, Any]:
+        bare = self.ids[:, -max(1, self.ids.shape[1] // 4) :]  # three quarters are the profile
+        return {
+            "guidance_scale": 1 + GAMMA,
+            "negative_prompt_ids": bare,
+            "negative_prompt_attention_mask": torch.ones_like(bare),
+        }
+
+    @torch.no_grad()
+    def _authors(self) -> tuple[Tensor, tuple[float, float]]:
+        clock = _Clock(self.subject)
+        prompt, token = self.ids[:, :-1], self.ids[:, -1:]
+        cache = DynamicCache(config=self.model.config)
+        self.model(input_ids=prompt, past_key_values=cache, logits_to_keep=1)
+        caches = copy.deepcopy(cache), copy.deepcopy(cache)
+        new = []
+        for _ in range(self.new):
+            own = self.model(input_ids=token, past_key_values=caches[0]).logits[:, -1].float()
+            with self._ablated():
+                other = self.model(input_ids=token, past_key_values=caches[1]).logits[:, -1]
+            token = ((1 + GAMMA) * own - GAMMA * other.float()).argmax(-1, keepdim=True)
+            new.append(token)
+            clock.tick()
+        return torch.cat(new, 1), clock.times
+
+    @contextmanager
+    def _ablated(self) -> Iterator[None]:
+        """Each user's heads zeroed before the output projection."""
+
+        def zero(layer: int) -> Callable[..., Any]:
+            kept = (1 - self.weights[:, layer]).to(self.subject.device, self.model.dtype)
+
+            def hook(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+                x = args[0].unflatten(-1, (self.layout.n_heads, -1))
+                return ((x * kept[:, None, :, None]).flatten(-2),)
+
+            return hook
+
+        handles = [
+            self.model.get_submodule(
+                f"model.layers.{layer}.self_attn.o_proj"
+            ).register_forward_pre_hook(zero(layer))
+            for layer in self.weights.amax((0, 2)).nonzero()[:, 0].tolist()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def expected_extra(self, way: str) -> Cell:
+        """Bytes of keys and values beyond plain decoding's, by the formula of
+        docs/performance.md."""
+        config, batch = self.model.config, len(self.ids)
+        head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        a_token = 2 * config.num_key_value_heads * head_dim * self.model.dtype.itemsize
+        tokens = self.ids.shape[1] + self.new
+        layers = {
+            "contrast": self.layout.shape[0] - self.fork,
+            "authors": 2 * self.layout.shape[0],  # the copies, beside the cache of the prompt
+        }.get(way, 0)
+        extra = layers * batch * tokens * a_token
+        if way == "cad":
+            extra = self.layout.shape[0] * batch * (self.ids.shape[1] // 4 + self.new) * a_token
+        return {"expected_extra": extra}

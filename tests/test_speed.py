@@ -1,0 +1,184 @@
+"""What makes passes fast: each way round work is used, and gives what the plain way gives."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import random_encoded, tiny
+from steered import PROMPTS, SOFT, expected, generate
+from torch import nn
+from transformers import AttentionInterface, CompileConfig, DynamicCache
+
+import prefheads.shared
+from prefheads import fork
+from prefheads.attention import head_layout
+from prefheads.fork import fork_cache
+from prefheads.forward import skipped, two_rows_at_once
+from prefheads.scoring import token_nll
+from prefheads.shared import attend_shared
+from prefheads.steering import steer
+
+# -- rows of a shared prompt --------------------------------------------------------------------
+
+
+def attend(mask: torch.Tensor | None, dtype=torch.float32, rows=5, past=7):
+    """Outputs of rows of a shared prompt: by sdpa itself, and by a function that is not known."""
+    heads, groups, n, d = 6, 2, 4, 8
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    query, key, value = draw(rows, heads, n, d), draw(rows, groups, n, d), draw(rows, groups, n, d)
+    prompt = draw(1, groups, past, d), draw(1, groups, past, d)
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = heads // groups, True
+    sdpa = AttentionInterface()["sdpa"]
+
+    def run(function):
+        once, options = (lambda make: make()), {"scaling": 0.3}
+        return attend_shared(function, module, query, key, value, mask, prompt, once, options)[0]
+
+    return run(sdpa), run(lambda *args, **kwargs: sdpa(*args, **kwargs))
+
+
+@pytest.fixture
+def folds(monkeypatch) -> list[int]:
+    """One entry for each time that rows go through attention as one, under a mask."""
+    seen, fold = [], prefheads.shared._fold_mask
+    monkeypatch.setattr(prefheads.shared, "_fold_mask", lambda *a: seen.append(1) or fold(*a))
+    return seen
+
+
+def causal(n: int, past: int) -> torch.Tensor:
+    return torch.ones(n, past + n, dtype=torch.bool).tril(past)[None, None]
+
+
+def windowed(n: int, past: int) -> torch.Tensor:
+    return causal(n, past) & torch.ones(n, past + n, dtype=torch.bool).triu(past - 3)
+
+
+def biased(n: int, past: int) -> torch.Tensor:
+    low = torch.finfo(torch.float32).min
+    bias = torch.randn(5, 6, n, past + n, generator=torch.Generator().manual_seed(1))
+    bias[2, 3, :, :past] = low  # this row's head does not see the prompt
+    return bias.masked_fill(~causal(n, past), low)
+
+
+@pytest.mark.parametrize("mask", [None, causal(4, 7), windowed(4, 7), biased(4, 7)])
+@torch.no_grad()
+def test_attention_in_two_parts_equals_one_row_under_a_mask(mask, folds) -> None:
+    parts, folded = attend(mask)
+    assert len(folds) == 1  # sdpa itself goes another way
+    assert parts.shape == (5, 4, 6, 8)
+    assert (parts - folded).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_attention_in_two_parts_is_as_exact_in_bfloat16() -> None:
+    exact = attend(causal(4, 7))[1]
+    parts, folded = attend(causal(4, 7), dtype=torch.bfloat16)
+    assert parts.dtype == torch.bfloat16
+    assert (parts.float() - exact).abs().max() < 2 * (folded.float() - exact).abs().max()
+
+
+def test_attention_in_two_parts_is_not_used_where_gradients_are_needed(folds) -> None:
+    attend(causal(4, 7))
+    assert len(folds) == 2
+
+
+def test_normalisers_in_few_rows_at_a_time() -> None:
+    logits = torch.randn(3, 5, 2**18, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(5)
+    wanted = -logits.log_softmax(-1)[:, range(5), targets]
+    assert (token_nll(logits, targets) - wanted).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_skipped_layers_pass_on_what_enters_them() -> None:
+    model, ids = tiny(), random_encoded().prompt_ids[None]
+    layout = head_layout(model)
+    ran = []
+    hooks = [x.mlp.register_forward_hook(lambda m, *_: ran.append(m)) for x in layout.layers]
+    with skipped(layout, 3):
+        out = model(ids, output_hidden_states=False).logits
+    assert not ran
+    hidden = model.model.norm(model.model.embed_tokens(ids))
+    assert torch.allclose(out, model.lm_head(hidden), atol=1e-6)
+    for hook in hooks:
+        hook.remove()
+    assert not any("forward" in layer.__dict__ for layer in layout.layers)
+
+
+# -- decoding -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(2, 1, 32), (1, 2, 32), (2, 32), (1, 1, 32), (3, 1, 32)])
+def test_two_rows_at_once_are_what_the_layer_gives(shape, bias) -> None:
+    model = nn.Sequential(nn.Linear(32, 7, bias=bias))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    plain = model(x)
+    with two_rows_at_once(model):
+        fast = model(x)
+        assert "forward" in model[0].__dict__
+    assert fast.shape == plain.shape and fast.is_contiguous()
+    assert torch.allclose(fast, plain, atol=1e-6)
+    assert "forward" not in model[0].__dict__
+
+
+def test_two_rows_leave_other_layers_alone() -> None:
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(Own(4, 4), nn.Linear(4, 4).bfloat16())
+    with two_rows_at_once(model):
+        assert not any("forward" in module.__dict__ for module in model)
+
+
+def test_doubled_layers_have_room_for_new_tokens(monkeypatch) -> None:
+    """They hold what stock layers hold, also after crops and reordering, and seldom move."""
+    monkeypatch.setattr(fork, "ROOM", 3)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.randn(2, rows, 2, n, 4, generator=generator))
+
+    stock, ours = DynamicCache(), DynamicCache()
+    first = draw(2, 5)
+    ours.update(*first, 0)
+    stock.update(*(torch.cat([x, x]) for x in first), 0)
+    fork_cache(ours, 0, 2)
+    ours = copy.deepcopy(ours)
+    where = set()
+    for step in range(12):
+        new = draw(4, 1 + step % 2)
+        found, wanted = ours.update(*new, 0), stock.update(*new, 0)
+        assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+        where.add(ours.layers[0].keys.data_ptr())
+        if step == 4:
+            ours.crop(-2), stock.crop(-2)
+        if step == 7:
+            ours.reorder_cache(torch.tensor([1, 0]))
+            stock.reorder_cache(torch.tensor([1, 0, 3, 2]))
+    assert len(where) < 8
+    assert ours.get_seq_length() == stock.get_seq_length()
+
+
+@pytest.mark.parametrize("mode", ["contrast", "amplify"])
+def test_a_compiled_step_of_generate(mode) -> None:
+    """generate() compiles its steps for static caches on a GPU; steered ones run as they are."""
+    torch._dynamo.reset()
+    model, counted = tiny(), torch._dynamo.utils.counters["stats"]
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": config}
+    counted.clear()
+    with steer(model, SOFT, 1.5, mode=mode):
+        new = generate(model, PROMPTS[0], **options)
+    assert not counted
+    assert new == [expected(model, 0, SOFT, 1.5, mode=mode)]
+    generate(model, PROMPTS[0], **options)
+    assert counted["unique_graphs"]  # plain ones are compiled
