@@ -112,7 +112,7 @@ class PreferenceSteerer:
         parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=False))
         found = spread(parts["discovery"], discovery_limit, seed)
         held = spread(parts["calibration"], calibration_limit, seed)
-        names_of_sets = [_name(target, size) for target in targets for size in SIZES]
+        names_of_sets = head_sets(targets)
         if unknown := {s.heads for s in settings or () if not s.plain} - set(names_of_sets):
             raise SteeringError(
                 f"unknown head set {sorted(unknown)[0]!r}; choose from {', '.join(names_of_sets)}"
@@ -342,3 +342,8 @@ class PreferenceSteerer:
 
 def _name(target: str, size: float) -> str:
     return f"top {size:.0%} by {'head' if target == 'head' else 'profile'} PCS"
+
+
+def head_sets(targets: Sequence[Target] = ("head", "profile")) -> list[str]:
+    """Names of the sets of heads that fitting tries, as settings name them."""
+    return [_name(target, size) for target in targets for size in SIZES]

@@ -10,7 +10,8 @@ from prefheads.cli.tables import calibration_table, cluster_table
 from prefheads.errors import DataError
 from prefheads.examples import Example, load_examples, split_users, spread
 from prefheads.loading import load_config
-from prefheads.steerer import PreferenceSteerer
+from prefheads.setting import Setting, grid
+from prefheads.steerer import PreferenceSteerer, head_sets
 
 
 def _fractions(text: str) -> tuple[float, ...]:
@@ -45,6 +46,11 @@ def _used(
     return found + held
 
 
+def _candidates(mode: str | None, target: str | None) -> list[Setting]:
+    """The settings that calibration chooses between, all or those of one form."""
+    return [s for s in grid(head_sets()) if mode in (None, s.mode) and target in (None, s.target)]
+
+
 def fit(
     model: options.Model,
     data: options.Data,
@@ -66,6 +72,12 @@ def fit(
     objective: Annotated[
         Literal["likelihood", "specificity"], typer.Option(help="What calibration aims at.")
     ] = "likelihood",
+    mode: Annotated[
+        Literal["contrast", "amplify"] | None, typer.Option(help="Calibrate this mode only.")
+    ] = None,
+    target: Annotated[
+        Literal["head", "profile"] | None, typer.Option(help="Calibrate this target only.")
+    ] = None,
     min_samples: options.MinSamples = 10,
     encoder: Annotated[
         str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
@@ -101,6 +113,8 @@ def fit(
         "seed": seed,
         "dtype": dtype,
     }
+    # Recorded where they are given: runs of before they existed can still be resumed.
+    settings |= {k: v for k, v in {"mode": mode, "target": target}.items() if v is not None}
     run = session.open_run(out, "fit", config, settings)
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed)
@@ -116,6 +130,7 @@ def fit(
             calibration_limit=calibration,
             reference=None if reference == "none" else reference,
             scope=scope,
+            settings=_candidates(mode, target),
             objective=objective,
             min_samples=min_samples,
             encoder=encoder,
