@@ -1,0 +1,151 @@
+"""`prefheads serve`: personalised text over HTTP; `prefheads keys`: who may ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from prefheads.cli import options, session
+from prefheads.errors import DataError, ModelError
+from prefheads.listening import listen
+from prefheads.loading import load_config
+
+if TYPE_CHECKING:  # these need the extra `serve`
+    from prefheads.serve.keys import Keys
+
+Db = Annotated[
+    str,
+    typer.Option(
+        "--db",
+        envvar="PREFHEADS_DB",
+        help="SQLite file, or postgresql://USER@HOST/NAME; made where needed.",
+    ),
+]
+DB = "prefheads.sqlite"
+KeyId = Annotated[str, typer.Argument(help="Id of the key, as `prefheads keys list` shows it.")]
+
+keys = typer.Typer(
+    name="keys", no_args_is_help=True, help="API keys of `prefheads serve`; each has its own users."
+)
+
+
+def serve(
+    model: options.Model,
+    run: options.Run,
+    db: Db = DB,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; as --model if absent.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    items: Annotated[
+        int, typer.Option(min=1, help="Profile items in a prompt, the best by BM25.")
+    ] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests in a batch, at most.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request, at most.")] = 1024,
+    rate: Annotated[float, typer.Option(min=0.01, help="Requests a second of a key.")] = 20,
+    burst: Annotated[int, typer.Option(min=1, help="Requests of a key at once.")] = 100,
+    grace: Annotated[
+        int, typer.Option(min=1, help="Seconds to finish answers in when told to stop.")
+    ] = 60,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Serve an OpenAI-compatible API that writes for users whose profiles it keeps."""
+    with _extra():
+        from prefheads.serve import app
+        from prefheads.serve.limits import Limits
+        from prefheads.serve.observe import log_json
+        from prefheads.serve.transformers_engine import BatchLimits
+    from prefheads.steerer import PreferenceSteerer
+
+    config = load_config(model)
+    session.require_fitted(run, config)
+    with listen(host, port) as listening:
+        network, tokenizer = session.load(model, device, dtype, seed)
+        steerer = PreferenceSteerer.load(run, network, tokenizer)
+        limits = Limits(
+            max_tokens=max_tokens,
+            default_tokens=min(max_tokens, Limits.default_tokens),
+            rate=rate,
+            burst=burst,
+        )
+        called = name or Path(model).name
+        batches = BatchLimits(rows=batch_size, queue=queue)
+        service = app.make_service(steerer, db, called, limits=limits, batches=batches, items=items)
+        if steerer.setting.plain:
+            session.tell("calibration found no steering that helps; requests may give a gamma")
+        if not any(key.revoked is None for key in service.keys.all()):
+            session.tell("there is no API key yet; `prefheads keys create NAME` makes one")
+        address = f"[{host}]" if ":" in host else host
+        print(f"{called}: {steerer.setting}")
+        print(f"http://{address}:{listening.getsockname()[1]}/v1", flush=True)
+        log_json()
+        app.run(service, listening, grace)
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for the list.")], db: Db = DB
+) -> None:
+    """Make a key and print it; it is shown this once."""
+    print(_keys(db).create(name)[1])
+
+
+@keys.command()
+def rotate(id: KeyId, db: Db = DB) -> None:
+    """Give a key another secret and print it; its profiles stay, the old secret ends."""
+    print(_keys(db).rotate(id))
+
+
+@keys.command()
+def revoke(
+    id: KeyId,
+    db: Db = DB,
+    purge: Annotated[bool, typer.Option("--purge", help="Delete its profiles, too.")] = False,
+) -> None:
+    """Make a key useless for good."""
+    _keys(db).revoke(id, purge)
+
+
+@keys.command("list")
+def list_keys(db: Db = DB, as_json: options.Json = False) -> None:
+    """Show all keys, without their secrets."""
+    found = _keys(db).all()
+    table = Table("id", "name", "created", "revoked")
+    for key in found:
+        table.add_row(key.id, key.name, _day(key.created), _day(key.revoked))
+    session.emit(as_json, [vars(key) for key in found], [table])
+
+
+def _keys(db: str) -> Keys:
+    with _extra():
+        from prefheads.serve.database import open_database
+        from prefheads.serve.keys import Keys
+    if not db.strip():
+        raise DataError("--db is empty; name a file or a URL")
+    return Keys(open_database(db))
+
+
+def _day(seconds: int | None) -> str:
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f'{error.name} is not installed; install the extra: pip install "prefheads[serve]"'
+        ) from None

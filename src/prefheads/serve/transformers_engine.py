@@ -1,0 +1,336 @@
+"""The engine on stock ``model.generate()``: one thread that runs waiting jobs batch by batch.
+
+Jobs that are steered in the same form (mode, target, suppression) go through as one batch, each
+with its own map, strength and way of sampling. A batch takes no new rows while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from prefheads.encoding import pad_batch
+from prefheads.generation import complete
+from prefheads.scoring import out_of_memory
+from prefheads.serve.engine import EngineFailure, Finish, Job, Overloaded, Piece
+from prefheads.serve.text import Decoder, Stops
+from prefheads.setting import Setting
+from prefheads.steerer import PreferenceSteerer
+from prefheads.steering import steer
+from prefheads.users import mix
+
+log = logging.getLogger(__name__)
+NO_MEMORY = "the device has not enough memory for this request"
+FAILED = "the engine failed"
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """What goes through the model at once.
+
+    Attributes:
+        rows: Jobs in a batch, at most.
+        tokens: Tokens in a batch with its padding, prompts and answers, at most; a longer job goes
+            alone.
+        wait: Seconds that a job waits for others to join it.
+        queue: Jobs that may wait.
+    """
+
+    rows: int = 16
+    tokens: int = 65536
+    wait: float = 0.005
+    queue: int = 256
+
+
+class TransformersEngine:
+    """Runs jobs on the model of a fitted steerer.
+
+    Args:
+        steerer: Gives the model, its tokenizer, and the maps of the clusters.
+        limits: Sizes of batches and of the queue.
+        on_batch: Called with the number of jobs of each batch, before it runs.
+    """
+
+    def __init__(
+        self,
+        steerer: PreferenceSteerer,
+        limits: BatchLimits | None = None,
+        on_batch: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._steerer, self._model = steerer, steerer.model
+        # A tokenizer serves one thread at a time, so this one has its own.
+        self._tokenizer = copy.deepcopy(steerer.tokenizer)
+        self._limits, self._on_batch = limits or BatchLimits(), on_batch
+        self._ends = _end_tokens(steerer)
+        self._queue: deque[_Row] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._running: list[_Row] = []
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs can still be done."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        return len(self._queue)
+
+    async def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
+        """Pieces of the answer, as :class:`prefheads.serve.engine.Engine` says."""
+        row = _Row(job, self._tokenizer, self._ends)
+        with self._changed:
+            if not self.alive:
+                raise EngineFailure("the engine is shutting down")
+            if len(self._queue) >= self._limits.queue:
+                raise Overloaded("too many requests are waiting")
+            self._queue.append(row)
+            self._changed.notify()
+        try:
+            finished = False
+            while not finished:
+                piece = await row.pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                finished = piece.finish is not None
+                yield piece
+        finally:
+            row.given_up = True
+
+    def close(self) -> None:
+        """Give up what is left and end the thread."""
+        with self._changed:
+            self._closing = True
+            left = [*self._running, *self._queue]
+            self._queue.clear()
+            self._changed.notify()
+        for row in left:
+            row.fail("the server is shutting down")
+        self._thread.join()
+
+    # -- the thread --
+
+    def _work(self) -> None:
+        while rows := self._next_batch():
+            self._running = rows
+            self._on_batch(len(rows))
+            try:
+                self._run(rows)
+            except Exception as error:
+                log.error("engine failed", exc_info=error)
+                for row in rows:
+                    row.fail(NO_MEMORY if out_of_memory(error) else FAILED)
+            self._running = []
+
+    def _next_batch(self) -> list[_Row]:
+        """Jobs that can go together, the oldest among them; nothing when the engine closes."""
+        with self._changed:
+            while not self._closing:
+                for row in [row for row in self._queue if row.given_up]:
+                    self._queue.remove(row)
+                if not self._queue:
+                    self._changed.wait()
+                    continue
+                batch = self._fitting()
+                left = self._queue[0].came + self._limits.wait - time.monotonic()
+                if left > 0 and len(batch) < self._limits.rows:
+                    self._changed.wait(left)
+                    continue
+                for row in batch:
+                    self._queue.remove(row)
+                return batch
+        return []
+
+    def _fitting(self) -> list[_Row]:
+        batch: list[_Row] = []
+        length = 0
+        for row in self._queue:
+            longer = max(length, row.length)
+            fits = longer * (len(batch) + 1) <= self._limits.tokens or not batch
+            if row.form == self._queue[0].form and fits:
+                batch.append(row)
+                length = longer
+            if len(batch) == self._limits.rows:
+                break
+        return batch
+
+    def _run(self, rows: list[_Row]) -> None:
+        batch = pad_batch([row.job.prompt for row in rows], self._tokenizer.pad_token_id or 0)
+        try:
+            with self._steering(rows, batch.profile_mask):
+                complete(
+                    self._model,
+                    self._tokenizer,
+                    batch,
+                    max_new_tokens=max(row.job.sampling.max_tokens for row in rows),
+                    do_sample=False,  # _Choice samples, each row in its own way
+                    num_beams=1,
+                    logits_processor=[_Choice(rows)],
+                    stopping_criteria=StoppingCriteriaList([_Watch(rows)]),
+                )
+        except RuntimeError as error:
+            begun = any(row.n_tokens for row in rows)
+            if not out_of_memory(error) or len(rows) == 1 or begun:
+                raise
+        else:
+            return
+        half = len(rows) // 2  # outside the handler, whose traceback holds the batch's memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._run(rows[:half])
+        self._run(rows[half:])
+
+    def _steering(self, rows: Sequence[_Row], profile: Tensor) -> AbstractContextManager[Any]:
+        form = rows[0].form
+        if form.plain:
+            return nullcontext()
+        maps = [mix(_array(row.job.clusters), self._steerer.maps).values for row in rows]
+        return steer(
+            self._model,
+            torch.stack(maps),
+            torch.tensor([row.job.setting.gamma for row in rows]),
+            mode=form.mode,
+            target=form.target,
+            suppression=form.suppression,
+            scope=self._steerer.scope,
+            profile_mask=profile,
+            schedule=form.schedule,
+            cap=form.cap,
+        )
+
+
+class _Row:
+    """A job on its way: what was written, and the pieces for whoever waits for them."""
+
+    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
+        self.job, self.ends = job, ends
+        self.came = time.monotonic()
+        self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self.given_up = self.done = False
+        self.n_tokens = 0
+        self._loop = asyncio.get_running_loop()
+        self._decoder, self._stops = Decoder(tokenizer), Stops(job.sampling.stop)
+        seed = job.sampling.seed
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self._generator: torch.Generator | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer, at most."""
+        return len(self.job.prompt.prompt_ids) + self.job.sampling.max_tokens
+
+    @property
+    def form(self) -> Setting:
+        """What jobs of a batch share: all of the setting but how strong it is."""
+        setting = self.job.setting
+        return Setting() if setting.plain else replace(setting, gamma=1.0)
+
+    def choose(self, scores: Tensor) -> int:
+        """A token by its score ``(vocab,)``, sampled as the job says."""
+        sampling = self.job.sampling
+        if self._generator is None:
+            self._generator = torch.Generator(scores.device).manual_seed(self._seed)
+        # From the largest down, so that no temperature above 0 overflows.
+        probabilities = ((scores.float() - scores.max()) / sampling.temperature).softmax(-1)
+        if sampling.top_p < 1:
+            ordered, order = probabilities.sort(descending=True)
+            beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+            probabilities[order[beyond]] = 0
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def add(self, token: int) -> None:
+        """Take the next token of the answer."""
+        self.n_tokens += 1
+        ended = token in self.ends
+        shown = "" if ended else self._stops.add(self._decoder.add(token))
+        finish: Finish | None = "stop" if ended or self._stops.hit else None
+        if finish is None and self.n_tokens >= self.job.sampling.max_tokens:
+            finish = "length"
+        if finish is not None and not self._stops.hit:
+            shown += self._stops.add(self._decoder.rest())
+            finish = "stop" if self._stops.hit else finish
+            shown += self._stops.rest()
+        self.done = finish is not None
+        if shown or finish:
+            self._send(Piece(shown, self.n_tokens, finish))
+
+    def fail(self, reason: str) -> None:
+        """End without an answer."""
+        if not self.done:
+            self.done = True
+            self._send(EngineFailure(reason))
+
+    def _send(self, piece: Piece | Exception) -> None:
+        if self.given_up:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self.given_up = True
+
+
+class _Choice(LogitsProcessor):
+    """Lets each row of a greedy batch sample in its own way: all but the token chosen is ruled out.
+
+    A row whose scores are not finite fails alone; users of a batch are no concern of each other.
+    """
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        broken = scores.isnan().any(-1)
+        if broken.any():
+            for i in broken.nonzero().flatten().tolist():
+                self._rows[i].fail("the model's logits are not finite; try a smaller gamma")
+            scores = scores.masked_fill(broken[:, None], 0.0)
+        for i, row in enumerate(self._rows):
+            if row.job.sampling.temperature > 0 and not (row.done or row.given_up):
+                token = row.choose(scores[i])
+                scores[i] = float("-inf")
+                scores[i, token] = 0.0
+        return scores
+
+
+class _Watch(StoppingCriteria):
+    """Gives each row its new token, and says which rows are done."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            if not (row.done or row.given_up):
+                row.add(token)
+        done = [row.done or row.given_up for row in self._rows]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _end_tokens(steerer: PreferenceSteerer) -> set[int]:
+    ends = steerer.model.generation_config.eos_token_id
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def _array(weights: Sequence[float]) -> Any:
+    return torch.tensor(weights, dtype=torch.float64).numpy()
