@@ -1,0 +1,163 @@
+"""What a request asks for, checked where requests come in and resolved to gains of heads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from prefheads.errors import SteeringError
+from prefheads.steering import Mode
+from prefheads.vllm.library import Library
+from prefheads.weights import HeadWeights
+
+KEY = "prefheads"
+# Beside the request as it came; workers read only this, so that they need no files and all of them
+# steer with the map that was checked.
+_RESOLVED = "prefheads.resolved"
+_FIELDS = ("map", "gamma", "mode", "suppression", "target", "scope")
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How one request is steered.
+
+    Attributes:
+        mode, gamma, suppression: As in :func:`prefheads.steer`.
+        heads: Heads with a non-zero weight, as ``layer * n_heads + head``.
+        weights: Their weights in (0, 1].
+    """
+
+    mode: Mode
+    gamma: float
+    suppression: float
+    heads: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether it needs the second branch."""
+        return self.mode == "contrast"
+
+    def gains(self, shape: tuple[int, int]) -> Tensor:
+        """Gains ``(n_layers, n_heads)`` of the branch that is changed."""
+        values = torch.zeros(shape[0] * shape[1])
+        values[list(self.heads)] = torch.tensor(self.weights)
+        strength = -self.suppression if self.contrasts else self.gamma
+        return 1 + strength * values.reshape(shape)
+
+    @property
+    def digest(self) -> str:
+        """Equal only for requests that are steered alike."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def resolve(extra_args: Mapping[str, Any] | None, library: Library | None, contrast: bool) -> Any:
+    """Check a request's ``extra_args`` and add to them what workers need.
+
+    Args:
+        library: The maps there are; None if the server was started without.
+        contrast: Whether the server has the second branch.
+
+    Returns:
+        Its ``extra_args``, or a copy with what the heads' gains follow from.
+
+    Raises:
+        PrefheadsError: It asks for what cannot be honoured.
+    """
+    if not extra_args or (KEY not in extra_args and _RESOLVED not in extra_args):
+        return extra_args
+    rest = {k: v for k, v in extra_args.items() if k != _RESOLVED}
+    if rest.get(KEY) is None:
+        return rest
+    if library is None:
+        raise SteeringError("this server has no head maps: start it with PREFHEADS_MAPS set")
+    steering = _parse(_as_dict(rest[KEY]), library, contrast)
+    return rest if steering is None else rest | {_RESOLVED: asdict(steering)}
+
+
+def steering_of(extra_args: Mapping[str, Any] | None) -> Steering | None:
+    """How a request that passed :func:`resolve` is steered; None if it is not."""
+    found = (extra_args or {}).get(_RESOLVED)
+    if found is None:
+        return None
+    # Tuples come out of the message to the engine as lists.
+    return Steering(**found | {k: tuple(found[k]) for k in ("heads", "weights")})
+
+
+def _as_dict(asked: Any) -> Mapping[str, Any]:
+    if isinstance(asked, str):  # what HTTP requests can carry
+        try:
+            asked = json.loads(asked)
+        except ValueError:
+            raise SteeringError(f"{KEY} is no valid JSON") from None
+    if not isinstance(asked, Mapping):
+        raise SteeringError(f'{KEY} is an object such as {{"map": "run/0", "gamma": 0.5}}')
+    unknown = [str(k) for k in asked if k not in _FIELDS]
+    if unknown:
+        raise SteeringError(f"{KEY}: unknown field {unknown[0]!r}; there are {', '.join(_FIELDS)}")
+    return asked
+
+
+def _parse(asked: Mapping[str, Any], library: Library, contrast: bool) -> Steering | None:
+    for name in ("map", "gamma"):
+        if name not in asked:
+            raise SteeringError(f"{KEY}: {name} is missing")
+    mode = asked.get("mode", "contrast")
+    if mode not in get_args(Mode):
+        raise SteeringError(f"{KEY}: mode is contrast or amplify, not {mode!r}")
+    if asked.get("target", "head") != "head":
+        raise SteeringError(
+            f"{KEY}: target {asked['target']!r} is not served by vLLM, whose paged attention takes "
+            "no bias on scores; use target 'head', or transformers"
+        )
+    if asked.get("scope", "response") != "response":
+        raise SteeringError(f"{KEY}: vLLM steers the response only; scope is 'response'")
+    gamma = _number(asked, "gamma", math.inf)
+    suppression = _number(asked, "suppression", 1.0) if "suppression" in asked else 1.0
+    weights = _weights(asked["map"], library)
+    if mode == "contrast" and not contrast:
+        raise SteeringError(
+            f"{KEY}: this server only amplifies; start it without PREFHEADS_CONTRAST=0"
+        )
+    if gamma == 0 or not weights.n_active or (mode == "contrast" and suppression == 0):
+        return None
+    lowest = weights.heads[0][0]
+    if mode == "contrast" and lowest < library.fork:
+        raise SteeringError(
+            f"{KEY}: the map suppresses a head of layer {lowest}, but the second branch begins at "
+            f"layer {library.fork}; start the server with PREFHEADS_FORK={lowest} or lower"
+        )
+    flat = weights.values.flatten()
+    heads = flat.nonzero().flatten()
+    return Steering(mode, gamma, suppression, tuple(heads.tolist()), tuple(flat[heads].tolist()))
+
+
+def _weights(asked: Any, library: Library) -> HeadWeights:
+    if isinstance(asked, str):
+        return library.get(asked)
+    if not isinstance(asked, Mapping) or not asked or not all(isinstance(k, str) for k in asked):
+        raise SteeringError(f"{KEY}: map is an id, or an object of ids and their shares")
+    shares = {name: _number(asked, name, 1.0) for name in asked}
+    if sum(shares.values()) > 1 + 1e-6:
+        raise SteeringError(f"{KEY}: the shares of maps add up to more than 1")
+    (weights, *others) = (share * library.get(name) for name, share in shares.items())
+    for other in others:
+        weights = weights + other
+    return weights
+
+
+def _number(asked: Mapping[str, Any], name: str, highest: float) -> float:
+    value = asked[name]
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or not 0 <= value <= highest:
+        limits = "at least 0" if highest == math.inf else f"from 0 to {highest:g}"
+        raise SteeringError(f"{KEY}: {name} is a number {limits}, not {value!r}")
+    return float(value)
