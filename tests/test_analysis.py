@@ -194,6 +194,9 @@ def test_cluster_overlap_needs_clusters_of_these_users():
         overlap.cluster_overlap(scores, groups({f"u{i:03d}": 0 for i in range(4)}), 3)
     with pytest.raises(DataError, match="belongs to no cluster"):
         overlap.cluster_overlap(scores, groups({"u000": 0, "u001": 1}), 3)
+    alone = groups({f"u{i:03d}": i for i in range(4)})
+    with pytest.raises(DataError, match="two users or more"):
+        overlap.cluster_overlap(scores, alone, 3)
 
 
 # --- reliability

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
+from prefheads.analysis.headroles import HeadRoles
 from prefheads.analysis.index import Entry
 from prefheads.heads import HeadScores
 from prefheads.stats import Estimate
@@ -23,12 +24,18 @@ class Part:
     Attributes:
         name: In titles and names of files; empty where a run holds one discovery only.
         fit: The command that finds clusters.
+        roles: What its heads do; None if it was not measured.
+        unmeasured: Why not, and how to measure it.
+        copying: Copy scores of the same heads, where the run has them.
     """
 
     name: str
     scores: Mapping[str, HeadScores]
     clusters: Clusters | None
     fit: str
+    roles: HeadRoles | None = None
+    unmeasured: str = ""
+    copying: HeadScores | None = None
 
     @property
     def where(self) -> str:

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from prefheads.analysis import chapters_heads as heads
+from prefheads.analysis import chapters_roles as doing
 from prefheads.analysis import chapters_sets as sets
 from prefheads.analysis import roles
 from prefheads.analysis.chapter import Chapter, Part
 from prefheads.analysis.index import Entry
-from prefheads.heads import HeadScores
 
 
-def entries(part: Part, copying: HeadScores | None, seed: int = 0) -> list[Entry]:
-    """All analyses of a discovery.
-
-    Args:
-        copying: Copy scores of the same heads, where the run has them.
-    """
+def entries(part: Part, seed: int = 0) -> list[Entry]:
+    """All analyses of a discovery."""
     found: list[Entry] = []
     for target, scores in part.scores.items():
         found += _of_target(Chapter(part, target, scores, seed))
     measured = {roles.MEASURED[target]: scores for target, scores in part.scores.items()}
-    if copying is not None:
-        measured[roles.MEASURED["copy"]] = copying
+    if part.copying is not None:
+        measured[roles.MEASURED["copy"]] = part.copying
+    if part.roles is not None:
+        measured[roles.MEASURED["attention"]] = part.roles.attention
     return found + heads.relations(part, measured, seed)
 
 
 def _of_target(chapter: Chapter) -> list[Entry]:
     found = [heads.maps(chapter), heads.single_users(chapter), heads.sparsity(chapter)]
+    found.append(doing.roles(chapter))
     if len(chapter.users) < 2:
         missing = (
             "overlap, reliability and controls compare users, and this run has one; discover with "

@@ -84,6 +84,12 @@ def clusters(c: Chapter) -> Entry:
     if clusters is None or len(c.members()) < max(2, clusters.n_clusters):
         missing = f"two clusters or more, each with samples; `{c.part.fit} --clusters 4`."
         return c.entry("clusters", title, "Fig. 4, 5.2", missing=missing)
+    if len(c.users) == clusters.n_clusters:
+        missing = (
+            "a cluster of two users or more, to compare users within and across clusters; name "
+            f"more users, or fewer clusters: `{c.part.fit}`."
+        )
+        return c.entry("clusters", title, "Fig. 4, 5.2", missing=missing)
     found = between.cluster_overlap(c.scores, clusters, c.k, c.seed)
     return c.entry(
         "clusters",

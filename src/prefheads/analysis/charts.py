@@ -10,19 +10,20 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads.analysis.plots import COLOURS, DIVERGING, GREY, LIGHT, _figure, _style
+from prefheads.analysis.plots import COLOURS, DIVERGING, GREY, LIGHT, blank_figure, style_of
 from prefheads.stats import Array, Estimate
 
 INK = LIGHT.ink
 BLUE, ORANGE, GREEN = COLOURS[:3]
 SHADES = "Blues"  # from white: for shares and overlaps, which begin at 0
+ON_SHADES = "#101418"  # not INK, which a dark page makes light; the shades stay
 
 
 @contextmanager
 def chart(height: float, title: str) -> Iterator[Any]:
     """A figure of the common width and style, ``height`` inches tall."""
-    with mpl.rc_context(_style(LIGHT)):
-        yield _figure(height, title)
+    with mpl.rc_context(style_of(LIGHT)):
+        yield blank_figure(height, title)
 
 
 def head_map(axes: Any, values: Array, limit: float, colours: Any = DIVERGING) -> Any:
@@ -54,7 +55,7 @@ def matrix(axes: Any, values: Array, names: Sequence[str], largest: float = 1.0)
     axes.set_xticks(range(n), names, rotation=45 if max(map(len, names)) > 4 else 0)
     axes.set_yticks(range(n), names)
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.6 * largest else INK
+        colour = "white" if value > 0.6 * largest else ON_SHADES
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=8)
     return image
 

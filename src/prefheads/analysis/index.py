@@ -25,6 +25,7 @@ class Entry:
         missing: What the run does not hold, and how to get it; empty if nothing.
         figure: A matplotlib figure, or None.
         tables: Lines of tables, by the ending of their names.
+        section: Of the page; entries of one section follow each other.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Entry:
     missing: str = ""
     figure: Any = None
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    section: str = ""
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,8 @@ def cluster_overlap(
     where they were dealt at random, since what one has more of the other has less of.
 
     Raises:
-        DataError: Fewer than two clusters, a user without one, or a cluster without scores.
+        DataError: Fewer than two clusters, a user without one, a cluster without scores, or none
+            with two users.
     """
     users, own = user_maps(scores)
     if strangers := [user for user in users if user not in clusters.assignment]:
@@ -224,6 +225,8 @@ def cluster_overlap(
     groups = sorted(set(labels.tolist()))
     if clusters.n_clusters < 2 or len(groups) < clusters.n_clusters:
         raise DataError("overlap between clusters needs two or more, each with scores")
+    if len(users) == len(groups):
+        raise DataError("overlap within clusters needs one of two users or more")
     totals, counts = user_totals(scores.values.numpy(), scores.user_ids)
     totals = totals.reshape(len(totals), -1)
     single = top_sets(own, k)

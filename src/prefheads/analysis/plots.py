@@ -89,8 +89,8 @@ def heat_map(
     n_layers, n_heads = shapes.pop()
     limit = float(np.quantile([s.mean.abs().numpy() for s in panels.values()], 0.98)) or 1e-9
     height = 0.95 + len(panels) * (0.75 + 4.2 * n_heads / n_layers)
-    with mpl.rc_context(_style(theme)):
-        figure = _figure(height, title)
+    with mpl.rc_context(style_of(theme)):
+        figure = blank_figure(height, title)
         axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for i, (name, scores) in enumerate(panels.items()):
             image = _map(axes[i], scores, limit, chosen[i] if chosen else None, theme, seed)
@@ -145,8 +145,8 @@ def calibration_curves(calibration: Calibration, *, theme: Theme = LIGHT) -> Fig
             sets[s.heads] = None
     columns = min(2, max(1, len(forms)))
     rows = max(1, -(-len(forms) // columns))
-    with mpl.rc_context(_style(theme)):
-        figure = _figure(1.3 + 1.9 * rows, "Calibration: change of NLL on held-out users")
+    with mpl.rc_context(style_of(theme)):
+        figure = blank_figure(1.3 + 1.9 * rows, "Calibration: change of NLL on held-out users")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, form in zip(grid, forms, strict=False):
             for i, name in enumerate(sets):
@@ -209,8 +209,8 @@ def validation_plot(validation: Validation, *, theme: Theme = LIGHT, seed: int =
     """
     rows = validation.rows(seed)[1:]
     names = [textwrap.fill(row.method, 18) for row in rows]
-    with mpl.rc_context(_style(theme)):
-        figure = _figure(1.35 + 0.45 * max(1, len(rows)), "Validation on test users")
+    with mpl.rc_context(style_of(theme)):
+        figure = blank_figure(1.35 + 0.45 * max(1, len(rows)), "Validation on test users")
         left, right = figure.subplots(1, 2, sharey=True)
         _forest(left, [row.change for row in rows], theme)
         _forest(right, [row.specificity_change for row in rows], theme)
@@ -271,14 +271,16 @@ def _render(figure: Figure, form: str, *, transparent: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(height: float, title: str) -> Figure:
+def blank_figure(height: float, title: str) -> Figure:
+    """A figure of the common width, ``height`` inches tall, to be made inside :func:`style_of`."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
 
 
-def _style(theme: Theme) -> Any:  # matplotlib lists every key in the type it wants
+def style_of(theme: Theme) -> Any:  # matplotlib lists every key in the type it wants
+    """Fonts, lines and colours of all figures, for ``matplotlib.rc_context``."""
     return {
         "font.family": "DejaVu Sans",
         "font.size": 10,

@@ -122,13 +122,11 @@ def evaluation_entries(found: Evaluation | None, command: str, seed: int = 0) ->
     """
     if found is None:
         missing = f"an evaluation that has ended: `{command}`, then `prefheads analyze` its folder."
-        return [
-            Entry("eval-sweeps", "Quality of texts against number of heads, gamma, target, scope",
-                  "Fig. 6, 6.5", missing=missing),
-            Entry("eval-controls", "Quality of texts beside random heads and masks",
-                  "Fig. 5, 6.4, quality", missing=missing),
-            Entry("eval-routing", "Hard against soft routing", "Fig. 8", missing=missing),
-        ]  # fmt: skip
+        title = (
+            "Quality of texts: by number of heads, gamma, target and scope; beside random heads "
+            "and masks; hard against soft routing"
+        )
+        return [Entry("eval", title, "Fig. 5, Fig. 6, Fig. 8, 6.4, 6.5", missing=missing)]
     return [*_sweeps(found, command), *_controls(found, command, seed),
             *_routing(found, command, seed)]  # fmt: skip
 

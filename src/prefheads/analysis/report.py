@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 import prefheads
 from prefheads.analysis.findings import agreement, findings
 from prefheads.analysis.plots import (
     calibration_curves,
     heat_map,
-    inline_svg,
     save,
     validation_plot,
 )
+from prefheads.analysis.templating import drawn, environment
 from prefheads.analysis.texts import Comparison
 from prefheads.heads import HeadScores
 from prefheads.steerer import PreferenceSteerer
@@ -60,7 +59,7 @@ def write_report(
         ArtifactError: The folder cannot be written.
     """
     folder = writable_dir(folder)
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     html = page.render(
         title=title,
         steerer=steerer,
@@ -97,25 +96,9 @@ def write_report(
     return path
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("prefheads.analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["signed"] = _signed
-    return environment
-
-
-def _signed(value: float, digits: int = 3) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\u2212")  # a minus as wide as a plus
-
-
 def _figure(figure: Any, folder: Path, name: str, description: str) -> Markup:
     save(figure, writable_dir(folder / "figures") / name)
-    return Markup(inline_svg(figure, name, str(escape(description))))
+    return drawn(figure, name, description)
 
 
 def _heads(

@@ -19,6 +19,7 @@ MEASURED = {
     "head": "PCS, head removed",
     "profile": "PCS, profile hidden from the head",
     "copy": "copy score",
+    "attention": "attention to the profile",
 }
 
 

@@ -24,6 +24,7 @@ class Comparison:
 
     Attributes:
         written: What the user really wrote; None where it is not known.
+        example_id: The sample.
     """
 
     user_id: str
@@ -31,6 +32,7 @@ class Comparison:
     plain: str
     steered: str
     written: str | None = None
+    example_id: str = ""
 
     @property
     def differs(self) -> bool:
@@ -73,6 +75,7 @@ def compare(
                 texts.write(example, PLAIN),
                 texts.write(example, setting),
                 example.output,
+                example.id,
             )
             if text.differs:
                 break

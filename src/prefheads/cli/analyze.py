@@ -1,8 +1,7 @@
-"""`prefheads analyze`: figures and tables of what a run says of the paper's claims; no model."""
+"""`prefheads analyze`: figures, tables and a page of what a run says of the paper's claims."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,41 +9,91 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options, session
-from prefheads.cli.inspect import Contents, read
-from prefheads.errors import ArtifactError
-from prefheads.heads import HeadScores
+from prefheads.errors import ArtifactError, DataError
+from prefheads.heads import fingerprint
+from prefheads.loading import load_config
 from prefheads.storage import read_json, writable_dir
 
 if TYPE_CHECKING:
-    from prefheads.analysis.index import Entry
+    pass
 
 
 def analyze(
     run: Annotated[Path, typer.Argument(help="Folder that `discover`, `fit` or `eval` wrote.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="The run's model, to measure what heads do and read texts token by token; what "
+            "was measured is kept in RUN/measured.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The run's data, to count it; and if it has moved since."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Samples to measure heads on.")
+    ] = 16,
+    texts: Annotated[
+        int, typer.Option("--texts", min=1, help="Samples of a task to read token by token.")
+    ] = 4,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results; RUN/analysis if absent.")
     ] = None,
     seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Draw and tabulate what a run says of sparsity, users, controls, strengths and routing."""
-    from prefheads.analysis import index  # needs the extra `plots`
+    from prefheads.analysis import index, page  # these need the extra `plots`
+    from prefheads.analysis.measuring import Measuring
+    from prefheads.cli.analyzed import analyzed
 
     about = _about(run)
-    evaluation = about.get("command") == "eval"
-    entries = _of_eval(run, about, seed) if evaluation else _of_fit(run, about, seed)
+    if data is not None and not data.exists():
+        raise DataError(f"{data}: no such file or folder")
+    config = None if model is None else load_config(model)
+    if config is not None and about.get("fingerprint") not in (None, fingerprint(config)):
+        raise ArtifactError(f"{run}: is a run of {about.get('model')}, not of {model}")
+    measuring = Measuring(
+        run / "measured",
+        config,
+        lambda: session.load(str(model), device, dtype, seed),
+        n_samples=samples,
+        n_texts=texts,
+        seed=seed,
+        progress=session.show_progress(quiet, as_json),
+    )
+    with session.notes() as prompts:
+        entries, readings = analyzed(run, about, measuring, data, seed)
+        prompts.append(measuring.n_prompts)
     folder = writable_dir(out or run / "analysis")
     line = f"Of `{run}` (prefheads {about.get('command', 'run')}, model `{about.get('model')}`)."
     written = index.write(folder, entries, f"{line} Seed {seed}.")
+    report = page.write_page(
+        folder, f"Analysis of {run.resolve().name}", written, readings, _made(about, seed)
+    )
     table = Table(title=f"Analyses of {run}", title_justify="left")
     for column in ("analysis", "paper", "result"):
         table.add_column(column, overflow="fold")
     for w in written:
         found = w.figures[:1] or w.tables[:1]
         table.add_row(w.entry.title, w.entry.paper, found[0].name if found else "missing")
-    said = f"What each shows, and how to get what is missing, is in {folder / 'index.md'}."
-    data = {"out": folder, "index": folder / "index.md", "entries": [w.to_dict() for w in written]}
-    session.emit(as_json, data, [table, said])
+    said = (
+        f"All of it on one page: {report}. What each shows, and how to get what is missing, is "
+        f"also in {folder / 'index.md'}."
+    )
+    result = {
+        "out": folder,
+        "report": report,
+        "index": folder / "index.md",
+        "entries": [w.to_dict() for w in written],
+    }
+    session.emit(as_json, result, [table, said])
 
 
 def _about(run: Path) -> dict[str, Any]:
@@ -59,81 +108,16 @@ def _about(run: Path) -> dict[str, Any]:
     return about
 
 
-def _of_fit(run: Path, about: dict[str, Any], seed: int) -> list[Entry]:
-    from prefheads.analysis import quality
+def _made(about: dict[str, Any], seed: int) -> dict[str, str]:
+    """How the run and its analysis were made, for the page."""
+    import prefheads
 
-    contents = read(run)
-    command = _Commands(about)
-    return [
-        *_of_part("", contents, None, command, seed),
-        *quality.validation_entries(contents.validation, "", command.validate(run), seed),
-        *quality.evaluation_entries(None, command.evaluate(run), seed),
-    ]
-
-
-def _of_eval(run: Path, about: dict[str, Any], seed: int) -> list[Entry]:
-    from prefheads.analysis import quality
-    from prefheads.analysis.chapter import named
-    from prefheads.analysis.evaluated import Evaluation
-    from prefheads.analysis.index import Entry
-
-    copying = None
-    if (run / "retrieval-heads.safetensors").is_file():
-        copying = HeadScores.load(run / "retrieval-heads.safetensors")
-    command = _Commands(about)
-    entries: list[Entry] = []
-    for folder in sorted(path.parent for path in run.glob("*/fit-*/steerer.json")):
-        several = len(list(folder.parent.glob("fit-*"))) > 1
-        name = named(folder.parent.name, folder.name if several else "")
-        entries += _of_part(name, read(folder), copying, command, seed)
-    for fitted in about["options"].get("fitted") or ():
-        missing = f"they were found in another run: `prefheads analyze {shlex.quote(fitted)}`."
-        entries.append(
-            Entry(
-                named("heads", Path(fitted).name),
-                f"Heads of {fitted}",
-                "Fig. 3-5, 7",
-                missing=missing,
-            )
-        )
-    found = Evaluation.read(run) if (run / "results.json").is_file() else None
-    if not entries and found is None:
-        raise ArtifactError(f"{run}: nothing has been finished there; run `prefheads eval` again")
-    return [*entries, *quality.evaluation_entries(found, command.evaluate(run), seed)]
-
-
-def _of_part(
-    name: str, contents: Contents, copying: HeadScores | None, command: _Commands, seed: int
-) -> list[Entry]:
-    from prefheads.analysis import chapters, quality
-    from prefheads.analysis.chapter import Part
-
-    part = Part(name, contents.scores, contents.clusters, command.fit())
-    return [
-        *chapters.entries(part, copying, seed),
-        *quality.calibration_entries(contents.calibration, name, command.fit()),
-    ]
-
-
-class _Commands:
-    """Commands that would add what a run lacks, with the run's own model and data."""
-
-    def __init__(self, about: dict[str, Any]) -> None:
-        self.model = shlex.quote(str(about.get("model") or "MODEL"))
-        self.data = shlex.quote(str(about["options"].get("data") or "DATA"))
-        self.fitted = about.get("command") == "fit"
-
-    def fit(self) -> str:
-        return f"prefheads fit --model {self.model} --data {self.data} --out OTHER_RUN"
-
-    def validate(self, run: Path) -> str:
-        steered = shlex.quote(str(run)) if self.fitted else "OTHER_RUN"
-        where = f"prefheads validate --model {self.model} --run {steered} --data {self.data}"
-        return where if self.fitted else f"{self.fit()} && {where}"
-
-    def evaluate(self, run: Path) -> str:
-        from prefheads.analysis.quality import METHODS
-
-        fitted = f" --fitted {shlex.quote(str(run))}" if self.fitted else ""
-        where = f"--model {self.model} --data {self.data}{fitted} --out EVAL_RUN"
-        return f"prefheads eval {where} --methods {METHODS}"
+    made = {
+        "run": f"prefheads {about.get('command', 'run')}",
+        "model": Path(str(about.get("model") or "unnamed")).name,
+        "version": str(about.get("version", "unknown")),
+        "analysed with": f"prefheads {prefheads.__version__}, seed {seed}",
+    }
+    chosen = about["options"].items()
+    told = (f"{k} {v}" for k, v in chosen if v is not None and not isinstance(v, list | dict))
+    return made | {"options": ", ".join(told) or "none"}

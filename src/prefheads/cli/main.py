@@ -21,10 +21,12 @@ from prefheads.cli.analyze import analyze
 from prefheads.cli.demo import demo
 from prefheads.cli.discover import discover
 from prefheads.cli.eval import evaluate
+from prefheads.cli.export import export
 from prefheads.cli.fit import fit
 from prefheads.cli.flops import flops
 from prefheads.cli.generate import generate
 from prefheads.cli.inspect import inspect
+from prefheads.cli.serve import keys, serve
 from prefheads.cli.validate import validate
 from prefheads.errors import PrefheadsError
 from prefheads.scoring import out_of_memory
@@ -38,11 +40,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (discover, fit, generate, validate, inspect, analyze, demo, flops):
+for command in (discover, fit, generate, validate, inspect, export, analyze, demo, flops, serve):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data.app)
 app.add_typer(judge.app)
+app.add_typer(keys)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,57 @@
+"""Command lines that would add what a run lacks, to be shown to its user."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from prefheads.analysis.quality import METHODS
+
+
+class Commands:
+    """Commands with a run's own model and data.
+
+    Args:
+        run: Folder of the run.
+        about: Its ``run.json``.
+        data: Where the data is; where the run found it if None.
+    """
+
+    def __init__(self, run: Path, about: dict[str, Any], data: Path | None = None) -> None:
+        self.run = shlex.quote(str(run))
+        self.model = shlex.quote(str(about.get("model") or "MODEL"))
+        self.data = shlex.quote(str(data or about["options"].get("data") or "DATA"))
+        self.fitted = about.get("command") == "fit"
+        self.evaluated = about.get("command") == "eval"
+
+    def fit(self) -> str:
+        """Finds clusters, and calibrates."""
+        return f"prefheads fit --model {self.model} --data {self.data} --out OTHER_RUN"
+
+    def validate(self) -> str:
+        """Measures the gain with its controls."""
+        steered = self.run if self.fitted else "OTHER_RUN"
+        where = f"prefheads validate --model {self.model} --run {steered} --data {self.data}"
+        return where if self.fitted else f"{self.fit()} && {where}"
+
+    def evaluate(self) -> str:
+        """Compares the methods that the analyses need."""
+        fitted = f" --fitted {self.run}" if self.fitted else ""
+        where = f"--model {self.model} --data {self.data}{fitted} --out EVAL_RUN"
+        return f"prefheads eval {where} --methods {METHODS}"
+
+    def measure(self) -> str:
+        """Measures what heads do, and reads texts; what is missing without it."""
+        data = "" if self.evaluated else f" --data {self.data}"
+        return (
+            f"measurements in the model: `prefheads analyze {self.run} --model {self.model}{data}`."
+        )
+
+    def with_model(self) -> str:
+        """Analyses with the model."""
+        return f"prefheads analyze {self.run} --model {self.model}"
+
+    def with_data(self) -> str:
+        """Analyses with the data."""
+        return f"prefheads analyze {self.run} --data {self.data}"
