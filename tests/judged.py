@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from prefheads.evaluation.records import Record, Records
 from prefheads.evaluation.samples import write_samples
 from prefheads.examples import Example
+from prefheads.judge.llm import DIMENSIONS
 
 TASK, METHODS = "LaMP-7", ("cad", "dps:gamma=0.5")
 GOOD, BAD = "lovely", "dull"
@@ -42,3 +45,15 @@ def write_run(
 def record(key: str, method: str, text: str, task: str = TASK) -> Record:
     """A record of which judges read the id, the method and the text."""
     return Record(task, key, f"u{key}", method, "hash", text, "gold", "", 0.5, 9, 3, 0.1, 0.1, 1)
+
+
+def verdict(first: int, second: int) -> str:
+    scores = ({name: score for name in DIMENSIONS} for score in (first, second))
+    return json.dumps(dict(zip(("first", "second"), scores, strict=True)))
+
+
+def scored(body: dict[str, Any]) -> str:
+    """4 for a good text and 2 for another, and one more for standing first."""
+    material = json.loads(body["messages"][1]["content"])
+    first, second = (4 if GOOD in material[k] else 2 for k in ("first", "second"))
+    return verdict(first + 1, second)

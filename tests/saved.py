@@ -25,6 +25,9 @@ class Result(NamedTuple):
     err: str
 
 
+Cli = Callable[..., Result]
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE without merges: a token a byte."""
     special = ["<pad>", "<s>", "</s>"]

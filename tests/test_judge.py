@@ -1,4 +1,4 @@
-"""Pairs, votes, pages and results of annotation by people."""
+"""Pairs, votes and results of annotation by people."""
 
 from __future__ import annotations
 
@@ -7,43 +7,23 @@ import json
 import re
 import socket
 import sqlite3
-from collections.abc import Callable
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from judged import BAD, GOOD, METHODS, TASK, record, write_run
 from lamp_files import write_task
-from saved import Result, save_model
-from starlette.testclient import TestClient
+from saved import Cli, save_model
 
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.records import Records
 from prefheads.examples import load_examples
 from prefheads.judge.pairs import Study, load_study
 from prefheads.judge.results import agreement, human_results, majority
-from prefheads.judge.serve import annotator_name, make_app
 from prefheads.judge.store import TIE, Vote, Votes
 
 CAD, DPS = METHODS
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", 8, same=2)
-
-
-@pytest.fixture
-def study(run: Path) -> Study:
-    return load_study(run, METHODS)
-
-
-@pytest.fixture
-def client(study: Study, tmp_path: Path) -> TestClient:
-    return TestClient(make_app(study, Votes(tmp_path / "v.sqlite", study)))
 
 
 # --- pairs
@@ -59,8 +39,10 @@ def test_pairs_are_what_both_methods_wrote(study: Study) -> None:
     assert len(study.differing) == 8
 
 
-def test_methods_in_another_order_give_the_texts_in_that_order(run: Path, study: Study) -> None:
-    turned = load_study(run, METHODS[::-1])
+def test_methods_in_another_order_give_the_texts_in_that_order(
+    judged_run: Path, study: Study
+) -> None:
+    turned = load_study(judged_run, METHODS[::-1])
     assert [p.texts for p in turned.pairs] == [p.texts[::-1] for p in study.pairs]
 
 
@@ -96,22 +78,22 @@ def test_order_is_a_coin_for_each_pair_and_judge(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_told(
-    run: Path, methods: list[str], task: str | None, part: str
+    judged_run: Path, methods: list[str], task: str | None, part: str
 ) -> None:
     with pytest.raises(DataError, match=re.escape(part)):
-        load_study(run, methods, task)
+        load_study(judged_run, methods, task)
 
 
-def test_runs_that_cannot_be_judged_are_told(run: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_judged_are_told(judged_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no texts"):
         load_study(tmp_path / "nothing", METHODS)
-    write_run(run, 2, task="LaMP-4")
+    write_run(judged_run, 2, task="LaMP-4")
     with pytest.raises(DataError, match="name the --task; there are LaMP-4, LaMP-7"):
-        load_study(run, METHODS)
-    assert len(load_study(run, METHODS, "lamp_7").pairs) == 10
-    (run / "LaMP-7" / "samples.jsonl").unlink()
+        load_study(judged_run, METHODS)
+    assert len(load_study(judged_run, METHODS, "lamp_7").pairs) == 10
+    (judged_run / "LaMP-7" / "samples.jsonl").unlink()
     with pytest.raises(ArtifactError, match=r"no samples.jsonl; run the same"):
-        load_study(run, METHODS, "LaMP-7")
+        load_study(judged_run, METHODS, "LaMP-7")
 
 
 def test_a_run_of_eval_can_be_judged(cli: Cli, tmp_path: Path) -> None:
@@ -151,12 +133,14 @@ def test_the_first_vote_counts_and_is_kept(study: Study, tmp_path: Path) -> None
     assert votes.voted("ann") == ["s1"]
 
 
-def test_votes_on_something_else_are_not_mixed(run: Path, study: Study, tmp_path: Path) -> None:
+def test_votes_on_something_else_are_not_mixed(
+    judged_run: Path, study: Study, tmp_path: Path
+) -> None:
     Votes(tmp_path / "v", study)
     others = [
-        (load_study(run, METHODS[::-1]), "methods"),
-        (load_study(run, METHODS, seed=1), "pairs"),
-        (load_study(run, METHODS, n=4), "pairs"),
+        (load_study(judged_run, METHODS[::-1]), "methods"),
+        (load_study(judged_run, METHODS, seed=1), "pairs"),
+        (load_study(judged_run, METHODS, n=4), "pairs"),
         (replace(study, task="LaMP-4"), "tasks"),
         (replace(study, pairs=(replace(study.pairs[0], input="?"), *study.pairs[1:])), "pairs"),
     ]
@@ -179,110 +163,6 @@ def test_files_of_another_kind_are_refused_and_stay(study: Study, tmp_path: Path
     with pytest.raises(ArtifactError, match="no such file"):
         Votes(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
-
-
-# --- pages
-
-
-def shown(page: str) -> list[str]:
-    """The two texts of a page, in their order."""
-    return [unescape(t) for t in re.findall(r'<p class="text" dir="auto">(.*?)</p>', page)]
-
-
-def test_a_name_is_asked_for_once(client: TestClient) -> None:
-    assert "Your name" in client.get("/").text
-    assert client.post("/name", data={"name": "  Änn  B."}).url.path == "/"
-    assert "0 of 8 done" in client.get("/").text and "änn b." in client.get("/").text
-    refused = client.post("/name", data={"name": "<script>"})
-    assert refused.status_code == 400 and "<script>" not in refused.text
-
-
-@pytest.mark.parametrize("text", ["", "   ", "=1+1", "-x", "_x", "a\x00b", "x" * 41, "a;b", "@b"])
-def test_no_names(text: str) -> None:
-    assert annotator_name(text) is None
-
-
-def test_one_person_has_one_name() -> None:
-    assert annotator_name("Ann") == annotator_name(" ann ") == annotator_name("\uff21NN") == "ann"
-
-
-def test_pages_are_blind_and_escaped(client: TestClient, study: Study) -> None:
-    client.post("/name", data={"name": "ann"})
-    page = client.get("/")
-    assert not re.search(r"cad|dps|gamma|kept out|gold", page.text, re.I)
-    assert "what &lt;b&gt;user 0&lt;/b&gt; &amp; co wrote" in page.text
-    assert "Ask &lt;i&gt;0&lt;/i&gt;?" in page.text and "<b>" not in page.text
-    texts = study.pairs[0].texts
-    expected = texts[::-1] if study.swapped(study.pairs[0], "ann") else texts
-    assert shown(page.text) == list(expected)
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert not re.search(r"https?://|<style|<script>| on\w+=", page.text)
-    for path in ("judge.css", "judge.js"):
-        assert client.get(f"/static/{path}").status_code == 200
-
-
-def test_long_profiles_unfold(study: Study, tmp_path: Path) -> None:
-    long = "a long text " * 60
-    pairs = [replace(study.pairs[0], profile=({"title": "Short", "text": long},))]
-    small = replace(study, pairs=tuple(pairs))
-    client = TestClient(make_app(small, Votes(tmp_path / "v", small)))
-    page = client.post("/name", data={"name": "ann"}).text
-    assert re.search(r'<p><span class="label">title</span> Short</p>', page)
-    assert "<details>" in page and long.strip() in page
-
-
-def test_votes_go_to_the_method_behind_the_text(
-    client: TestClient, study: Study, tmp_path: Path
-) -> None:
-    client.post("/name", data={"name": "ann"})
-    choices = ["1", "2", "tie"] * 3
-    expected = []
-    for pair, choice in zip(study.differing, choices, strict=False):
-        texts = shown(client.get("/").text)
-        if choice == "tie":
-            expected.append(TIE)
-        else:
-            expected.append(METHODS[pair.texts.index(texts[int(choice) - 1])])
-        for _ in range(2):  # a double submit
-            assert client.post("/vote", data={"pair": pair.id, "choice": choice}).url.path == "/"
-    assert "Thank you" in client.get("/").text
-    votes = Votes(tmp_path / "v.sqlite", study).all()
-    assert [v.choice for v in votes] == expected
-    for vote, pair in zip(votes, study.differing, strict=True):
-        assert vote.first == METHODS[study.swapped(pair, "ann")]
-
-
-def test_a_choice_can_be_taken_back(client: TestClient, study: Study) -> None:
-    assert "Take back" not in client.post("/name", data={"name": "ann"}).text
-    page = client.post("/vote", data={"pair": "s0", "choice": "1"}).text
-    assert "Take back" in page and "1 of 8 done" in page
-    for _ in range(2):
-        page = client.post("/undo", data={"pair": "s0"}).text
-        assert "0 of 8 done" in page and "user 0" in page
-
-
-@pytest.mark.parametrize(
-    "data", [{}, {"pair": "s0"}, {"pair": "s0", "choice": "3"}, {"pair": "s8", "choice": "1"}]
-)
-def test_votes_that_are_none(client: TestClient, study: Study, data: dict[str, str]) -> None:
-    client.post("/name", data={"name": "ann"})
-    assert client.post("/vote", data=data).status_code == 400
-    assert "0 of 8 done" in client.get("/").text
-
-
-def test_no_vote_without_a_name(client: TestClient) -> None:
-    assert "Your name" in client.post("/vote", data={"pair": "s0", "choice": "1"}).text
-    client.cookies.set("annotator", "%3Dx")
-    assert "Your name" in client.post("/vote", data={"pair": "s0", "choice": "1"}).text
-
-
-def test_a_vote_that_cannot_be_kept_is_told(study: Study, tmp_path: Path) -> None:
-    votes = Votes(tmp_path / "v", study)
-    client = TestClient(make_app(study, votes), raise_server_exceptions=False)
-    client.post("/name", data={"name": "ann"})
-    votes._db.close()
-    answer = client.post("/vote", data={"pair": "s0", "choice": "1"})
-    assert answer.status_code == 503 and "Not kept" in answer.text
 
 
 # --- results
@@ -368,10 +248,10 @@ def test_results_on_the_command_line(cli: Cli, study: Study, tmp_path: Path) -> 
     assert row.items() <= rows[6].items()
 
 
-def test_a_taken_port_is_told(cli: Cli, run: Path, tmp_path: Path) -> None:
+def test_a_taken_port_is_told(cli: Cli, judged_run: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = ("--db", tmp_path / "v", "--port", taken.getsockname()[1])
-        result = cli("judge", "serve", "--run", run, "--methods", ",".join(METHODS), *where)
+        result = cli("judge", "serve", "--run", judged_run, "--methods", ",".join(METHODS), *where)
     assert result.code == 2 and result.err.endswith("Address already in use; give another --port\n")
 
 
@@ -385,9 +265,9 @@ def test_a_taken_port_is_told(cli: Cli, run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_requests_are_told_in_a_line(
-    cli: Cli, run: Path, arguments: tuple[str, ...], part: str
+    cli: Cli, judged_run: Path, arguments: tuple[str, ...], part: str
 ) -> None:
-    result = cli("judge", *(str(run) if a == "RUN" else a for a in arguments))
+    result = cli("judge", *(str(judged_run) if a == "RUN" else a for a in arguments))
     assert result.code == 2 and result.out == ""
     (line,) = result.err.splitlines()
     assert line.startswith("error: ") and part in line

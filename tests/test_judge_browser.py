@@ -20,8 +20,9 @@ from judged import BAD, GOOD, METHODS, write_run
 
 from prefheads.judge.pairs import Study, load_study
 from prefheads.judge.results import human_results
-from prefheads.judge.serve import listen, make_app
+from prefheads.judge.serve import make_app
 from prefheads.judge.store import TIE, Votes
+from prefheads.listening import listen
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -16,47 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_server import Chat, Response, completion
-from judged import GOOD, METHODS, write_run
-from saved import Result
+from judged import METHODS, scored, verdict
+from saved import Cli
 
 from prefheads.errors import DataError, PrefheadsError
 from prefheads.judge.endpoint import Endpoint, EndpointError, UnusableError
 from prefheads.judge.llm import DIMENSIONS, ORDERS, Ratings, parse_verdict, rate, request_body
-from prefheads.judge.pairs import Study, load_study
+from prefheads.judge.pairs import Study
 from prefheads.judge.results import WINS, rating_rows
 from prefheads.judge.store import Answers
 
-CAD, DPS = METHODS
 KEY = "sk-very-secret-0123456789"
-Cli = Callable[..., Result]
-
-
-def verdict(first: int, second: int) -> str:
-    scores = ({name: score for name in DIMENSIONS} for score in (first, second))
-    return json.dumps(dict(zip(("first", "second"), scores, strict=True)))
-
-
-def scored(body: dict[str, Any]) -> str:
-    """4 for a good text and 2 for another, and one more for standing first."""
-    material = json.loads(body["messages"][1]["content"])
-    first, second = (4 if GOOD in material[k] else 2 for k in ("first", "second"))
-    return verdict(first + 1, second)
 
 
 @pytest.fixture
 def chat() -> Iterator[Chat]:
     with Chat(scored).listening() as server:
         yield server
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", 8, same=2)
-
-
-@pytest.fixture
-def study(run: Path) -> Study:
-    return load_study(run, METHODS)
 
 
 class Pauses(list[float]):
@@ -289,15 +265,25 @@ def test_rows_of_the_table(study: Study) -> None:
 
 
 @pytest.fixture
-def ask(chat: Chat, run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
+def ask(chat: Chat, judged_run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     methods = ("--methods", ",".join(METHODS), "--key-env", "JUDGE_KEY")
-    return ("judge", "llm", "--run", run, "--base-url", chat.url, "--model", "the-judge", *methods)
+    return (
+        "judge",
+        "llm",
+        "--run",
+        judged_run,
+        "--base-url",
+        chat.url,
+        "--model",
+        "the-judge",
+        *methods,
+    )
 
 
-def test_the_command(cli: Cli, chat: Chat, ask: tuple[object, ...], run: Path) -> None:
+def test_the_command(cli: Cli, chat: Chat, ask: tuple[object, ...], judged_run: Path) -> None:
     chat.mishaps = [Response(completion("no")), Response(completion("no"))]
-    out = (*ask, "--price", "2,10", "--csv", run / "ratings.csv")
+    out = (*ask, "--price", "2,10", "--csv", judged_run / "ratings.csv")
     told = cli(*out)
     assert (told.code, told.err) == (0, "") and len(chat.requests) == 18
     for part in ("3.00 [", "4.00 [", "+1.00 [+1.00, +1.00]", "2 pairs with the same text twice"):
@@ -309,9 +295,9 @@ def test_the_command(cli: Cli, chat: Chat, ask: tuple[object, ...], run: Path) -
     rows = {row["name"]: row for row in found["table"]}
     assert [e["mean"] for e in rows["style"]["means"]] == [3.0, 4.0]
     assert [e["mean"] for e in rows[WINS]["means"]] == pytest.approx([0.2, 0.6])
-    lines = list(csv.DictReader((run / "ratings.csv").open()))
+    lines = list(csv.DictReader((judged_run / "ratings.csv").open()))
     assert len(lines) == 8 * 2 * 2 * 5
-    for file in run.rglob("*"):
+    for file in judged_run.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
     assert KEY not in told.out
 
@@ -345,7 +331,7 @@ def test_refusals_are_told_in_a_line(cli: Cli, chat: Chat, ask: tuple[object, ..
     assert result.code == 2 and "no pair was rated" in result.err
 
 
-def test_the_key_is_in_no_log(chat: Chat, run: Path) -> None:
+def test_the_key_is_in_no_log(chat: Chat, judged_run: Path) -> None:
     """Even where every library logs everything."""
     code = (
         "import logging, sys; logging.basicConfig(level=1);"
@@ -353,7 +339,7 @@ def test_the_key_is_in_no_log(chat: Chat, run: Path) -> None:
     )
     options = ["--methods", ",".join(METHODS), "--base-url", chat.url, "--model", "m"]
     done = subprocess.run(
-        [sys.executable, "-c", code, "judge", "llm", "--run", str(run), *options],
+        [sys.executable, "-c", code, "judge", "llm", "--run", str(judged_run), *options],
         capture_output=True,
         text=True,
         env=os.environ | {"OPENAI_API_KEY": KEY},
