@@ -132,7 +132,7 @@ class Method:
     def generate_options(self) -> Options:
         """What ``model.generate`` is asked for: greedy, or sampling at another temperature.
 
-        All is said, since a checkpoint may bring its own penalties and ways of sampling.
+        What checkpoints usually bring of their own is said, so that it does not act.
         """
         options: Options = {
             "do_sample": self.options["temperature"] != 1,
