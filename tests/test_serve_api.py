@@ -475,6 +475,7 @@ def test_profiles_over_rest(run) -> None:
         assert http.put("/profiles/rest", json={"items": [{"text": "new"}]}).status_code == 200
         left = http.get("/profiles/rest/items").json()["data"]
         assert [i["text"] for i in left] == ["new"]
+        http.put("/profiles/another", json={"items": []})
         names = [p["user"] for p in http.get("/profiles").json()["data"]]
         assert "rest" in names and names == sorted(names)
         first = http.get("/profiles", params={"limit": 1}).json()
