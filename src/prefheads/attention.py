@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefheads.errors import ModelError, SteeringError
-
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+from prefheads.observer import AttentionFunction, Listener, current, observing
 
 
 @dataclass(frozen=True)
@@ -50,37 +48,7 @@ class HeadLayout:
         return len(self.layers), self.n_heads
 
 
-class Observer:
-    """What sees the attention of a forward pass; by itself it leaves all as it is."""
-
-    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
-        """Called with the input of each decoder layer; returns what the layer gets instead."""
-        return hidden, rest
-
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Called in place of the attention function ``inner``."""
-        return inner(module, query, key, value, mask, **kwargs)
-
-
-# What observes the forward pass of this thread; None for a pass that nothing intervenes in.
-current: ContextVar[Observer | None] = ContextVar("prefheads_pass", default=None)
-
-
-def layer_index(module: nn.Module) -> int:
-    """The decoder layer that an attention module belongs to."""
-    return int(module.layer_idx)  # type: ignore[arg-type]  # modules type their attributes alike
-
-
-class _Probe(Observer):
+class _Probe(Listener):
     """Notes which modules call the attention function, and whether it returns one vector a head."""
 
     def __init__(self) -> None:
@@ -88,21 +56,10 @@ class _Probe(Observer):
         self.per_head = True
         self.causal = True
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        out, weights = inner(module, query, key, value, mask, **kwargs)
+    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
         self.n_heads[module] = query.shape[1]
         self.causal &= bool(getattr(module, "is_causal", True))
         self.per_head &= out.dim() == 4 and out.shape[1:3] == (query.shape[2], query.shape[1])
-        return out, weights
 
 
 def _eager(module: nn.Module) -> AttentionFunction:
@@ -230,13 +187,9 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
             "flash attention"
         )
     probe = _Probe()
-    token = current.set(probe)
-    try:
-        with torch.no_grad(), _attention_set_to(model, _wrapper(backend)):
-            ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    finally:
-        current.reset(token)
+    with torch.no_grad(), observing(probe), _attention_set_to(model, _wrapper(backend)):
+        ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     by_layer: dict[int, nn.Module] = {getattr(m, "layer_idx", -1): m for m in probe.n_heads}
     n_layers = config.num_hidden_layers

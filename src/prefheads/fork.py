@@ -9,8 +9,7 @@ hundreds, all in one pass.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, Literal
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from prefheads.attention import AttentionFunction, Observer, current, layer_index
 from prefheads.masks import as_bias
+from prefheads.observer import AttentionFunction, Observer, layer_index
 from prefheads.shared import attend_shared, shared_keys
 
 Target = Literal["head", "profile"]
@@ -116,15 +115,6 @@ class Pass(Observer):
         self.prompt = prompt
         self._may_be_blind: bool | None = None
         self._memo: dict[tuple[int, ...], tuple[Any, Any]] = {}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Make this the pass of the forward call inside the block, in this thread."""
-        token = current.set(self)
-        try:
-            yield
-        finally:
-            current.reset(token)
 
     # -- rows --
 

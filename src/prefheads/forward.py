@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from prefheads.attention import HeadLayout, Observer, current
+from prefheads.attention import HeadLayout
 from prefheads.errors import SteeringError
 
 
@@ -112,16 +112,6 @@ def replaced_forward(
     # generate() compiles its steps where caches are static and on a GPU; this one stays as it is.
     with forward_set_to(model, torch.compiler.disable(replaced)):
         yield
-
-
-@contextmanager
-def observing(observer: Observer) -> Iterator[None]:
-    """Show the forward passes of this thread to an observer."""
-    token = current.set(observer)
-    try:
-        yield
-    finally:
-        current.reset(token)
 
 
 @contextmanager

@@ -12,16 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from prefheads.attention import (
-    AttentionFunction,
-    HeadLayout,
-    Observer,
-    current,
-    input_device,
-    intercept,
-    layer_index,
-)
+from prefheads.attention import HeadLayout, input_device, intercept
 from prefheads.errors import ModelError
+from prefheads.observer import Listener, layer_index, observing
 
 
 @dataclass(frozen=True)
@@ -48,25 +41,14 @@ class Projection:
         return weight.T if self.transposed else weight
 
 
-class _Outputs(Observer):
+class _Outputs(Listener):
     """Keeps what each layer's heads hand on."""
 
     def __init__(self) -> None:
         self.of_layer: dict[int, Tensor] = {}
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        out, weights = inner(module, query, key, value, mask, **kwargs)
+    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
         self.of_layer[layer_index(module)] = out
-        return out, weights
 
 
 @torch.no_grad()
@@ -99,7 +81,7 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
                 if list(module.children()) or isinstance(module, nn.Dropout | nn.Identity):
                     continue
                 stack.callback(module.register_forward_pre_hook(note(i), with_kwargs=True).remove)
-        stack.callback(current.reset, current.set(seen))
+        stack.enter_context(observing(seen))
         ids = torch.arange(8, device=input_device(model))[None]
         model(input_ids=ids, use_cache=False)
     return _checked(model, layout, readers)

@@ -17,6 +17,7 @@ from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
 from prefheads.fork import Pass, Plan, Target, branch_plan
 from prefheads.forward import skipped
+from prefheads.observer import observing
 from prefheads.shared import ReadOnly
 from prefheads.steering import Scope, Span, active_steering, response_span
 
@@ -182,7 +183,7 @@ class Scorer:
     def run(self, running: Pass) -> Tensor:
         """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
         first = 0 if running.entered is None else running.plan.first
-        with running.running(), skipped(head_layout(self.model), first):
+        with observing(running), skipped(head_layout(self.model), first):
             out = self.model(
                 input_ids=self.inputs,
                 past_key_values=None if self.cache is None else ReadOnly(self.cache),

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
-from prefheads.attention import AttentionFunction, layer_index
 from prefheads.masks import as_bias
+from prefheads.observer import AttentionFunction, layer_index
 
 Once = Callable[[Callable[[], Any]], Any]
 

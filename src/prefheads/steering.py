@@ -27,6 +27,7 @@ from prefheads.fork import Pass, Plan, Target, fork_cache, part_of
 from prefheads.forward import Call, Forward, replaced_forward, two_rows_at_once
 from prefheads.heads import HeadWeights
 from prefheads.masks import masked_backend
+from prefheads.observer import observing
 
 Mode = Literal["contrast", "amplify"]
 Scope = Literal["response", "all"]
@@ -236,7 +237,7 @@ class Steering:
         begins = cache is not None and cache not in self._begun
         prompt = past + length - call.predicting + 1 if begins else 0
         columns = self._profile(n, past + length, call.inputs.device, prompt)
-        with Pass(plan, past + length, columns).running():
+        with observing(Pass(plan, past + length, columns)):
             out = forward(
                 **part_of(call.arguments, past, length, start, length)
                 | {"logits_to_keep": min(keep, length - start)}

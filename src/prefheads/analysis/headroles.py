@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import AttentionFunction, Observer, input_device, intercept, layer_index
+from prefheads.attention import input_device, intercept
 from prefheads.encoding import Encoded
-from prefheads.errors import DataError, ModelError
+from prefheads.errors import DataError
 from prefheads.examples import Example
 from prefheads.fork import Target
-from prefheads.forward import observing
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.masks import masked_backend
+from prefheads.observer import Listener, layer_index, observing, shown
 from prefheads.scoring import Budget, Scorer, encode_all, token_nll
 from prefheads.steering import Scope
 from prefheads.weights import Head
@@ -164,30 +164,17 @@ def profile_attention(
     return HeadScores(torch.stack(shares), torch.stack(losses), *ids_of, info)
 
 
-class _Look(Observer):
+class _Look(Listener):
     """Notes how much each head attends to the profile from the last ``n`` positions."""
 
     def __init__(self, n: int, profile: Tensor) -> None:
         self.n, self.profile = n, profile
         self.share: dict[int, Tensor] = {}
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        out, weights = inner(module, query, key, value, mask, **kwargs)
-        if weights is None:
-            raise ModelError(f"{type(module).__name__} does not show its attention weights")
-        seen = weights[0, :, -self.n :, : len(self.profile)].float()  # (heads, n, prompt)
-        share = seen[..., self.profile.to(seen.device)].sum(-1).mean(-1)
+    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
+        seen = shown(module, weights)[0, :, -self.n :, : len(self.profile)].float()
+        share = seen[..., self.profile.to(seen.device)].sum(-1).mean(-1)  # of (heads, n, prompt)
         self.share[layer_index(module)] = share.cpu()
-        return out, weights
 
 
 def _even_share(encoded: Encoded) -> Tensor:

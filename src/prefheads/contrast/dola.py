@@ -15,10 +15,11 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads.attention import Observer, intercept
+from prefheads.attention import intercept
 from prefheads.contrast.combine import contrast_layers, require_plausibility
 from prefheads.errors import ModelError, SteeringError
-from prefheads.forward import Call, Forward, observing, replaced_forward
+from prefheads.forward import Call, Forward, replaced_forward
+from prefheads.observer import Observer, observing
 
 Layers = Literal["low", "high"] | Sequence[int]
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import AttentionFunction, Observer, input_device, intercept, layer_index
+from prefheads.attention import input_device, intercept
 from prefheads.encoding import encode
-from prefheads.errors import DataError, ModelError
+from prefheads.errors import DataError
 from prefheads.examples import Example
-from prefheads.forward import observing
 from prefheads.heads import HeadScores, Provenance, fingerprint
+from prefheads.observer import Listener, layer_index, observing, shown
 from prefheads.scoring import context_length, token_nll
 
 MAX_TOKENS = 1024
@@ -195,28 +194,16 @@ def _locate(
     return NeedlePrompt(encoded.prompt_ids, places[0], places[-1] + 1)
 
 
-class _Watch(Observer):
+class _Watch(Listener):
     """Notes where each head attends most, from the last ``n`` positions."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.most: dict[int, Tensor] = {}
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        out, weights = inner(module, query, key, value, mask, **kwargs)
-        if weights is None:
-            raise ModelError(f"{type(module).__name__} does not show its attention weights")
-        self.most[layer_index(module)] = weights[0, :, -self.n :].argmax(-1).cpu()
-        return out, weights
+    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
+        last = shown(module, weights)[0, :, -self.n :]
+        self.most[layer_index(module)] = last.argmax(-1).cpu()
 
 
 @torch.no_grad()

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefheads.attention import AttentionFunction, HeadLayout, layer_index
+from prefheads.attention import HeadLayout
 from prefheads.errors import ModelError
 from prefheads.fork import Pass, Plan, Target
+from prefheads.observer import AttentionFunction, layer_index, observing
 from prefheads.scoring import Scorer, out_of_memory, token_nll
 
 # Share of the heads that is ablated. On 30 samples each of LaMP-4 and LaMP-7 it held all of the
@@ -144,7 +145,7 @@ def _derivatives(
     below, derivative = torch.autograd.grad(end, (run.inputs[last], run.dials[last]))
     derivatives = [derivative]
     replay = _Dials(scorer, layout, target, rows, 0)
-    with replay.running():
+    with observing(replay):
         for index in reversed(range(last)):
             hidden, rest = scorer.unchanged.inputs[index], scorer.unchanged.rest[index]
             end = _call(layout.layers[index], hidden.expand(rows, -1, -1), rest)

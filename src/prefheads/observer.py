@@ -1,0 +1,83 @@
+"""Who sees the attention of a forward pass: what intervenes in it, and what only listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+from prefheads.errors import ModelError
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class Observer:
+    """What sees the attention of a forward pass; by itself it leaves all as it is."""
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        """Called with the input of each decoder layer; returns what the layer gets instead."""
+        return hidden, rest
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Called in place of the attention function ``inner``."""
+        return inner(module, query, key, value, mask, **kwargs)
+
+
+def layer_index(module: nn.Module) -> int:
+    """The decoder layer that an attention module belongs to."""
+    return int(module.layer_idx)  # type: ignore[arg-type]  # modules type their attributes alike
+
+
+class Listener(Observer):
+    """An observer that only looks at what attention returns."""
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Call ``inner``, and :meth:`hear` what it returns."""
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        self.hear(module, query, out, weights)
+        return out, weights
+
+    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
+        """Called with ``query`` (B, H, T, d), ``out`` (B, T, H, d) and the weights, if any."""
+
+
+def shown(module: nn.Module, weights: Tensor | None) -> Tensor:
+    """Attention weights ``(B, H, T, n_keys)`` of a backend that was asked for them."""
+    if weights is None:
+        raise ModelError(f"{type(module).__name__} does not show its attention weights")
+    return weights
+
+
+# What observes the forward pass of this thread; None for a pass that nothing intervenes in.
+current: ContextVar[Observer | None] = ContextVar("prefheads_pass", default=None)
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Let an observer see the forward calls of this thread inside the block."""
+    token = current.set(observer)
+    try:
+        yield
+    finally:
+        current.reset(token)
