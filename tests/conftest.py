@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from judged import METHODS, write_run
@@ -16,7 +18,11 @@ from prefheads.judge.pairs import Study, load_study
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 
-pytest.register_assert_rewrite("steered", "commands")
+if TYPE_CHECKING:
+    import openai
+    from served import Running
+
+pytest.register_assert_rewrite("steered", "commands", "exported")
 
 
 @pytest.fixture(scope="session")
@@ -145,3 +151,30 @@ def judged_run(tmp_path: Path) -> Path:
 def study(judged_run: Path) -> Study:
     """The pairs of that run."""
     return load_study(judged_run, METHODS)
+
+
+# --- the service
+
+
+@pytest.fixture(scope="module")
+def twin() -> PreferenceSteerer:
+    """The service's steerer on a model of its own, for what should be answered."""
+    from served import make_steerer
+
+    return make_steerer()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service that listens, with an empty database."""
+    from served import LIMITS, make_steerer, running
+
+    database = tmp_path_factory.mktemp("serve") / "db.sqlite"
+    with running(make_steerer(), str(database), limits=LIMITS) as running_one:
+        yield running_one
+
+
+@pytest.fixture(scope="module")
+def client(run: Running) -> openai.OpenAI:
+    """The official client of that service."""
+    return run.openai()

@@ -23,6 +23,7 @@ from prefheads.encoding import Encoded, encode
 from prefheads.examples import Example
 from prefheads.listening import listen
 from prefheads.serve.app import make_server, make_service
+from prefheads.serve.limits import Limits
 from prefheads.serve.service import Service
 from prefheads.setting import PLAIN, Setting
 from prefheads.users import Clusters, ProfileEncoder
@@ -32,6 +33,13 @@ MODEL = "tiny"
 TOPICS = ["A stew of beans, onions and garlic.", "The wind at sea, a reef.", "Chess and its rules."]
 HOW = Setting("test", "contrast", "head", 1.5)
 N_NEW = 10
+ASKED = "Write a line."
+WORDS = ("tea", "oil", "ink", "rye", "fig", "bay", "cod", "elm")
+GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": N_NEW}
+LIMITS = Limits(
+    body_bytes=20_000, item_chars=500, items=8, profiles=20, prompt_chars=2000, max_tokens=64,
+    default_tokens=12, rate=1000, burst=1000,
+)  # fmt: skip
 
 
 @cache
@@ -160,3 +168,12 @@ def until(condition: Any, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "this did not come about"
         time.sleep(0.02)
+
+
+def ask(client: openai.OpenAI, text: str = ASKED, **options: Any) -> Any:
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(messages=messages, **GREEDY | options)
+
+
+def text_of(answer: Any) -> str:
+    return answer.choices[0].message.content

@@ -27,11 +27,6 @@ FORMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def twin() -> ph.PreferenceSteerer:
-    return make_steerer()
-
-
 @pytest.fixture
 def make() -> Iterator[Callable[..., TransformersEngine]]:
     engines = []
