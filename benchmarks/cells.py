@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,6 +14,11 @@ from typing import Any
 from benchmarks.results import Cell, Results
 
 ROOT = Path(__file__).parents[1]
+
+
+def shared_by_cells(bench: str, args: argparse.Namespace) -> Cell:
+    """What all cells of a command line have in common."""
+    return {"bench": bench, "model": args.model, "device": args.device, "threads": args.threads}
 
 
 def run_cells(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
+from benchmarks.cells import shared_by_cells
 from benchmarks.results import Cell
 from benchmarks.subject import Subject
 from prefheads import steer
@@ -37,12 +38,7 @@ SHARE, GAMMA = 0.04, 0.5
 
 def cells(args: argparse.Namespace) -> list[Cell]:
     """What the command line asks for, but for batches of too many tokens."""
-    common = {
-        "bench": "decoding",
-        "model": args.model,
-        "device": args.device,
-        "threads": args.threads,
-    }
+    common = shared_by_cells("decoding", args)
     result: list[Cell] = []
     for prompt in args.prompts:
         for batch in args.batches:

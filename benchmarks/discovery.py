@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.cells import shared_by_cells
 from benchmarks.results import Cell
 from benchmarks.subject import Subject, spread
 from prefheads.attention import head_layout, intercept
@@ -33,12 +34,7 @@ TOP = 0.04  # of the heads
 
 def cells(args: argparse.Namespace) -> list[Cell]:
     """What the command line asks for."""
-    common = {
-        "bench": "discovery",
-        "model": args.model,
-        "device": args.device,
-        "threads": args.threads,
-    }
+    common = shared_by_cells("discovery", args)
     result: list[Cell] = []
     for scope in args.scopes:
         for target in args.targets:
