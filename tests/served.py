@@ -47,7 +47,7 @@ def _centroids() -> Any:
     return ProfileEncoder().embed([[{"text": topic}] for topic in TOPICS])
 
 
-def make_steerer(how: Setting = HOW, task: str | None = None) -> ph.PreferenceSteerer:
+def make_steerer(how: Setting = HOW, task: str | None = None, **sizes: int) -> ph.PreferenceSteerer:
     """A steerer with a random map for each of three topics; always the same."""
     draw = torch.Generator().manual_seed(1)
     maps = [HeadWeights(torch.rand(SHAPE, generator=draw)) for _ in TOPICS]
@@ -56,7 +56,7 @@ def make_steerer(how: Setting = HOW, task: str | None = None) -> ph.PreferenceSt
         3.0, 10, 5,
     )  # fmt: skip
     return ph.PreferenceSteerer(
-        model=tiny(vocab_size=259, max_position_embeddings=CONTEXT),
+        model=tiny(vocab_size=259, max_position_embeddings=CONTEXT, **sizes),
         tokenizer=byte_tokenizer(),
         clusters=Clusters(_centroids(), {f"u{i}": i for i in range(len(TOPICS))}),
         maps=maps,

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from prefheads.errors import ModelError
-from prefheads.loading import load_model
+from prefheads.loading import load_model, load_skeleton
 
 SIZES = {
     "vocab_size": 16,
@@ -164,3 +164,19 @@ def test_refuses_a_missing_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
     refuse("cannot load the tokenizer", folder)
+
+
+def test_a_skeleton_says_what_the_model_says_without_its_weights(folder: Path) -> None:
+    model, tokenizer = load_model(folder, device="cpu")
+    model.generation_config.eos_token_id = [1, 2]
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    skeleton, same = load_skeleton(folder)
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    assert type(skeleton) is type(model) and skeleton.config.name_or_path == str(folder)
+    assert skeleton.generation_config.eos_token_id == [1, 2]
+    assert (same.get_vocab(), same.padding_side) == (tokenizer.get_vocab(), "left")
+    (folder / "generation_config.json").unlink()
+    assert load_skeleton(folder)[0].generation_config is not None
+    with pytest.raises(ModelError, match="no such model folder"):
+        load_skeleton(folder / "nowhere")

@@ -23,7 +23,7 @@ import pytest
 from served import HOW, MODEL, TOPICS, expected, make_steerer, running, until
 
 from prefheads.serve.limits import Limits
-from prefheads.serve.transformers_engine import BatchLimits
+from prefheads.serve.transformers_engine import BatchLimits, TransformersEngine
 from prefheads.setting import Setting
 
 N_USERS, ROUNDS, N_NEW = 100, 3, 6
@@ -290,6 +290,7 @@ def test_keys_on_the_command_line(cli, tmp_path: Path) -> None:
         (("--db", "no/such/folder"), "cannot be made"),
         (("--port", "1", "--host", "203.0.113.1"), "203.0.113.1:1: "),
         (("--model", "nowhere/at/all"), "no such model folder"),
+        (("--engine", "vllm"), "vLLM is not installed here; use --engine transformers"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_a_line(cli, fitted, tmp_path, options, part) -> None:
@@ -300,3 +301,21 @@ def test_what_cannot_be_served_is_told_in_a_line(cli, fitted, tmp_path, options,
     assert (result.code, result.out) == (2, "")
     (line,) = result.err.splitlines()
     assert line.startswith("error: ") and part in line
+
+
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_without_vllm_transformers_writes(cli, fitted, tmp_path, monkeypatch, engine) -> None:
+    kinds = []
+
+    def run(service: Any, *_: Any) -> None:
+        kinds.append(type(service.engine))
+        service.engine.close()
+
+    monkeypatch.setattr("prefheads.serve.app.run", run)
+    monkeypatch.setattr("prefheads.serve.observe.log_json", lambda: None)
+    model, folder = fitted
+    where = ("--model", model, "--run", folder, "--db", tmp_path / "db", "--port", 0)
+    result = cli("serve", *where, "--engine", engine)
+    why = {"auto": "vLLM is not installed", "transformers": "as asked"}[engine]
+    assert result.code == 0 and kinds == [TransformersEngine]
+    assert result.out.splitlines()[0] == f"{MODEL}: {HOW}; engine: transformers ({why})"

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -74,6 +76,27 @@ def load_model(
         except RuntimeError as error:
             raise ModelError(f"cannot put {source} on {place}: {_one_line(error)}") from None
     return model.eval(), tokenizer
+
+
+def load_skeleton(
+    name: str | os.PathLike[str] = "bundled",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model without its weights (they are on the device "meta"), with its tokenizer.
+
+    It runs nothing, but says what a model is: its configuration, its end tokens.
+
+    Raises:
+        ModelError: As :func:`load_model`, but for its weights.
+    """
+    source, config = _source(name), load_config(name)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # anything can be wrong with foreign files
+        raise ModelError(f"cannot load model {source}: {_one_line(error)}") from None
+    with suppress(OSError):  # without one, what the configuration says
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model.eval(), _read_tokenizer(source)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from prefheads.attention import head_layout
 from prefheads.calibrate import Calibration
 from prefheads.errors import ArtifactError, PrefheadsError
 from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
 from prefheads.storage import load_tensors, read_json, save_tensors, write_json
 from prefheads.users import Clusters
+from prefheads.weights import require_model
 
 if TYPE_CHECKING:
     from prefheads.steerer import PreferenceSteerer
@@ -57,11 +57,11 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
                 f"{folder}: was fitted for {data['model_id'] or 'another model'}, "
                 f"not for {model.config.name_or_path}"
             )
-        shared, *infos = (Provenance(**info) for info in meta["infos"])
+        of_shared, *infos = (Provenance(**info) for info in meta["infos"])
         fields = {
             "clusters": Clusters.from_tensors(tensors, meta),
             "maps": [HeadWeights(m, i) for m, i in zip(tensors["maps"], infos, strict=True)],
-            "shared": HeadWeights(tensors["shared"], shared),
+            "shared": HeadWeights(tensors["shared"], of_shared),
             "calibration": Calibration.from_dict(data["calibration"]),
             "scores": {
                 t: HeadScores.load(folder / f"scores-{t}.safetensors", model)
@@ -73,6 +73,6 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
         raise
     except (KeyError, TypeError, ValueError, PrefheadsError) as error:
         raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
-    if fields["shared"].shape != head_layout(model).shape:
-        raise ArtifactError(f"{folder}: its maps have another shape than the model's heads")
+    shared = fields["shared"]
+    require_model(folder, shared.values, shared.info, model.config)
     return fields

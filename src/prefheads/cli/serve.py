@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -14,10 +14,12 @@ from rich.table import Table
 from prefheads.cli import options, session
 from prefheads.errors import DataError, ModelError
 from prefheads.listening import listen
-from prefheads.loading import load_config
+from prefheads.loading import load_config, load_skeleton
+from prefheads.presets import preset_of
 
-if TYPE_CHECKING:  # these need the extra `serve`
+if TYPE_CHECKING:  # these need the extra `serve`, or take long to import
     from prefheads.serve.keys import Keys
+    from prefheads.steerer import PreferenceSteerer
 
 Db = Annotated[
     str,
@@ -49,7 +51,22 @@ def serve(
     items: Annotated[
         int, typer.Option(min=1, help="Profile items in a prompt, the best by BM25.")
     ] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests in a batch, at most.")] = 16,
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"],
+        typer.Option(help='What writes; "auto": vLLM where it is installed and can serve the run.'),
+    ] = "auto",
+    vllm_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--vllm-memory",
+            min=0.01,
+            help="GiB of vLLM's cache of keys and values; as it sees fit if absent (CPU: 4).",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests in a batch, at most; 16 if absent (vLLM: 128)."),
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request, at most.")] = 1024,
     rate: Annotated[float, typer.Option(min=0.01, help="Requests a second of a key.")] = 20,
@@ -67,13 +84,12 @@ def serve(
         from prefheads.serve.limits import Limits
         from prefheads.serve.observe import log_json
         from prefheads.serve.transformers_engine import BatchLimits
+        from prefheads.serve.vllm_engine import VllmEngine
     from prefheads.steerer import PreferenceSteerer
 
     config = load_config(model)
     session.require_fitted(run, config)
-    with listen(host, port) as listening:
-        network, tokenizer = session.load(model, device, dtype, seed)
-        steerer = PreferenceSteerer.load(run, network, tokenizer)
+    with listen(host, port) as listening, ExitStack() as stack:
         limits = Limits(
             max_tokens=max_tokens,
             default_tokens=min(max_tokens, Limits.default_tokens),
@@ -81,14 +97,27 @@ def serve(
             burst=burst,
         )
         called = name or Path(model).name
-        batches = BatchLimits(rows=batch_size, queue=queue)
-        service = app.make_service(steerer, db, called, limits=limits, batches=batches, items=items)
+        writer = None
+        steerer, reason = _for_vllm(engine, model, run, device)
+        if steerer is None:
+            steerer = PreferenceSteerer.load(run, *session.load(model, device, dtype, seed))
+        else:
+            writer = VllmEngine(
+                steerer, run, rows=batch_size or 128, queue=queue, memory=vllm_memory,
+                dtype=_dtype(model, dtype), seed=seed,
+            )  # fmt: skip
+            stack.callback(writer.close)
+        batches = BatchLimits(rows=batch_size or BatchLimits.rows, queue=queue)
+        service = app.make_service(
+            steerer, db, called, limits=limits, batches=batches, items=items, engine=writer
+        )
         if steerer.setting.plain:
             session.tell("calibration found no steering that helps; requests may give a gamma")
         if not any(key.revoked is None for key in service.keys.all()):
             session.tell("there is no API key yet; `prefheads keys create NAME` makes one")
         address = f"[{host}]" if ":" in host else host
-        print(f"{called}: {steerer.setting}")
+        by = f"transformers ({reason})" if reason else "vLLM"
+        print(f"{called}: {steerer.setting}; engine: {by}")
         print(f"http://{address}:{listening.getsockname()[1]}/v1", flush=True)
         log_json()
         app.run(service, listening, grace)
@@ -139,6 +168,33 @@ def _keys(db: str) -> Keys:
 
 def _day(seconds: int | None) -> str:
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+
+
+def _for_vllm(
+    engine: str, model: str, run: Path, device: str
+) -> tuple[PreferenceSteerer | None, str]:
+    """The run's steerer, its model without weights, if vLLM is to serve it; else why not.
+
+    Raises:
+        PrefheadsError: vLLM is asked for and cannot; or no such run.
+    """
+    from prefheads.serve.vllm_engine import installed, obstacle
+    from prefheads.steerer import PreferenceSteerer
+
+    if engine == "transformers":
+        return None, "as asked"
+    if engine == "auto" and not installed():
+        return None, "vLLM is not installed"
+    steerer = PreferenceSteerer.load(run, *load_skeleton(model))
+    reason = obstacle(steerer, device)
+    if engine == "vllm" and reason is not None:
+        raise ModelError(f"{reason}; use --engine transformers")
+    return (steerer, "") if reason is None else (None, reason)
+
+
+def _dtype(model: str, dtype: str) -> str | None:
+    preset = preset_of(model)
+    return dtype if dtype != "auto" else preset.dtype if preset else None
 
 
 @contextmanager

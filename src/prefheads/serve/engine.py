@@ -14,6 +14,9 @@ from prefheads.encoding import Encoded
 from prefheads.setting import PLAIN, Setting
 
 Finish = Literal["stop", "length"]
+FAILED = "the engine failed"  # what clients are told
+CLOSING = "the server is shutting down"
+FULL = "too many requests are waiting"
 
 
 class Overloaded(RuntimeError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefheads.serve.engine import Finish, Piece, Sampling
 
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 
@@ -72,3 +74,45 @@ class Stops:
         """Length of the longest end of the held text that begins the stop string."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+class Transcript:
+    """An answer token by token, the same whichever engine chooses the tokens.
+
+    Args:
+        sampling: When to stop.
+        ends: Tokens that end an answer.
+
+    Attributes:
+        n_tokens: Tokens so far, the one that ended it included.
+        done: Whether it is over.
+    """
+
+    def __init__(
+        self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
+    ) -> None:
+        self._max_tokens, self._ends = sampling.max_tokens, ends
+        self._decoder, self._stops = Decoder(tokenizer), Stops(sampling.stop)
+        self.n_tokens = 0
+        self.done = False
+
+    def add(self, token: int) -> Piece | None:
+        """What can be shown with the next token, if anything."""
+        self.n_tokens += 1
+        ended = token in self._ends
+        shown = "" if ended else self._stops.add(self._decoder.add(token))
+        finish: Finish | None = "stop" if ended or self._stops.hit else None
+        if finish is None and self.n_tokens >= self._max_tokens:
+            finish = "length"
+        if finish is not None and not self._stops.hit:
+            shown += self._stops.add(self._decoder.rest())
+            finish = "stop" if self._stops.hit else finish
+            shown += self._stops.rest()
+        self.done = finish is not None
+        return Piece(shown, self.n_tokens, finish) if shown or finish else None
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end an answer."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)

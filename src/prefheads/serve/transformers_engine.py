@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +30,16 @@ from transformers import (
 from prefheads.encoding import pad_batch
 from prefheads.generation import complete
 from prefheads.scoring import out_of_memory
-from prefheads.serve.engine import EngineFailure, Finish, Job, Overloaded, Piece
-from prefheads.serve.text import Decoder, Stops
+from prefheads.serve.engine import (
+    CLOSING,
+    FAILED,
+    FULL,
+    EngineFailure,
+    Job,
+    Overloaded,
+    Piece,
+)
+from prefheads.serve.text import Transcript, end_tokens
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steering import steer
@@ -39,7 +47,6 @@ from prefheads.users import mix
 
 log = logging.getLogger(__name__)
 NO_MEMORY = "the device has not enough memory for this request"
-FAILED = "the engine failed"
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class TransformersEngine:
         # A tokenizer serves one thread at a time, so this one has its own.
         self._tokenizer = copy.deepcopy(steerer.tokenizer)
         self._limits, self._on_batch = limits or BatchLimits(), on_batch
-        self._ends = _end_tokens(steerer)
+        self._ends = end_tokens(steerer.model)
         self._queue: deque[_Row] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -102,9 +109,9 @@ class TransformersEngine:
         row = _Row(job, self._tokenizer, self._ends)
         with self._changed:
             if not self.alive:
-                raise EngineFailure("the engine is shutting down")
+                raise EngineFailure(CLOSING)
             if len(self._queue) >= self._limits.queue:
-                raise Overloaded("too many requests are waiting")
+                raise Overloaded(FULL)
             self._queue.append(row)
             self._changed.notify()
         try:
@@ -126,7 +133,7 @@ class TransformersEngine:
             self._queue.clear()
             self._changed.notify()
         for row in left:
-            row.fail("the server is shutting down")
+            row.fail(CLOSING)
         self._thread.join()
 
     # -- the thread --
@@ -223,14 +230,13 @@ class TransformersEngine:
 class _Row:
     """A job on its way: what was written, and the pieces for whoever waits for them."""
 
-    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
-        self.job, self.ends = job, ends
+    def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+        self.job = job
         self.came = time.monotonic()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self.given_up = self.done = False
-        self.n_tokens = 0
         self._loop = asyncio.get_running_loop()
-        self._decoder, self._stops = Decoder(tokenizer), Stops(job.sampling.stop)
+        self._transcript = Transcript(job.sampling, tokenizer, ends)
         seed = job.sampling.seed
         self._seed = secrets.randbits(63) if seed is None else seed
         self._generator: torch.Generator | None = None
@@ -239,6 +245,11 @@ class _Row:
     def length(self) -> int:
         """Tokens of prompt and answer, at most."""
         return len(self.job.prompt.prompt_ids) + self.job.sampling.max_tokens
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return self._transcript.n_tokens
 
     @property
     def form(self) -> Setting:
@@ -261,19 +272,10 @@ class _Row:
 
     def add(self, token: int) -> None:
         """Take the next token of the answer."""
-        self.n_tokens += 1
-        ended = token in self.ends
-        shown = "" if ended else self._stops.add(self._decoder.add(token))
-        finish: Finish | None = "stop" if ended or self._stops.hit else None
-        if finish is None and self.n_tokens >= self.job.sampling.max_tokens:
-            finish = "length"
-        if finish is not None and not self._stops.hit:
-            shown += self._stops.add(self._decoder.rest())
-            finish = "stop" if self._stops.hit else finish
-            shown += self._stops.rest()
-        self.done = finish is not None
-        if shown or finish:
-            self._send(Piece(shown, self.n_tokens, finish))
+        piece = self._transcript.add(token)
+        self.done = self._transcript.done
+        if piece is not None:
+            self._send(piece)
 
     def fail(self, reason: str) -> None:
         """End without an answer."""
@@ -325,11 +327,6 @@ class _Watch(StoppingCriteria):
                 row.add(token)
         done = [row.done or row.given_up for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _end_tokens(steerer: PreferenceSteerer) -> set[int]:
-    ends = steerer.model.generation_config.eos_token_id
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def _array(weights: Sequence[float]) -> Any:

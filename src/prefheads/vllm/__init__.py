@@ -31,12 +31,15 @@ arithmetic without its compilation, have been tested, on CPUs.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefheads.vllm.scheduler import SteeringScheduler as SteeringScheduler
 
+SERVER = "PREFHEADS_SERVER"  # process id of `prefheads serve`, for its vLLM
 ARCHITECTURES = ("Gemma3", "Llama", "Mistral", "Qwen2", "Qwen3")
 
 
@@ -44,12 +47,26 @@ def register() -> None:
     """Entry point of ``vllm.general_plugins``: put the steerable models in place of vLLM's own."""
     if not os.environ.get("PREFHEADS_MAPS"):
         return
+    _end_with_server()
     from vllm import ModelRegistry
 
     for name in ARCHITECTURES:
         ModelRegistry.register_model(
             f"{name}ForCausalLM", f"prefheads.vllm.models:Steered{name}ForCausalLM"
         )
+
+
+def _end_with_server() -> None:
+    """In vLLM's process: end it when its server is no more, however that ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None or os.environ.get(SERVER) != str(parent.pid):
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="server-watch", daemon=True).start()
 
 
 def __getattr__(name: str) -> Any:
