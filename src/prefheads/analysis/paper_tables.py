@@ -124,18 +124,18 @@ def judged(run: Path) -> list[Entry]:
     Raises:
         ArtifactError: A file that no judge command has printed.
     """
-    title, paper = "Judged by people and by a language model", "Table 4"
+    paper = "Table 4"
     found = {path: read_json(path) for path in sorted(run.glob(JUDGED))}
     entries = []
     for path, content in found.items():
         try:
-            read = _people if "wins" in content else _model
+            by, read = ("people", _people) if "wins" in content else ("a language model", _model)
             shows, rows = read(content)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{path}: not what a judge command printed with --json ({error!r})"
             ) from None
-        named = f"{title}: {content['task']}, {' against '.join(content['methods'])}"
+        named = f"Judged by {by}: {content['task']}, {' against '.join(content['methods'])}"
         entries.append(Entry(path.stem, named, paper, shows=shows, tables={"": rows}))
     here = f"--run {shlex.quote(str(run))} --methods A,B --task TASK"
     lacking = []
@@ -150,6 +150,7 @@ def judged(run: Path) -> list[Entry]:
             f"{shlex.quote(str(run))}/judge-llm.json`"
         )
     if lacking:
+        title = "Judged by people and by a language model"
         entries.append(Entry("judge", title, paper, missing=f"{'; '.join(lacking)}."))
     return entries
 
