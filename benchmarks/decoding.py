@@ -30,6 +30,7 @@ from benchmarks.results import Cell
 from benchmarks.subject import Subject
 from prefheads import steer
 from prefheads.attention import head_layout
+from prefheads.fork import ROOM
 from prefheads.steering import Mode
 
 WAYS = ("plain", "off", "amplify", "contrast", "authors", "cad")
@@ -48,6 +49,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
             result.append(common | {"what": "time"} | shape | {"rounds": args.rounds})
             for way in WAYS:
                 result.append(common | {"what": "memory", "way": way} | shape)
+            result.append(common | {"what": "held"} | shape)
     return result
 
 
@@ -55,7 +57,9 @@ def measure(subject: Subject, cell: Cell) -> Cell:
     """The result of one cell."""
     ways = _Ways(subject, cell)
     if cell["what"] == "memory":
-        return subject.peak_of(lambda: ways.run(cell["way"])) | ways.expected_extra(cell["way"])
+        return subject.peak_of(lambda: ways.run(cell["way"]))
+    if cell["what"] == "held":
+        return ways.held()
     return ways.compare(cell["rounds"])
 
 
@@ -117,7 +121,9 @@ class _Ways:
             "off_is_plain": bool((texts["off"] == texts["plain"]).all()),
         }
 
-    def run(self, way: str) -> tuple[Tensor, tuple[float, float]]:
+    def run(
+        self, way: str, cache: DynamicCache | None = None
+    ) -> tuple[Tensor, tuple[float, float]]:
         """New tokens ``(batch, new)`` and their :attr:`_Clock.times`."""
         if way == "authors":
             return self._authors()
@@ -130,6 +136,7 @@ class _Ways:
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=StoppingCriteriaList([clock]),
+                **({} if cache is None else {"past_key_values": cache}),
                 **(self._guidance() if way == "cad" else {}),
             )
         return out[:, self.ids.shape[1] :], clock.times
@@ -191,20 +198,21 @@ class _Ways:
             for handle in handles:
                 handle.remove()
 
-    def expected_extra(self, way: str) -> Cell:
-        """Bytes of keys and values beyond plain decoding's, by the formula of
-        docs/performance.md."""
-        config, batch = self.model.config, len(self.ids)
-        head_dim = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        a_token = 2 * config.num_key_value_heads * head_dim * self.model.dtype.itemsize
-        tokens = self.ids.shape[1] + self.new
-        layers = {
-            "contrast": self.layout.shape[0] - self.fork,
-            "authors": 2 * self.layout.shape[0],  # the copies, beside the cache of the prompt
-        }.get(way, 0)
-        extra = layers * batch * tokens * a_token
-        if way == "cad":
-            extra = self.layout.shape[0] * batch * (self.ids.shape[1] // 4 + self.new) * a_token
-        return {"expected_extra": extra}
+    def held(self) -> Cell:
+        """Bytes of the keys and values of plain decoding and of a contrast when both are done, and
+        by the formula of docs/performance.md what a contrast holds beyond plain decoding."""
+        held = {}
+        for way in ("plain", "contrast"):
+            cache = DynamicCache(config=self.model.config)
+            self.run(way, cache)
+            tensors = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+            held[way] = sum(x.untyped_storage().nbytes() for x in tensors)
+        n_layers, (batch, n_prompt) = self.layout.shape[0], self.ids.shape
+        # The last token is written, not read: its keys and values are not computed.
+        of_token = held["plain"] // (n_layers * batch * (n_prompt + self.new - 1))
+        doubled = (n_layers - self.fork) * batch * of_token
+        return {
+            "held": held,
+            "formula": doubled * (n_prompt + self.new - 1),
+            "room": 2 * doubled * ROOM,  # at most, for the tokens to come of both branches
+        }

@@ -72,7 +72,8 @@ def _draw_discovery(axes: Any, lines: list[Cell]) -> None:
         here = sorted((x for x in lines if x["cell"][fixed] == at), key=lambda x: x["cell"][along])
         for way in ("authors", "naive", "exact", "screened"):
             _line(axis, [(x["cell"][along], x["result"]["seconds"].get(way)) for x in here], way)
-        axis.set(xscale="log", yscale="log", xlabel=f"{along} tokens ({fixed} {at})")
+        axis.set(yscale="log", xlabel=f"{along} tokens ({fixed} {at})")
+        _by_doubling(axis, [x["cell"][along] for x in here])
     axes[0].set_ylabel("seconds for one head")
     axes[0].legend()
 
@@ -94,10 +95,12 @@ def _draw_decoding(axes: Any, lines: list[Cell]) -> None:
             if x["cell"]["prompt"] == at
         )
         _line(axes[1], by_batch, way)
-    axes[0].set(xscale="log", xlabel=f"prompt tokens (batch {smallest})", ylabel="seconds a step")
+    axes[0].set(xlabel=f"prompt tokens (batch {smallest})", ylabel="seconds a step")
     axes[0].set_ylim(bottom=0)
-    axes[1].set(xscale="log", xlabel=f"batch (prompt {at})", ylabel="tokens a second")
-    axes[0].legend()
+    axes[1].set(xlabel=f"batch (prompt {at})", ylabel="tokens a second")
+    _by_doubling(axes[0], [x["cell"]["prompt"] for x in lines if x["cell"]["batch"] == smallest])
+    _by_doubling(axes[1], [x["cell"]["batch"] for x in lines if x["cell"]["prompt"] == at])
+    axes[1].legend()
 
 
 def _line(axis: Any, points: Sequence[tuple[int, list[float] | None]], label: str) -> None:
@@ -109,6 +112,13 @@ def _line(axis: Any, points: Sequence[tuple[int, list[float] | None]], label: st
     low = [m - min(values) for m, (_, values) in zip(middle, known, strict=True)]
     high = [max(values) - m for m, (_, values) in zip(middle, known, strict=True)]
     axis.errorbar([x for x, _ in known], middle, (low, high), label=label, marker="o", capsize=3)
+
+
+def _by_doubling(axis: Any, values: list[int]) -> None:
+    """A logarithmic axis with a mark at each value."""
+    axis.set_xscale("log", base=2)
+    known = sorted(set(values))
+    axis.set_xticks(known, [str(value) for value in known])
 
 
 def _commonest(values: list[int]) -> int:

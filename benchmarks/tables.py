@@ -49,7 +49,7 @@ def tables(lines: Sequence[Cell]) -> list[Table]:
     found = []
     for where in places:
         here = [line for line in lines if place(line) == where]
-        for make in (_discovery, _discovery_memory, _decoding, _decoding_memory):
+        for make in (_discovery, _discovery_memory, _decoding, _decoding_memory, _decoding_held):
             found += make(where, here)
     return found
 
@@ -63,13 +63,17 @@ def place(line: Cell) -> str:
     return f"{cell['model']}, {result['dtype']}, {device}, torch {result['torch']}"
 
 
-def ratio(above: Sequence[float], below: Sequence[float], digits: int = 0) -> str:
+def ratio(above: Sequence[float], below: Sequence[float]) -> str:
     """Median of the ratios of paired rounds, and their range."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
-    text = f"{median(ratios):.{digits}f}"
+    text = _digits(median(ratios))
     if len(ratios) > 1:
-        text += f" ({min(ratios):.{digits}f} to {max(ratios):.{digits}f})"
+        text += f" ({_digits(min(ratios))} to {_digits(max(ratios))})"
     return text
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
 
 
 def seconds(value: float) -> str:
@@ -78,7 +82,13 @@ def seconds(value: float) -> str:
 
 
 def _of(lines: Iterable[Cell], bench: str, what: str) -> list[Cell]:
-    return [x for x in lines if x["cell"]["bench"] == bench and x["cell"]["what"] == what]
+    found = [x for x in lines if x["cell"]["bench"] == bench and x["cell"]["what"] == what]
+    return sorted(found, key=_shape)
+
+
+def _shape(line: Cell) -> tuple[object, ...]:
+    named = ("scope", "target", "prompt", "response", "batch", "examples")
+    return tuple(line["cell"].get(name, -1) for name in named)
 
 
 def _discovery(where: str, lines: Sequence[Cell]) -> list[Table]:
@@ -138,8 +148,8 @@ def _decoding(where: str, lines: Sequence[Cell]) -> list[Table]:
                     seconds(median(first[way])),
                     seconds(median(each[way])),
                     f"{cell['batch'] / median(each[way]):.1f}",
-                    "" if way == "plain" else ratio(each[way], each["plain"], 2),
-                    "" if way == "plain" else ratio(each["plain"], each[way], 2),
+                    "" if way == "plain" else ratio(each[way], each["plain"]),
+                    "" if way == "plain" else ratio(each["plain"], each[way]),
                     str(result["fork"]) if way == "contrast" else "",
                 ]
             )
@@ -153,16 +163,25 @@ def _decoding(where: str, lines: Sequence[Cell]) -> list[Table]:
 def _decoding_memory(where: str, lines: Sequence[Cell]) -> list[Table]:
     cells = _of(lines, "decoding", "memory")
     named = [(f"{x['cell']['prompt']} x {x['cell']['batch']}", x) for x in cells]
-    found = _memory(f"Decoding, peak memory beyond the model's: {where}", named)
-    rows = [
-        [shape, line["cell"]["way"], _megabytes(line["result"]["expected_extra"])]
-        for shape, line in named
-        if line["result"]["expected_extra"]
-    ]
-    if rows:
-        title = "Of that, keys and values beyond plain decoding's, by the formula"
-        found.append(Table(title, ["prompt x batch", "way", "expected"], rows))
-    return found
+    return _memory(f"Decoding, peak memory beyond the model's: {where}", named)
+
+
+def _decoding_held(where: str, lines: Sequence[Cell]) -> list[Table]:
+    rows = []
+    for line in _of(lines, "decoding", "held"):
+        cell, result = line["cell"], line["result"]
+        held, formula, room = (result[name] for name in ("held", "formula", "room"))
+        rows.append(
+            [
+                f"{cell['prompt']} x {cell['batch']}",
+                _megabytes(held["plain"]),
+                _megabytes(held["contrast"]),
+                _megabytes(held["contrast"] - held["plain"]),
+                f"{_megabytes(formula)} to {_megabytes(formula + room)}",
+            ]
+        )
+    columns = ["prompt x batch", "plain", "contrast", "beyond plain", "by the formula"]
+    return [Table(f"Keys and values held: {where}", columns, rows)] if rows else []
 
 
 def _memory(title: str, named: Sequence[tuple[str, Cell]]) -> list[Table]:
@@ -177,4 +196,4 @@ def _memory(title: str, named: Sequence[tuple[str, Cell]]) -> list[Table]:
 
 
 def _megabytes(n: int) -> str:
-    return f"{n / 2**20:.0f} MiB"
+    return f"{n / 2**20:.0f} MiB" if n >= 10 * 2**20 else f"{n / 2**20:.1f} MiB"

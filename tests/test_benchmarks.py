@@ -69,7 +69,12 @@ def test_contrast_differs_from_plain(subject) -> None:
 def test_memory_of_decoding(subject, way) -> None:
     result = measure_cell(DECODING | {"what": "memory", "way": way}, subject)
     assert result["peak"] >= result["rest"] > 0
-    assert (result["expected_extra"] > 0) == (way != "plain")
+
+
+def test_a_contrast_holds_what_the_formula_says(subject) -> None:
+    result = measure_cell(DECODING | {"what": "held", "new": 16}, subject)
+    extra = result["held"]["contrast"] - result["held"]["plain"]
+    assert 0 < result["formula"] <= extra <= result["formula"] + result["room"]
 
 
 def test_heads_are_spread_over_layers_and_heads() -> None:
@@ -119,7 +124,7 @@ def test_ratios_are_of_paired_rounds() -> None:
     line = {"cell": DISCOVERY, "result": result | {"seconds": seconds}}
     machine = {"cpu": "c", "cores": 1, "load": 0}
     exact = tables([line | {"machine": machine}])[0].rows[2]
-    assert exact[3:5] == ["6 (2 to 10)", "9 (4 to 9)"]
+    assert exact[3:5] == ["6.00 (2.00 to 10)", "9.00 (4.00 to 9.00)"]
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -132,6 +137,6 @@ def test_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
     )
     command.main()
     n = len(measured)
-    assert n == 2 * (1 + 6)
+    assert n == 2 * (1 + 6 + 1)
     command.main()
-    assert len(measured) == n and "14 of 14 cells" in capsys.readouterr().err
+    assert len(measured) == n and "16 of 16 cells" in capsys.readouterr().err
