@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--scopes", type=_words, default=["response"], help="response,all")
             sub.add_argument("--targets", type=_words, default=["head"], help="head,profile")
             sub.add_argument("--heads", type=int, default=4, help="that full passes are timed on")
-            sub.add_argument("--tokens-per-pass", type=int, default=4096 if gpu else 512)
+            sub.add_argument("--tokens-per-pass", type=int, default=4096 if gpu else 1024)
         if name != "discovery":
             sub.add_argument("--batches", type=_numbers, default=[1, 8, 32])
             sub.add_argument("--new", type=int, default=32, help="tokens to generate, at least 3")

@@ -26,7 +26,8 @@ from benchmarks.subject import Subject, spread
 from prefheads.attention import head_layout, intercept
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.encoding import Encoded
-from prefheads.scoring import Budget, Scorer, token_nll
+from prefheads.nll import token_nll
+from prefheads.scoring import Budget, Scorer
 
 WAYS = ("authors", "naive", "exact", "screened")
 TOP = 0.04  # of the heads

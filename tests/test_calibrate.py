@@ -26,7 +26,8 @@ from prefheads.contrast import combine
 from prefheads.encoding import encode
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
-from prefheads.scoring import Scorer, response_nll, token_nll
+from prefheads.nll import token_nll
+from prefheads.scoring import Scorer, response_nll
 from prefheads.steering import steer
 from prefheads.validate import N_RANDOM, Validation, validate
 from prefheads.weights import HeadWeights

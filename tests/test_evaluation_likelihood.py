@@ -12,7 +12,7 @@ from prefheads.contrast import combine
 from prefheads.encoding import encode
 from prefheads.evaluation.likelihood import likelihood
 from prefheads.examples import Example, other_profiles, without_profile
-from prefheads.scoring import token_nll
+from prefheads.nll import token_nll
 
 
 def test_likelihood_is_that_of_the_steered_model(tiny_model, tweets, tweet_steerer) -> None:

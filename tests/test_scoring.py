@@ -16,7 +16,7 @@ from prefheads.encoding import encode
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, load_examples
 from prefheads.masks import masked_backend
-from prefheads.scoring import Budget, Scorer, response_nll, token_nll
+from prefheads.scoring import Budget, Scorer, response_nll
 
 N_HEADS = SHAPE[0] * SHAPE[1]
 ONE_OUT = (1 - torch.eye(N_HEADS)).reshape(N_HEADS, *SHAPE)
@@ -128,13 +128,6 @@ def test_the_prompt_is_encoded_once(scope, calls) -> None:
     assert set(lengths) - {16} == ({5} if scope == "response" else {21})
 
 
-def test_token_nll_is_cross_entropy() -> None:
-    logits, targets = torch.randn(2, 3, 7), torch.tensor([1, 6, 0])
-    expected = -logits.double().log_softmax(-1)[:, torch.arange(3), targets]
-    assert (token_nll(logits, targets) - expected).abs().max() < 1e-5
-    assert token_nll(logits.bfloat16(), targets).dtype == torch.float32
-
-
 def test_logits_that_are_not_finite_name_the_example() -> None:
     model, encoded = tiny("llama"), replace(random_encoded(), example_id="the-7th")
     with torch.no_grad():
@@ -187,14 +180,14 @@ class TestBudget:
     def test_values_are_the_same_after_memory_ran_out(self, monkeypatch) -> None:
         model, encoded = shared("llama"), random_encoded()
         expected = fast_nll(model, encoded, GAINS, "head", "response")[1]
-        forward = Scorer._forward
+        run = Scorer.run
 
-        def tight(self, plan):
-            if len(plan.starts) > 3:
+        def tight(self, running):
+            if len(running.plan.starts) > 3:
                 raise torch.OutOfMemoryError
-            return forward(self, plan)
+            return run(self, running)
 
-        monkeypatch.setattr(Scorer, "_forward", tight)
+        monkeypatch.setattr(Scorer, "run", tight)
         found = fast_nll(model, encoded, GAINS, "head", "response", 512)[1]
         assert (found - expected).abs().max() < 1e-5
 

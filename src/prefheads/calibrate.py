@@ -25,7 +25,8 @@ from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles
 from prefheads.masks import masked_backend
-from prefheads.scoring import Budget, Scorer, encode_all, mean_nll
+from prefheads.nll import mean_nll
+from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.setting import PLAIN, Setting, grid
 from prefheads.stats import Array, user_means
 from prefheads.steering import Scope
@@ -147,7 +148,7 @@ def calibrate(
     scope: Scope = "response",
     objective: Objective = "likelihood",
     checkpoint: str | Path | None = None,
-    tokens_per_pass: int = 512,
+    tokens_per_pass: int = 1024,
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
@@ -271,7 +272,7 @@ def sweep(
     scope: Scope = "response",
     temperatures: Sequence[float] = (1.0,),
     checkpoint: str | Path | None = None,
-    tokens_per_pass: int = 512,
+    tokens_per_pass: int = 1024,
     progress: bool = True,
     label: str = "calibrate",
 ) -> tuple[Array, Array]:

@@ -16,7 +16,8 @@ from prefheads.encoding import Encoded, encode, pad_batch
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
 from prefheads.fork import Pass, Plan, Target, branch_plan
-from prefheads.forward import skipped
+from prefheads.forward import forward_set_to, skipped
+from prefheads.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.observer import observing
 from prefheads.shared import ReadOnly
 from prefheads.steering import Scope, Span, active_steering, response_span
@@ -28,27 +29,11 @@ def context_length(model: PreTrainedModel) -> int | None:
     return int(length) if length else None
 
 
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """NLL in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), float32 (..., T)."""
-    chosen = logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0].float()
-    rows = logits.flatten(0, -2)
-    # A CPU is faster, and nobody holds a second copy, where few rows at a time stay in its cache.
-    few = max(1, (2**20 if logits.device.type == "cpu" else 2**28) // logits.shape[-1])
-    normaliser = torch.cat([part.float().logsumexp(-1) for part in rows.split(few)])
-    return normaliser.reshape(chosen.shape) - chosen
-
-
-def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Mean NLL of ``targets`` (T,) under ``logits`` (T, vocab) at each temperature, on the CPU."""
-    degrees = [logits if t == 1 else logits / t for t in temperatures]
-    return torch.stack([token_nll(x, targets).mean() for x in degrees]).cpu()
-
-
 @dataclass
 class Budget:
     """How many tokens go through the model in one pass; halved, for good, when memory runs out."""
 
-    tokens: int = 512
+    tokens: int = 1024
 
     def run(
         self, n: int, per_row: int, work: Callable[[slice], Tensor]
@@ -154,16 +139,19 @@ class Scorer:
             ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the
             unchanged model's logits first.
         """
-        for rows, logits in self._changed(gains, target):
+        for rows, logits in self._changed(gains, target, self.run):
             yield rows, torch.cat([self.unchanged.logits, logits])
 
-    def _changed(self, gains: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
-        """Like :meth:`logits`, without those of the unchanged model: ``(r, T, vocab)``."""
+    def _changed(
+        self, gains: Tensor, target: Target, answer: Callable[[Pass], Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Like :meth:`logits`, without the unchanged model; yields rows and ``answer(pass)``."""
         # Rows that leave at about the same layer share a pass.
         order = branch_plan(gains, target)[1]
 
         def work(rows: slice) -> Tensor:
-            return self._forward(branch_plan(gains[order[rows]], target)[0])
+            plan, _ = branch_plan(gains[order[rows]], target)
+            return answer(Pass(plan, self.n_keys, self.profile, self.cache, self.unchanged.inputs))
 
         for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
             yield order[rows], logits
@@ -176,9 +164,6 @@ class Scorer:
         with torch.no_grad():
             unchanged.logits = self.run(unchanged)
         return unchanged
-
-    def _forward(self, plan: Plan) -> Tensor:
-        return self.run(Pass(plan, self.n_keys, self.profile, self.cache, self.unchanged.inputs))
 
     def run(self, running: Pass) -> Tensor:
         """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
@@ -193,6 +178,15 @@ class Scorer:
         logits: Tensor = out.logits
         return logits
 
+    def _token_nll(self, running: Pass) -> Tensor:
+        """NLL of the response's tokens ``(rows, T)`` in a pass."""
+        projection = vocabulary_projection(self.model)
+        if projection is None:
+            return token_nll(self.run(running), self.targets)
+        with forward_set_to(projection, lambda hidden: hidden):
+            hidden = self.run(running)
+        return projected_nll(hidden, projection, self.targets)
+
     @torch.no_grad()
     def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean response NLL (Eq. 3), in nats a token, unchanged ``()`` and under each map of gains
@@ -202,8 +196,8 @@ class Scorer:
             ModelError: The model's logits are not finite.
         """
         result = torch.empty(len(gains))
-        for rows, logits in self._changed(gains, target):
-            result[rows] = token_nll(logits, self.targets).mean(-1).cpu()
+        for rows, nll in self._changed(gains, target, self._token_nll):
+            result[rows] = nll.mean(-1).cpu()
         base = token_nll(self.unchanged.logits[0], self.targets).mean().cpu()
         if not (torch.isfinite(result).all() and torch.isfinite(base)):
             raise ModelError(

@@ -84,7 +84,7 @@ class PreferenceSteerer:
         min_samples: int = 10,
         encoder: str = "bundled",
         run: str | Path | None = None,
-        tokens_per_pass: int = 512,
+        tokens_per_pass: int = 1024,
         seed: int = 0,
         progress: bool = True,
     ) -> Self:
@@ -289,7 +289,7 @@ class PreferenceSteerer:
         examples: Sequence[Example],
         *,
         checkpoint: str | Path | None = None,
-        tokens_per_pass: int = 512,
+        tokens_per_pass: int = 1024,
         seed: int | None = None,
         progress: bool = True,
     ) -> Validation:

@@ -135,7 +135,7 @@ def validate(
     plain_temperature: float = 1.0,
     temperature: float = 1.0,
     checkpoint: str | Path | None = None,
-    tokens_per_pass: int = 512,
+    tokens_per_pass: int = 1024,
     seed: int = 0,
     progress: bool = True,
 ) -> Validation:

@@ -51,7 +51,7 @@ def discover(
     candidates: float = CANDIDATES,
     end_of_turn: bool = False,
     checkpoint: str | Path | None = None,
-    tokens_per_pass: int = 512,
+    tokens_per_pass: int = 1024,
     seed: int = 0,
     progress: bool = True,
 ) -> HeadScores:

@@ -22,8 +22,9 @@ from prefheads.encoding import encode
 from prefheads.errors import DataError
 from prefheads.examples import Example
 from prefheads.heads import HeadScores, Provenance, fingerprint
+from prefheads.nll import token_nll
 from prefheads.observer import Listener, layer_index, observing, shown
-from prefheads.scoring import context_length, token_nll
+from prefheads.scoring import context_length
 
 MAX_TOKENS = 1024
 """Prompts and answer together are at most this long: attention weights take its square."""

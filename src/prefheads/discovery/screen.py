@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from prefheads.attention import HeadLayout
 from prefheads.errors import ModelError
 from prefheads.fork import Pass, Plan, Target
+from prefheads.nll import token_nll
 from prefheads.observer import AttentionFunction, layer_index, observing
-from prefheads.scoring import Scorer, out_of_memory, token_nll
+from prefheads.scoring import Scorer, out_of_memory
 
 # Share of the heads that is ablated. On 30 samples each of LaMP-4 and LaMP-7 it held all of the
 # exact top 4 %, for both targets, and on average over bootstrap draws of the samples 96 % or more.

@@ -22,7 +22,8 @@ from prefheads.contrast import combine
 from prefheads.evaluation.methods import Decoder
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.masks import masked_backend
-from prefheads.scoring import Budget, Scorer, encode_all, mean_nll
+from prefheads.nll import mean_nll
+from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.setting import PLAIN
 from prefheads.stats import Array
 from prefheads.steering import Scope

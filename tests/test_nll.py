@@ -1,0 +1,76 @@
+"""NLL of tokens, from logits and from what the logits are made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import ARCHITECTURES, VOCABULARY, shared, tiny
+from torch import nn
+
+from prefheads import nll
+from prefheads.nll import projected_nll, token_nll, vocabulary_projection
+
+DONE_TO_LOGITS = ("gemma2", "granite")  # a cap, a scale
+
+
+def test_token_nll_is_cross_entropy() -> None:
+    logits, targets = torch.randn(2, 3, 7), torch.tensor([1, 6, 0])
+    expected = -logits.double().log_softmax(-1)[:, torch.arange(3), targets]
+    assert (token_nll(logits, targets) - expected).abs().max() < 1e-5
+    assert token_nll(logits.bfloat16(), targets).dtype == torch.float32
+
+
+def test_normalisers_in_few_rows_at_a_time() -> None:
+    logits = torch.randn(3, 5, 2**18, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(5)
+    wanted = -logits.log_softmax(-1)[:, range(5), targets]
+    assert (token_nll(logits, targets) - wanted).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("vocabulary", [7, 256, 1000])  # one part, one full part, several
+def test_projected_nll_is_that_of_the_logits(vocabulary, bias, dtype, monkeypatch) -> None:
+    monkeypatch.setattr(nll, "_at_once", lambda x: 1)
+    torch.manual_seed(0)
+    projection = nn.Linear(16, vocabulary, bias).to(dtype)
+    hidden = 20 * torch.randn(4, 3, 16, dtype=dtype)
+    targets = torch.tensor([0, vocabulary - 1, vocabulary // 2])
+    found = projected_nll(hidden, projection, targets)
+    wanted = token_nll(projection(hidden), targets)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_logits_that_are_not_finite_are_not_hidden() -> None:
+    projection = nn.Linear(16, 9)
+    projection.weight[5, 5] = float("nan")
+    found = projected_nll(torch.randn(2, 3, 16), projection, torch.arange(3))
+    assert found.isnan().all()
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_projections_that_make_the_logits(kind) -> None:
+    model = shared(kind)
+    found = vocabulary_projection(model)
+    assert found is (None if kind in DONE_TO_LOGITS else model.get_output_embeddings())
+
+
+def test_projections_that_are_more_than_their_weights() -> None:
+    model = tiny("llama")
+    handle = model.lm_head.register_forward_hook(lambda module, args, out: out / 2)
+    assert vocabulary_projection(model) is None
+    handle.remove()
+    assert vocabulary_projection(model) is model.lm_head
+    model.lm_head.forward = lambda x: x
+    assert vocabulary_projection(model) is None
+
+    class Adapted(nn.Linear):
+        pass
+
+    model.lm_head = Adapted(32, VOCABULARY)
+    assert vocabulary_projection(model) is None
+    model.lm_head = nn.Linear(32, VOCABULARY)
+    assert vocabulary_projection(model) is model.lm_head
