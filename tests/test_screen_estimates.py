@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
 from models import ARCHITECTURES, SHAPE, random_encoded, tiny
 from reference import attentions, gained, naive_nll, output_projection
 
-from prefheads.attention import intercept
+from prefheads.attention import head_layout, intercept
 from prefheads.discovery import screen
 from prefheads.masks import masked_backend
 from prefheads.scoring import Scorer
@@ -46,8 +47,23 @@ def log_p(model, encoded) -> torch.Tensor:
     return logits[len(encoded.prompt_ids) - 1 : -1].double().log_softmax(-1)
 
 
-def dialled(model, encoded, target, scope, layer, head):
-    """Log-probabilities as a function of the dial of one head: 0 ablated, 1 unchanged."""
+@contextmanager
+def put_out(model, layer: int, change) -> Iterator[None]:
+    """Passes the output (1, n, width) of one decoder layer through a function."""
+
+    def hook(_, args, output):
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handle = head_layout(model).layers[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def dialled(model, encoded, target, scope, layer, head, line=projected):
+    """Log-probabilities as a function of the dial of one head: 0 ablated, 1 unchanged; on the line
+    of its own output, or of its layer's."""
     n = len(encoded.prompt_ids)
     start = n - 1 if scope == "response" else 0
     columns = torch.zeros(1, n + len(encoded.response_ids), dtype=torch.bool)
@@ -60,17 +76,17 @@ def dialled(model, encoded, target, scope, layer, head):
         outputs.append(x.clone())
         return x
 
-    with projected(model, layer, keep):
+    with line(model, layer, keep):
         log_p(model, encoded)
         with gained(model, gains, target, start, columns):
             log_p(model, encoded)
     own, cut = outputs
-    if target == "head":  # that hook acts on what this one has kept
+    if target == "head" and line is projected:  # that hook acts on what this one has kept
         cut = own.clone()
         cut[:, start:, head] = 0
 
     def at(dial: float) -> torch.Tensor:
-        with projected(model, layer, lambda _: cut + dial * (own - cut)):
+        with line(model, layer, lambda _: cut + dial * (own - cut)):
             return log_p(model, encoded)
 
     return at
@@ -88,7 +104,8 @@ def precise(kind):
 @pytest.mark.parametrize("scope", ["response", "all"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_estimates_equal_finite_differences(kind, scope, target, monkeypatch) -> None:
-    """- dNLL/dt + mean over y of (d log p(y)/dt)^2 / 2T in a head's dial t, for given y."""
+    """- dNLL/dt + mean over y of (d log p(y)/dt)^2 / 2T in a head's dial t, for given y; on the
+    line where it is higher."""
     model, encoded = precise(kind), random_encoded()
     drawn = torch.stack([random_encoded(seed=s).response_ids for s in range(screen.DRAWS)])
     monkeypatch.setattr(screen, "_draw", lambda logits, key: drawn)
@@ -96,11 +113,16 @@ def test_estimates_equal_finite_differences(kind, scope, target, monkeypatch) ->
     assert (nll - naive_nll(model, encoded, torch.ones(SHAPE))).abs() < 1e-5
     n, wanted = len(encoded.response_ids), []
     for layer, head in HEADS:
-        at = dialled(model, encoded, target, scope, layer, head)
-        near, far = ((at(1 + h) - at(1 - h)) / (2 * h) for h in (0.0025, 0.005))
-        slope = (4 * near - far) / 3  # no smaller step: norms work in float32
-        gold, *others = (slope[torch.arange(n), y].sum() for y in (encoded.response_ids, *drawn))
-        wanted.append(gold / n + torch.stack(others).square().mean() / (2 * n))
+        along = []
+        for line in (projected, put_out) if layer < SHAPE[0] - 1 else (projected,):
+            at = dialled(model, encoded, target, scope, layer, head, line)
+            near, far = ((at(1 + h) - at(1 - h)) / (2 * h) for h in (0.0025, 0.005))
+            slope = (4 * near - far) / 3  # no smaller step: norms work in float32
+            gold, *others = (
+                slope[torch.arange(n), y].sum() for y in (encoded.response_ids, *drawn)
+            )
+            along.append(gold / n + torch.stack(others).square().mean() / (2 * n))
+        wanted.append(max(along))
     by_hand = torch.stack(wanted)
     difference = by_hand - torch.stack([found[head] for head in HEADS])
     assert (difference.abs() / (1 + by_hand.abs())).max() < 5e-4
@@ -111,10 +133,10 @@ def test_estimates_equal_finite_differences(kind, scope, target, monkeypatch) ->
 def test_the_line_of_the_dial_ends_at_ablation(target) -> None:
     """What the finite differences above run along is what ablation measures."""
     model, encoded = precise("llama"), random_encoded()
-    for layer, head in HEADS:
+    for (layer, head), line in product(HEADS, (projected, put_out)):
         gains = torch.ones(SHAPE)
         gains[layer, head] = 0
-        at = dialled(model, encoded, target, "response", layer, head)
+        at = dialled(model, encoded, target, "response", layer, head, line)
         for dial, gain in ((0, gains), (1, torch.ones(SHAPE))):
             nll = -at(dial)[torch.arange(5), encoded.response_ids].mean()
             assert (nll - naive_nll(model, encoded, gain, target)).abs() < 1e-5

@@ -1,8 +1,8 @@
 """Screening: an estimate of every head's score from gradients, to choose whom to ablate.
 
-Ablation moves a head's output from ``o`` to ``o'``: zero, or what it reads when the profile is
-hidden from it. On the line between, ``o' + t (o - o')``, the NLL of the response is a function of
-the head's dial ``t``, 1 in the unchanged model and 0 under ablation. To second order
+Ablation moves something that the response depends on: the head's output, or with it that of the
+head's layer. On the line between, the NLL of the response is a function of a dial ``t``, 1 in the
+unchanged model and 0 under ablation. To second order
 
     PCS  =  NLL(0) - NLL(1)  ~  -dNLL/dt  +  1/2 d²NLL/dt²   at t = 1.
 
@@ -11,6 +11,10 @@ model cannot do without: it has settled where their slope is small, and their cu
 second derivative is taken as its Gauss-Newton value, the Fisher information of the dial: the
 variance of d log p(y)/dt over responses y that the model itself draws, divided by their number of
 tokens. A few draws estimate it, differentiated in the same pass as the NLL.
+
+Both lines are looked along. That of the head's output is straight where the layer bends, which it
+does most where the model begins; that of the layer's output ends where the layer really puts it,
+for the price of one layer a head. The higher of the two estimates counts.
 """
 
 from __future__ import annotations
@@ -23,15 +27,13 @@ from torch import Tensor, nn
 
 from prefheads.attention import HeadLayout
 from prefheads.errors import ModelError
-from prefheads.fork import Pass, Plan, Target
+from prefheads.fork import Pass, Plan, Target, branch_plan
 from prefheads.nll import token_nll
 from prefheads.observer import AttentionFunction, layer_index, observing
 from prefheads.scoring import Scorer, out_of_memory
 
-# Share of the heads that is ablated. On 30 samples each of LaMP-4 and LaMP-7 it held all of the
-# exact top 4 %, for both targets, and on average over bootstrap draws of the samples 96 % or more.
-# The first derivatives alone held 55 to 91 %.
-CANDIDATES = 0.15
+# Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
+CANDIDATES = 0.12
 DRAWS = 4  # responses drawn for the second derivative; each costs as much as ablating two heads
 
 
@@ -110,7 +112,7 @@ def estimate_scores(
     name = scorer.encoded.example_id
     try:
         with torch.enable_grad():
-            nll, first, drawn = _derivatives(scorer, layout, target, f"{seed}:{name}")
+            nll, derivatives = _derivatives(scorer, layout, target, f"{seed}:{name}")
     except RuntimeError as error:
         if out_of_memory(error):
             raise
@@ -118,7 +120,9 @@ def estimate_scores(
         raise ModelError(
             f"{type(scorer.model).__name__} cannot be differentiated ({why}); use method 'exact'"
         ) from error
-    estimate = -first + drawn.square().mean(0) / (2 * len(scorer.targets))
+    first, drawn = derivatives[:, 0], derivatives[:, 1:]
+    along = -first + drawn.square().mean(1) / (2 * len(scorer.targets))
+    estimate = along.amax(0)  # along either line
     if not (torch.isfinite(estimate).all() and torch.isfinite(nll)):
         raise ModelError(
             f"the model's logits or gradients for example {name!r} are not finite; try float32"
@@ -128,35 +132,55 @@ def estimate_scores(
 
 def _derivatives(
     scorer: Scorer, layout: HeadLayout, target: Target, key: str
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Derivatives by the dials.
 
     Only the graph of one layer is in memory at any time: the layers' inputs are known from the
     unchanged pass, and each layer runs again when its turn comes to be differentiated.
 
     Returns:
-        The NLL ``()``; its derivatives ``(L, H)``; those of log p(y) of drawn responses y
-        ``(DRAWS, L, H)``.
+        The NLL ``()``; and ``(2, 1 + DRAWS, L, H)``, along the heads' and the layers' outputs, the
+        derivatives of the NLL and those of log p(y) of drawn responses y.
     """
     rows, last = 1 + DRAWS, layout.shape[0] - 1
     run = _Dials(scorer, layout, target, rows, last)
     logits = scorer.run(run)
     nll = token_nll(logits[0], scorer.targets).mean()
     end: Tensor = nll + token_nll(logits[1:], _draw(logits[0], key)).sum()
-    below, derivative = torch.autograd.grad(end, (run.inputs[last], run.dials[last]))
-    derivatives = [derivative]
+    below, dial = torch.autograd.grad(end, (run.inputs[last], run.dials[last]))
+    # The last layer's output is not seen: along the heads' outputs alone.
+    derivatives = [torch.stack([dial[:, 0, :, 0].cpu()] * 2)]
     replay = _Dials(scorer, layout, target, rows, 0)
-    with observing(replay):
-        for index in reversed(range(last)):
-            hidden, rest = scorer.unchanged.inputs[index], scorer.unchanged.rest[index]
-            end = _call(layout.layers[index], hidden.expand(rows, -1, -1), rest)
-            below, derivative = torch.autograd.grad(
-                end, (replay.inputs.pop(index), replay.dials.pop(index)), below
-            )
-            derivatives.append(derivative)
-    # (L, rows, 1, H, 1), the last layer first
-    stacked = torch.stack([d.cpu() for d in reversed(derivatives)])[:, :, 0, :, 0]
-    return nll.detach().cpu(), stacked[:, 0], stacked[:, 1:].transpose(0, 1)
+    for index in reversed(range(last)):
+        layer, rest = layout.layers[index], scorer.unchanged.rest[index]
+        moved = _moved(scorer, layout, target, index)
+        along = -torch.einsum("rtd,htd->rh", below, moved.to(below.dtype)).cpu()
+        with observing(replay):
+            end = _call(layer, scorer.unchanged.inputs[index].expand(rows, -1, -1), rest)
+        below, dial = torch.autograd.grad(
+            end, (replay.inputs.pop(index), replay.dials.pop(index)), below
+        )
+        derivatives.append(torch.stack([dial[:, 0, :, 0].cpu(), along]))
+    return nll.detach().cpu(), torch.stack(derivatives[::-1], 2)
+
+
+@torch.no_grad()
+def _moved(scorer: Scorer, layout: HeadLayout, target: Target, index: int) -> Tensor:
+    """How far the ablation of each head moves the output of its layer, ``(H, T, width)``."""
+    n_heads = layout.n_heads
+    gains = torch.ones(n_heads, *layout.shape)
+    gains[range(n_heads), index, range(n_heads)] = 0
+    before, after = scorer.unchanged.inputs[index : index + 2]
+
+    def work(rows: slice) -> Tensor:
+        plan, _ = branch_plan(gains[rows], target)
+        with observing(
+            Pass(plan, scorer.n_keys, scorer.profile, scorer.cache, scorer.unchanged.inputs)
+        ):
+            return _call(layout.layers[index], before, scorer.unchanged.rest[index]) - after
+
+    parts = scorer.budget.run(n_heads, before.shape[1], work)
+    return torch.cat([part for _, part in parts])
 
 
 def _call(layer: nn.Module, hidden: Tensor, rest: Any) -> Tensor:
