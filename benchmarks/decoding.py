@@ -30,7 +30,7 @@ from benchmarks.results import Cell
 from benchmarks.subject import Subject
 from prefheads import steer
 from prefheads.attention import head_layout
-from prefheads.fork import ROOM
+from prefheads.branches import ROOM
 from prefheads.steering import Mode
 
 WAYS = ("plain", "off", "amplify", "contrast", "authors", "cad")

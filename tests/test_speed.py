@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AttentionInterface, CompileConfig, DynamicCache
 
 import prefheads.shared
-from prefheads import fork
+from prefheads import branches
 from prefheads.attention import head_layout
-from prefheads.fork import fork_cache
+from prefheads.branches import fork_cache
 from prefheads.forward import skipped, two_rows_at_once
 from prefheads.shared import attend_shared
 from prefheads.steering import steer
@@ -38,7 +38,9 @@ def attend(mask: torch.Tensor | None, dtype=torch.float32, rows=5, past=7):
 
     def run(function):
         once, options = (lambda make: make()), {"scaling": 0.3}
-        return attend_shared(function, module, query, key, value, mask, prompt, once, options)[0]
+        return attend_shared(
+            function, module, query, key, value, mask, prompt, False, once, options
+        )[0]
 
     return run(sdpa), run(lambda *args, **kwargs: sdpa(*args, **kwargs))
 
@@ -132,7 +134,7 @@ def test_two_rows_leave_other_layers_alone() -> None:
 
 def test_doubled_layers_have_room_for_new_tokens(monkeypatch) -> None:
     """They hold what stock layers hold, also after crops and reordering, and seldom move."""
-    monkeypatch.setattr(fork, "ROOM", 3)
+    monkeypatch.setattr(branches, "ROOM", 3)
     generator = torch.Generator().manual_seed(0)
 
     def draw(rows: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +144,7 @@ def test_doubled_layers_have_room_for_new_tokens(monkeypatch) -> None:
     first = draw(2, 5)
     ours.update(*first, 0)
     stock.update(*(torch.cat([x, x]) for x in first), 0)
-    fork_cache(ours, 0, 2)
+    fork_cache(ours, 0, 2, share=False)
     ours = copy.deepcopy(ours)
     where = set()
     for step in range(12):

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from types import MethodType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from prefheads.masks import as_bias
 from prefheads.observer import AttentionFunction, Observer, layer_index
-from prefheads.shared import attend_shared, shared_keys
+from prefheads.shared import Prompt, attend_shared
 
 Target = Literal["head", "profile"]
 
@@ -93,8 +90,8 @@ class Pass(Observer):
         n_keys: Tokens seen when the pass is over, its own included.
         profile: ``(n_base, n_keys)`` bool, the profile's tokens among them; needed for target
             ``"profile"``.
-        prompt: Keys and values of a prompt that all rows share (single base row). The model must
-            be called with ``ReadOnly(prompt)`` (:mod:`prefheads.shared`).
+        prompt: Keys and values of prompts that rows share; the model must be called with a cache
+            that keeps them to itself (:mod:`prefheads.shared`).
         entered: What entered each layer when the base rows ran; branches take off from there, and
             the base rows, which the plan must not hold, do not run again. Layers below the first
             branch do nothing; let the model skip them (:func:`prefheads.forward.skipped`).
@@ -105,7 +102,7 @@ class Pass(Observer):
         plan: Plan,
         n_keys: int,
         profile: Tensor | None = None,
-        prompt: Cache | None = None,
+        prompt: Prompt | None = None,
         entered: Sequence[Tensor] | None = None,
     ) -> None:
         self.plan = plan
@@ -129,8 +126,8 @@ class Pass(Observer):
         if n > len(hidden):
             new = self.plan.origins[len(hidden) : n].to(hidden.device)
             hidden = torch.cat([hidden, base.index_select(0, new)])
-        # Folded rows broadcast over one row of mask and positions; others need as many.
-        if n != self.plan.n_base and self.prompt is None:
+        # Rows of one prompt broadcast over one row of mask and positions; others need as many.
+        if n != self.plan.n_base and (self.prompt is None or self.prompt.apart):
             rest = self._expand_once(rest, n)
         return hidden, rest
 
@@ -176,14 +173,14 @@ class Pass(Observer):
         changed = self.plan.changed[layer]
         rows = len(query)
         gain = self.plan.gain(layer, query.device) if changed else None
-        shared = None if self.prompt is None else shared_keys(self.prompt, module, key, value)
+        shared = None if self.prompt is None else self.prompt.held(layer, key, value)
         past = 0 if shared is None else shared[0].shape[2]
 
         blind = None
         biased = gain is not None and self.plan.target == "profile"
         if gain is not None and biased:
             mask, blind = self._hide(gain, mask, query, past + key.shape[2])
-        if shared is None:
+        if self.prompt is None or shared is None:
             out, weights = inner(module, query, key, value, mask, **kwargs)
         else:
             seen = (id(mask), rows, past)  # the same for all layers with as many rows and keys
@@ -192,7 +189,7 @@ class Pass(Observer):
                 return make() if biased else self._remember(seen, mask, make)
 
             out, weights = attend_shared(
-                inner, module, query, key, value, mask, shared, once, kwargs
+                inner, module, query, key, value, mask, shared, self.prompt.apart, once, kwargs
             )
         if gain is not None and self.plan.target == "head":
             out = out * gain[:, None, :, None].to(out.dtype)
@@ -231,58 +228,6 @@ class Pass(Observer):
         if n_key <= self.n_keys:
             return profile[:, self.n_keys - n_key : self.n_keys]
         return nn.functional.pad(profile, (0, n_key - self.n_keys))
-
-
-# -- caches of a forked generation --
-
-
-ROOM = 128  # tokens
-
-
-def fork_cache(cache: Cache, first: int, n_rows: int) -> None:
-    """Double the ``n_rows`` rows of layers from ``first`` on; reordering (beams) acts on both."""
-    layers: list[Any] = cache.layers[first:]
-    for layer in layers:
-        if layer.get_seq_length() > 0 and len(layer.keys) == n_rows:
-            layer.keys = torch.cat([layer.keys, layer.keys])
-            layer.values = torch.cat([layer.values, layer.values])
-        stock = type(layer) is DynamicLayer
-        if stock:
-            layer.update = MethodType(_append, layer)
-        layer.reorder_cache = MethodType(_reorder_both, layer)
-        layer.batch_select_indices = MethodType(_select_both, layer)
-
-
-def _append(layer: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Add tokens where there is room for some; stock dynamic layers copy all of theirs each time,
-    and these hold twice the rows."""
-    if layer.get_seq_length() == 0:
-        return type(layer).update(layer, key, value, *args, **kwargs)
-    for name, new in (("keys", key), ("values", value)):
-        held = getattr(layer, name)
-        end = held.shape[2] + new.shape[2]
-        room = getattr(layer, f"_{name}_room", held)
-        fits = room.data_ptr() == held.data_ptr() and room.shape[:2] == held.shape[:2]
-        if not fits or room.shape[2] < end:
-            room = held.new_empty(*held.shape[:2], end + ROOM, held.shape[3])
-            room[:, :, : held.shape[2]] = held
-            setattr(layer, f"_{name}_room", room)
-        room[:, :, held.shape[2] : end] = new
-        setattr(layer, name, room[:, :, :end])
-    return layer.keys, layer.values
-
-
-def _reorder_both(layer: Any, beam_idx: Tensor) -> None:
-    type(layer).reorder_cache(layer, _both(beam_idx, layer))
-
-
-def _select_both(layer: Any, indices: Tensor) -> None:
-    type(layer).batch_select_indices(layer, _both(indices, layer))
-
-
-def _both(index: Tensor, layer: Any) -> Tensor:
-    """Row numbers of a forked layer: those of the personalised half, then of the depersonalised."""
-    return torch.cat([index, index + len(layer.keys) // 2]) if layer.get_seq_length() else index
 
 
 # -- calls in parts --

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import head_layout, input_device
 from prefheads.encoding import Encoded, encode, pad_batch
@@ -72,7 +72,7 @@ class Unchanged(Pass):
 
     logits: Tensor
 
-    def __init__(self, plan: Plan, n_keys: int, prompt: Cache | None) -> None:
+    def __init__(self, plan: Plan, n_keys: int, prompt: ReadOnly | None) -> None:
         super().__init__(plan, n_keys, prompt=prompt)
         self.inputs: list[Tensor] = []
         self.rest: list[Any] = []
@@ -114,16 +114,17 @@ class Scorer:
             encoded.profile_mask, (0, self.n_keys - len(prompt))
         )[None]
         inputs = torch.cat([prompt, self.targets[:-1]])[None]
-        self.cache: Cache | None = None
+        self.prompt: ReadOnly | None = None  # shared by all rows
         if scope == "response":
-            self.cache = DynamicCache(config=model.config)
+            cache = DynamicCache(config=model.config)
             if len(prompt) > 1:
                 with torch.no_grad():
                     model(
                         input_ids=inputs[:, : len(prompt) - 1],
-                        past_key_values=self.cache,
+                        past_key_values=cache,
                         logits_to_keep=1,
                     )
+            self.prompt = ReadOnly(cache)
             inputs = inputs[:, len(prompt) - 1 :]
         self.inputs = inputs
 
@@ -151,7 +152,7 @@ class Scorer:
 
         def work(rows: slice) -> Tensor:
             plan, _ = branch_plan(gains[order[rows]], target)
-            return answer(Pass(plan, self.n_keys, self.profile, self.cache, self.unchanged.inputs))
+            return answer(Pass(plan, self.n_keys, self.profile, self.prompt, self.unchanged.inputs))
 
         for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
             yield order[rows], logits
@@ -160,7 +161,7 @@ class Scorer:
     def unchanged(self) -> Unchanged:
         """The pass of the model as it is, from which all others branch off; run once."""
         plan = Plan(torch.ones(1, *head_layout(self.model).shape), 1, [], [], "head")
-        unchanged = Unchanged(plan, self.n_keys, prompt=self.cache)
+        unchanged = Unchanged(plan, self.n_keys, prompt=self.prompt)
         with torch.no_grad():
             unchanged.logits = self.run(unchanged)
         return unchanged
@@ -171,8 +172,8 @@ class Scorer:
         with observing(running), skipped(head_layout(self.model), first):
             out = self.model(
                 input_ids=self.inputs,
-                past_key_values=None if self.cache is None else ReadOnly(self.cache),
-                use_cache=self.cache is not None,
+                past_key_values=self.prompt,
+                use_cache=self.prompt is not None,
                 logits_to_keep=len(self.targets),
             )
         logits: Tensor = out.logits

@@ -1,28 +1,51 @@
-"""Attention of many rows that share one prompt: its keys and values are read once for all.
+"""Attention of rows that share prompts: the keys and values of a prompt are read once for all.
 
-The rows lie side by side in the query axis, and each sees the prompt and its own tokens. Where the
-backend tells the normaliser of its softmax, the two parts are computed apart and merged: exact,
-and no row's queries meet another row's keys. Elsewhere they go through the backend as one row
-under a mask.
+Rows of a prompt lie side by side in the query axis, and each sees the prompt and its own tokens.
+Where the backend tells the normaliser of its softmax, the two parts are computed apart and merged:
+exact, and no row's queries meet another row's keys. Elsewhere rows of one prompt go through the
+backend as one row under a mask; and the two branches of a generation, few queries and many keys,
+have the prompt's part computed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
 from prefheads.masks import as_bias
-from prefheads.observer import AttentionFunction, layer_index
+from prefheads.observer import AttentionFunction
 
 Once = Callable[[Callable[[], Any]], Any]
 
 
+class Prompt(Protocol):
+    """Prompts that rows share: row ``r`` goes on from prompt ``r`` modulo their number.
+
+    Attributes:
+        apart: Whether each row has masks and positions of its own.
+    """
+
+    apart: bool
+
+    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the prompts in a layer, ``(prompts, kv_heads, n_prompt, d)``; None if
+        rows do not share them there.
+
+        Args:
+            index: Of the layer.
+            key: Of the rows, ``(rows, kv_heads, n, d)``; ``value`` alike.
+        """
+
+
 class ReadOnly(Cache):
-    """A filled cache that tells its lengths and keeps nothing: new keys and values pass through."""
+    """The filled cache of one prompt, which all rows share: it tells its lengths and keeps nothing;
+    new keys and values pass through."""
+
+    apart = False
 
     def __init__(self, filled: Cache) -> None:
         super().__init__(layers=filled.layers)
@@ -33,15 +56,13 @@ class ReadOnly(Cache):
         """Return the new keys and values unchanged; :func:`attend_shared` adds the prompt's."""
         return key_states, value_states
 
-
-def shared_keys(prompt: Cache, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Any, Any]:
-    """Keys and values of the prompt in one layer, ``(1, kv_heads, n_prompt, d)``; maybe none."""
-    layers: list[Any] = prompt.layers
-    index = layer_index(module)
-    held = layers[index] if index < len(layers) else None
-    if held is None or held.get_seq_length() == 0:
-        return key[:1, :, :0], value[:1, :, :0]
-    return held.keys, held.values
+    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompt in one layer, ``(1, kv_heads, n_prompt, d)``."""
+        layers: list[Any] = self.layers
+        layer = layers[index] if index < len(layers) else None
+        if layer is None or layer.get_seq_length() == 0:
+            return key[:1, :, :0], value[:1, :, :0]
+        return layer.keys, layer.values
 
 
 def attend_shared(
@@ -52,60 +73,73 @@ def attend_shared(
     value: Tensor,
     mask: Tensor | None,
     prompt: tuple[Tensor, Tensor],
+    apart: bool,
     once: Once,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function ``inner`` for rows of one shared prompt.
+    """The attention function ``inner`` for rows of shared prompts.
 
     Args:
-        query: ``(rows, heads, T, d)``; ``key`` and ``value`` alike, with their number of heads.
-        mask: Of any form, ``(1 or rows, 1 or heads, T, n_prompt + T)``.
-        prompt: Keys and values of :func:`shared_keys`.
+        query: ``(rows, heads, T, d)``.
+        key: Of the rows' own tokens, the last T and maybe some before, ``(rows, groups, n, d)``
+            with their number of heads; ``value`` alike.
+        mask: Of any form, ``(1 or rows, 1 or heads, T, n_prompt + n)``.
+        prompt: Keys and values of :meth:`Prompt.held`; of one prompt where not ``apart``.
+        apart: See :class:`Prompt`.
         once: Computes what follows from the mask and the shape alone, or remembers it.
 
     Returns:
         ``(rows, T, heads, d)``, and what ``inner`` returns beside it.
     """
     rows, _, n_query, _ = query.shape
-    past = prompt[0].shape[2]
+    n_prompts, _, past, _ = prompt[0].shape
     n_key = past + key.shape[2]
-    if past and _tells_normaliser(inner, query, kwargs):
-        seen = once(lambda: _split_mask(mask, query, key.shape[1], past, n_key))
+    told = _tells_normaliser(inner, query, kwargs)
+    if past and (told or (apart and _is_plain(inner, kwargs))):
+        seen = once(lambda: _split_mask(mask, query, key.shape[1], n_prompts, past, n_key))
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        return _in_two_parts(query, key, value, seen, prompt, scale), None
+        return _in_two_parts(query, key, value, seen, prompt, scale, told), None
+    if apart:
+        repeated = (p.repeat(rows // n_prompts, 1, 1, 1) for p in prompt)
+        keys, values = (torch.cat(x, 2) for x in zip(repeated, (key, value), strict=True))
+        return inner(module, query, keys, values, mask, **kwargs)
     folded = once(lambda: _fold_mask(mask, query, n_key, past))
-    keys, values = (torch.cat([p, _fold(x)], 2) for p, x in zip(prompt, (key, value), strict=True))
-    out, weights = inner(module, _fold(query), keys, values, folded, **kwargs)
+    keys, values = (
+        torch.cat([p, _fold(x, 1)], 2) for p, x in zip(prompt, (key, value), strict=True)
+    )
+    out, weights = inner(module, _fold(query, 1), keys, values, folded, **kwargs)
     return out.reshape(rows, n_query, *out.shape[2:]), weights
 
 
 # -- in two parts --
 
 
+def _is_plain(inner: AttentionFunction, kwargs: dict[str, Any]) -> bool:
+    """Whether the attention is sdpa's, with nothing done to its scores or its softmax."""
+    others = ("softcap", "position_bias", "cache", "s_aux")
+    return inner is AttentionInterface()["sdpa"] and all(kwargs.get(k) is None for k in others)
+
+
 def _tells_normaliser(inner: AttentionFunction, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the attention is sdpa's on a CPU, whose kernel returns it (without gradient)."""
-    return (
-        inner is AttentionInterface()["sdpa"]
-        and query.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and all(kwargs.get(name) is None for name in ("softcap", "position_bias", "cache"))
-    )
+    """Whether the attention's kernel returns the normaliser: sdpa's on a CPU, without gradient."""
+    on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
+    return on_cpu and _is_plain(inner, kwargs)
 
 
 def _split_mask(
-    mask: Tensor | None, query: Tensor, groups: int, past: int, n_key: int
+    mask: Tensor | None, query: Tensor, groups: int, n_prompts: int, past: int, n_key: int
 ) -> tuple[Tensor | None, Tensor]:
-    """The mask of the prompt's keys ``(1, groups, rows * heads / groups * T, past)``, None where
-    all are seen, and of the own ones ``(rows or 1, groups or 1, heads / groups or 1, T, T)``."""
-    rows, heads = query.shape[:2]
-    bias = as_bias(mask, query, past, n_key)
+    """The mask of the prompts' keys ``(n_prompts, 1 or groups, queries, past)``, None where all are
+    seen, and of the own ones ``(rows or 1, groups or 1, heads / groups or 1, T, n)``."""
+    rows, heads, n_query, _ = query.shape
+    bias = as_bias(mask, query, n_key - n_query, n_key)
     own = bias[..., past:]
     own = own[:, :, None] if own.shape[1] == 1 else own.unflatten(1, (groups, -1))
     before = bias[..., :past]
     if not before.any():
         return None, own
-    before = before.expand(rows, heads, -1, -1).unflatten(1, (groups, -1)).transpose(0, 1)
-    return before.reshape(1, groups, -1, past), own
+    before = before.expand(rows, heads, -1, -1).unflatten(1, (groups, -1))
+    return _fold(before.flatten(2, 3), n_prompts), own
 
 
 def _in_two_parts(
@@ -115,24 +149,48 @@ def _in_two_parts(
     masks: tuple[Tensor | None, Tensor],
     prompt: tuple[Tensor, Tensor],
     scale: float,
+    told: bool,
 ) -> Tensor:
-    (rows, heads, n_query, d), groups = query.shape, key.shape[1]
+    (rows, heads, n_query, d), groups, n_prompts = query.shape, key.shape[1], len(prompt[0])
     fine = torch.promote_types(query.dtype, torch.float32)
     # Heads that share keys lie side by side too: (rows, groups, heads / groups * T, d).
     query = query.reshape(rows, groups, -1, d)
-    before, log_before = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _fold(query), *prompt, attn_mask=masks[0], scale=scale
-    )  # (1, groups, rows * heads / groups * T, d) and its logarithmic normaliser
-    before = before.reshape(groups, rows, -1, d).transpose(0, 1).to(fine)
-    log_before = log_before.reshape(groups, rows, -1).transpose(0, 1)[..., None]
+    part = _told if told else _computed
+    before, log_before = part(_fold(query, n_prompts), prompt, masks[0], scale)
+    before = _unfold(before.to(fine), rows)
+    log_before = _unfold(log_before[..., None], rows)
 
     scores = (query @ key.transpose(2, 3)).to(fine) * scale
     own = scores.unflatten(2, (-1, n_query)) + masks[1]
-    own = own.flatten(2, 3)  # (rows, groups, heads / groups * T, T)
+    own = own.flatten(2, 3)  # (rows, groups, heads / groups * T, n)
     top = torch.maximum(own.amax(-1, keepdim=True), log_before)
     own, weight = (own - top).exp_(), (log_before - top).exp_()
     out: Tensor = (before * weight + own @ value.to(fine)) / (weight + own.sum(-1, keepdim=True))
     return out.reshape(rows, heads, n_query, d).transpose(1, 2).to(query.dtype)
+
+
+def _told(
+    query: Tensor, prompt: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention to the prompts by a CPU's kernel, ``(n_prompts, groups, queries, d)``, and its
+    logarithmic normaliser ``(n_prompts, groups, queries)``."""
+    out: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, *prompt, attn_mask=mask, scale=scale
+    )
+    return out
+
+
+def _computed(
+    query: Tensor, prompt: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch; all scores are in memory."""
+    fine = torch.promote_types(query.dtype, torch.float32)
+    scores = (query @ prompt[0].transpose(2, 3)).to(fine) * scale
+    if mask is not None:
+        scores = scores + mask
+    normaliser = scores.logsumexp(-1)
+    weights = (scores - normaliser[..., None]).exp()
+    return weights.to(query.dtype) @ prompt[1], normaliser
 
 
 # -- as one row --
@@ -152,6 +210,14 @@ def _fold_mask(mask: Tensor | None, query: Tensor, n_key: int, past: int) -> Ten
     return folded.reshape(1, heads, rows * n_query, -1)
 
 
-def _fold(x: Tensor) -> Tensor:
-    """``(rows, heads, n, d)`` as one row of ``(1, heads, rows * n, d)``."""
-    return x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
+def _fold(x: Tensor, n_prompts: int) -> Tensor:
+    """``(rows, heads, n, ...)`` with the rows of a prompt side by side:
+    ``(n_prompts, heads, rows / n_prompts * n, ...)``."""
+    x = x.unflatten(0, (-1, n_prompts)).transpose(0, 1).transpose(1, 2)
+    return x.reshape(n_prompts, x.shape[1], -1, *x.shape[4:])
+
+
+def _unfold(x: Tensor, rows: int) -> Tensor:
+    """The reverse of :func:`_fold`."""
+    x = x.unflatten(2, (rows // len(x), -1)).transpose(1, 2).transpose(0, 1)
+    return x.reshape(rows, *x.shape[2:])

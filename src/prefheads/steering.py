@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads.attention import HeadLayout, head_layout, intercept
+from prefheads.attention import HeadLayout, attention_backend, head_layout, intercept
+from prefheads.branches import Forked, fork_cache
 from prefheads.contrast.combine import combine, entropy_strength, require_plausibility
 from prefheads.errors import SteeringError
-from prefheads.fork import Pass, Plan, Target, fork_cache, part_of
+from prefheads.fork import Pass, Plan, Target, part_of
 from prefheads.forward import Call, Forward, replaced_forward, two_rows_at_once
 from prefheads.heads import HeadWeights
 from prefheads.masks import masked_backend
@@ -232,19 +233,24 @@ class Steering:
             ).logits
         plan = self.plan(n)
         forks = plan.first if self.mode == "contrast" else None
-        if forks is not None and cache is not None and cache not in self._begun:
-            fork_cache(cache, forks, n)
+        prompts = None
+        if forks is not None and cache is not None:
+            if cache not in self._begun:
+                fork_cache(cache, forks, n, share=self._shares(cache))
+            prompts = Forked(cache)
         begins = cache is not None and cache not in self._begun
         prompt = past + length - call.predicting + 1 if begins else 0
         columns = self._profile(n, past + length, call.inputs.device, prompt)
-        with observing(Pass(plan, past + length, columns)):
+        with observing(Pass(plan, past + length, columns, prompts)):
             out = forward(
                 **part_of(call.arguments, past, length, start, length)
                 | {"logits_to_keep": min(keep, length - start)}
             )
         if cache is not None:
             if forks is not None:
-                fork_cache(cache, forks, n)  # layers that a lazily built cache has only now
+                fork_cache(
+                    cache, forks, n, share=False
+                )  # layers that a lazily built cache has only now
             self._begun.add(cache)
 
         logits = self._combine(out.logits, n)
@@ -278,6 +284,15 @@ class Steering:
                 "scope='response' needs the cache to know where the prompt ends; keep use_cache on"
             )
         return call.length - call.predicting
+
+    def _shares(self, cache: Any) -> bool:
+        """Whether both branches may read one copy of the prompt's keys and values."""
+        return (
+            self.scope == "response"
+            and attention_backend(self.model) == "sdpa"
+            and not torch.is_grad_enabled()
+            and not getattr(cache, "offloading", False)
+        )
 
     def _profile(self, n: int, length: int, device: torch.device, prompt: int) -> Tensor | None:
         """The profile's tokens among all keys ``(n, length)``; it covers ``prompt`` or more."""

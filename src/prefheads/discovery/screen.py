@@ -12,9 +12,9 @@ second derivative is taken as its Gauss-Newton value, the Fisher information of 
 variance of d log p(y)/dt over responses y that the model itself draws, divided by their number of
 tokens. A few draws estimate it, differentiated in the same pass as the NLL.
 
-Both lines are looked along. That of the head's output is straight where the layer bends, which it
-does most where the model begins; that of the layer's output ends where the layer really puts it,
-for the price of one layer a head. The higher of the two estimates counts.
+The line of the head's output is straight where the layer bends, which it does most where the model
+begins. In the lowest layers that of the layer's output is looked along too: it ends where the layer
+really puts it, for the price of one layer a head. The higher of the two estimates counts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from prefheads.observer import AttentionFunction, layer_index, observing
 from prefheads.scoring import Scorer, out_of_memory
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
-CANDIDATES = 0.12
-DRAWS = 4  # responses drawn for the second derivative; each costs as much as ablating two heads
+CANDIDATES = 0.1
+DRAWS = 2  # responses drawn for the second derivative; each costs as much as ablating two heads
+LOWEST = 4  # layers whose heads are looked at along the layer's output too
 
 
 class _Dials(Pass):
@@ -50,7 +51,7 @@ class _Dials(Pass):
     def __init__(
         self, scorer: Scorer, layout: HeadLayout, target: Target, rows: int, first: int
     ) -> None:
-        context = scorer.n_keys, scorer.profile, scorer.cache
+        context = scorer.n_keys, scorer.profile, scorer.prompt
         alike = torch.ones(rows, *layout.shape)
         plan = Plan(alike, 1, [first] * rows, [0] * rows, target)
         super().__init__(plan, *context, scorer.unchanged.inputs)
@@ -139,8 +140,9 @@ def _derivatives(
     unchanged pass, and each layer runs again when its turn comes to be differentiated.
 
     Returns:
-        The NLL ``()``; and ``(2, 1 + DRAWS, L, H)``, along the heads' and the layers' outputs, the
-        derivatives of the NLL and those of log p(y) of drawn responses y.
+        The NLL ``()``; and ``(2, 1 + DRAWS, L, H)``, along the heads' outputs and (in the lowest
+        layers; elsewhere the same again) the layers', the derivatives of the NLL and those of
+        log p(y) of drawn responses y.
     """
     rows, last = 1 + DRAWS, layout.shape[0] - 1
     run = _Dials(scorer, layout, target, rows, last)
@@ -148,19 +150,21 @@ def _derivatives(
     nll = token_nll(logits[0], scorer.targets).mean()
     end: Tensor = nll + token_nll(logits[1:], _draw(logits[0], key)).sum()
     below, dial = torch.autograd.grad(end, (run.inputs[last], run.dials[last]))
-    # The last layer's output is not seen: along the heads' outputs alone.
     derivatives = [torch.stack([dial[:, 0, :, 0].cpu()] * 2)]
     replay = _Dials(scorer, layout, target, rows, 0)
     for index in reversed(range(last)):
-        layer, rest = layout.layers[index], scorer.unchanged.rest[index]
-        moved = _moved(scorer, layout, target, index)
-        along = -torch.einsum("rtd,htd->rh", below, moved.to(below.dtype)).cpu()
+        above = below
         with observing(replay):
-            end = _call(layer, scorer.unchanged.inputs[index].expand(rows, -1, -1), rest)
+            hidden, rest = scorer.unchanged.inputs[index], scorer.unchanged.rest[index]
+            end = _call(layout.layers[index], hidden.expand(rows, -1, -1), rest)
         below, dial = torch.autograd.grad(
-            end, (replay.inputs.pop(index), replay.dials.pop(index)), below
+            end, (replay.inputs.pop(index), replay.dials.pop(index)), above
         )
-        derivatives.append(torch.stack([dial[:, 0, :, 0].cpu(), along]))
+        along = [dial[:, 0, :, 0].cpu()] * 2
+        if index < LOWEST:
+            moved = _moved(scorer, layout, target, index).to(above.dtype)
+            along[1] = -torch.einsum("rtd,htd->rh", above, moved).cpu()
+        derivatives.append(torch.stack(along))
     return nll.detach().cpu(), torch.stack(derivatives[::-1], 2)
 
 
@@ -175,7 +179,7 @@ def _moved(scorer: Scorer, layout: HeadLayout, target: Target, index: int) -> Te
     def work(rows: slice) -> Tensor:
         plan, _ = branch_plan(gains[rows], target)
         with observing(
-            Pass(plan, scorer.n_keys, scorer.profile, scorer.cache, scorer.unchanged.inputs)
+            Pass(plan, scorer.n_keys, scorer.profile, scorer.prompt, scorer.unchanged.inputs)
         ):
             return _call(layout.layers[index], before, scorer.unchanged.rest[index]) - after
 

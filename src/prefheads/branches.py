@@ -1,0 +1,171 @@
+"""The cache of a forked generation: in the forked layers it is one of two branches.
+
+Where the attention allows it, the prompt's keys and values are there once, for both branches, and
+beside them those of the new tokens of each (:class:`BranchedLayer`). Elsewhere (sliding windows,
+static caches, attention other than sdpa, a prompt that is itself steered) a layer holds twice the
+rows.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 128  # tokens
+
+
+def fork_cache(cache: Cache, first: int, n_rows: int, *, share: bool) -> None:
+    """Fork the layers from ``first`` on, which hold ``n_rows`` rows; reordering (beams) and the
+    like act on both branches.
+
+    Args:
+        share: Hold the prompt once where the layer can.
+    """
+    layers: list[Any] = cache.layers
+    for i, layer in enumerate(layers[first:], first):
+        if isinstance(layer, BranchedLayer):
+            continue
+        stock, filled = type(layer) is DynamicLayer, layer.get_seq_length() > 0
+        if stock and filled and share:
+            layers[i] = BranchedLayer(layer)
+            continue
+        if filled and len(layer.keys) == n_rows:
+            layer.keys = torch.cat([layer.keys, layer.keys])
+            layer.values = torch.cat([layer.values, layer.values])
+        if stock:
+            layer.update = MethodType(_append, layer)
+        layer.reorder_cache = MethodType(_reorder_both, layer)
+        layer.batch_select_indices = MethodType(_select_both, layer)
+
+
+class BranchedLayer(DynamicLayer):
+    """Keys and values of a prompt, and of the new tokens of two branches that go on from it.
+
+    Args:
+        prompt: The layer of the prompt, ``(B, kv_heads, n, d)``.
+
+    Attributes:
+        keys, values: Those of the prompt.
+        own_keys, own_values: ``(2 B, kv_heads, n_new, d)``, the personalised branch first.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, prompt: DynamicLayer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+        self.dtype, self.device = prompt.dtype, prompt.device
+        assert prompt.keys is not None and prompt.values is not None
+        self.keys, self.values = prompt.keys, prompt.values
+        self.is_initialized = True
+        self.own_keys, self.own_values = (self._none_of(x) for x in (self.keys, self.values))
+        self._rooms = self.own_keys, self.own_values
+
+    def _none_of(self, prompt: Tensor) -> Tensor:
+        return prompt.new_empty(2 * len(prompt), prompt.shape[1], 0, prompt.shape[3])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add tokens of both branches; returns all tokens of both, without the prompt."""
+        self.own_keys, keys = _grown(self.own_keys, key_states, self._rooms[0])
+        self.own_values, values = _grown(self.own_values, value_states, self._rooms[1])
+        self._rooms = keys, values
+        return self.own_keys, self.own_values
+
+    def get_seq_length(self) -> int:
+        """Tokens of a branch, the prompt's included."""
+        return int(self.keys.shape[2] + self.own_keys.shape[2])
+
+    def reset(self) -> None:
+        """Forget the new tokens and the prompt, but not the rows."""
+        self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
+        self.own_keys, self.own_values = self.own_keys[:, :, :0], self.own_values[:, :, :0]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last ``-tokens_to_remove`` tokens; a positive number is that of those left."""
+        left = (
+            self.get_seq_length() + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
+        )
+        own = max(0, left - self.keys.shape[2])
+        self.keys, self.values = self.keys[:, :, :left], self.values[:, :, :left]
+        self.own_keys, self.own_values = self.own_keys[:, :, :own], self.own_values[:, :, :own]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows of the prompt, and of both branches."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the prompt, and of both branches."""
+        indices = indices.to(self.keys.device)
+        both = torch.cat([indices, indices + len(self.keys)])
+        self.keys, self.values = self.keys[indices], self.values[indices]
+        self.own_keys, self.own_values = self.own_keys[both], self.own_values[both]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the prompt, and of both branches."""
+        for name in ("keys", "values", "own_keys", "own_values"):
+            setattr(self, name, getattr(self, name).repeat_interleave(repeats, 0))
+
+
+class Forked:
+    """The prompt that both branches of a forked cache go on from (:mod:`prefheads.shared`)."""
+
+    apart = True
+
+    def __init__(self, cache: Cache) -> None:
+        self.layers: list[Any] = cache.layers
+
+    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the prompt in a layer; None where both branches hold all of theirs."""
+        layer = self.layers[index] if index < len(self.layers) else None
+        return (layer.keys, layer.values) if isinstance(layer, BranchedLayer) else None
+
+
+def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """Add tokens where there is room for some, and make room where there is none.
+
+    Returns:
+        All tokens, a view of the room; the room.
+    """
+    n, end = held.shape[2], held.shape[2] + new.shape[2]
+    fits = room.data_ptr() == held.data_ptr() and room.shape[:2] == held.shape[:2]
+    if not fits or room.shape[2] < end:
+        # No more than there is already, so that it costs little where texts are short.
+        room = held.new_empty(*held.shape[:2], end + min(ROOM, max(16, end)), held.shape[3])
+        room[:, :, :n] = held
+    room[:, :, n:end] = new
+    return room[:, :, :end], room
+
+
+# -- layers of twice the rows --
+
+
+def _append(layer: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Stock dynamic layers copy all of their tokens each time, and these hold twice the rows."""
+    if layer.get_seq_length() == 0:
+        return type(layer).update(layer, key, value, *args, **kwargs)
+    for name, new in (("keys", key), ("values", value)):
+        held = getattr(layer, name)
+        grown, room = _grown(held, new, getattr(layer, f"_{name}_room", held))
+        setattr(layer, name, grown)
+        setattr(layer, f"_{name}_room", room)
+    return layer.keys, layer.values
+
+
+def _reorder_both(layer: Any, beam_idx: Tensor) -> None:
+    type(layer).reorder_cache(layer, _both(beam_idx, layer))
+
+
+def _select_both(layer: Any, indices: Tensor) -> None:
+    type(layer).batch_select_indices(layer, _both(indices, layer))
+
+
+def _both(index: Tensor, layer: Any) -> Tensor:
+    """Row numbers of a forked layer: those of the personalised half, then of the depersonalised."""
+    return torch.cat([index, index + len(layer.keys) // 2]) if layer.get_seq_length() else index
