@@ -128,69 +128,68 @@ def _tells_normaliser(inner: AttentionFunction, query: Tensor, kwargs: dict[str,
 
 def _split_mask(
     mask: Tensor | None, query: Tensor, groups: int, n_prompts: int, past: int, n_key: int
-) -> tuple[Tensor | None, Tensor]:
-    """The mask of the prompts' keys ``(n_prompts, 1 or groups, queries, past)``, None where all are
-    seen, and of the own ones ``(rows or 1, groups or 1, heads / groups or 1, T, n)``."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """The mask of the prompts' keys ``(n_prompts, groups, queries, past)`` and of the own ones
+    ``(rows or 1, groups or 1, heads / groups * T, n)``, None where all are seen."""
     rows, heads, n_query, _ = query.shape
     bias = as_bias(mask, query, n_key - n_query, n_key)
-    own = bias[..., past:]
-    own = own[:, :, None] if own.shape[1] == 1 else own.unflatten(1, (groups, -1))
-    before = bias[..., :past]
-    if not before.any():
-        return None, own
-    before = before.expand(rows, heads, -1, -1).unflatten(1, (groups, -1))
-    return _fold(before.flatten(2, 3), n_prompts), own
+    before, own = bias[..., :past], bias[..., past:]
+    sharing = heads // groups
+    own = own.repeat(1, 1, sharing, 1) if own.shape[1] == 1 else _side_by_side(own, groups)
+    seen_before = None
+    if before.any():
+        before = _side_by_side(before.expand(rows, heads, -1, -1), groups)
+        seen_before = _fold(before, n_prompts)
+    return seen_before, own if own.any() else None
+
+
+def _side_by_side(x: Tensor, groups: int) -> Tensor:
+    """``(rows, heads, n, ...)`` as ``(rows, groups, heads / groups * n, ...)``."""
+    return x.reshape(len(x), groups, -1, *x.shape[3:])
 
 
 def _in_two_parts(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    masks: tuple[Tensor | None, Tensor],
+    masks: tuple[Tensor | None, Tensor | None],
     prompt: tuple[Tensor, Tensor],
     scale: float,
     told: bool,
 ) -> Tensor:
-    (rows, heads, n_query, d), groups, n_prompts = query.shape, key.shape[1], len(prompt[0])
-    fine = torch.promote_types(query.dtype, torch.float32)
-    # Heads that share keys lie side by side too: (rows, groups, heads / groups * T, d).
-    query = query.reshape(rows, groups, -1, d)
+    (rows, heads, n_query, d), fine = query.shape, torch.promote_types(query.dtype, torch.float32)
+    # Heads that share keys lie side by side, as do the rows of a prompt.
+    query = _side_by_side(query, key.shape[1])
     part = _told if told else _computed
-    before, log_before = part(_fold(query, n_prompts), prompt, masks[0], scale)
-    before = _unfold(before.to(fine), rows)
-    log_before = _unfold(log_before[..., None], rows)
-
-    scores = (query @ key.transpose(2, 3)).to(fine) * scale
-    own = scores.unflatten(2, (-1, n_query)) + masks[1]
-    own = own.flatten(2, 3)  # (rows, groups, heads / groups * T, n)
-    top = torch.maximum(own.amax(-1, keepdim=True), log_before)
-    own, weight = (own - top).exp_(), (log_before - top).exp_()
-    out: Tensor = (before * weight + own @ value.to(fine)) / (weight + own.sum(-1, keepdim=True))
+    before, log_before = part(_fold(query, len(prompt[0])), prompt, masks[0], scale)
+    own, log_own = part(query, (key, value), masks[1], scale)
+    share = (_unfold(log_before[..., None], rows) - log_own[..., None]).sigmoid()
+    out = torch.lerp(own.to(fine), _unfold(before, rows).to(fine), share)
     return out.reshape(rows, heads, n_query, d).transpose(1, 2).to(query.dtype)
 
 
 def _told(
-    query: Tensor, prompt: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
+    query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention to the prompts by a CPU's kernel, ``(n_prompts, groups, queries, d)``, and its
-    logarithmic normaliser ``(n_prompts, groups, queries)``."""
+    """Attention by a CPU's kernel, shaped as ``query`` ``(rows, groups, queries, d)``, and its
+    logarithmic normaliser ``(rows, groups, queries)``."""
     out: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, *prompt, attn_mask=mask, scale=scale
+        query, *seen, attn_mask=mask, scale=scale
     )
     return out
 
 
 def _computed(
-    query: Tensor, prompt: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
+    query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The same in plain torch; all scores are in memory."""
     fine = torch.promote_types(query.dtype, torch.float32)
-    scores = (query @ prompt[0].transpose(2, 3)).to(fine) * scale
+    scores = (query @ seen[0].transpose(2, 3)).to(fine) * scale
     if mask is not None:
         scores = scores + mask
     normaliser = scores.logsumexp(-1)
     weights = (scores - normaliser[..., None]).exp()
-    return weights.to(query.dtype) @ prompt[1], normaliser
+    return weights.to(query.dtype) @ seen[1], normaliser
 
 
 # -- as one row --
