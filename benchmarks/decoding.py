@@ -205,14 +205,15 @@ class _Ways:
         for way in ("plain", "contrast"):
             cache = DynamicCache(config=self.model.config)
             self.run(way, cache)
-            tensors = [x for layer in cache.layers for x in (layer.keys, layer.values)]
-            held[way] = sum(x.untyped_storage().nbytes() for x in tensors)
+            tensors = [x for layer in cache.layers for x in vars(layer).values()]
+            stores = [x.untyped_storage() for x in tensors if isinstance(x, Tensor)]
+            held[way] = sum({store.data_ptr(): store.nbytes() for store in stores}.values())
         n_layers, (batch, n_prompt) = self.layout.shape[0], self.ids.shape
         # The last token is written, not read: its keys and values are not computed.
         of_token = held["plain"] // (n_layers * batch * (n_prompt + self.new - 1))
         doubled = (n_layers - self.fork) * batch * of_token
         return {
             "held": held,
-            "formula": doubled * (n_prompt + self.new - 1),
+            "formula": doubled * self.new,  # with the prompt's last token
             "room": 2 * doubled * ROOM,  # at most, for the tokens to come of both branches
         }
