@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from models import random_encoded, tiny
 from steered import PROMPTS, SOFT, expected, generate
 from torch import nn
-from transformers import AttentionInterface, CompileConfig, DynamicCache
+from transformers import AttentionInterface, CompileConfig
 
 import prefheads.shared
-from prefheads import branches
 from prefheads.attention import head_layout
-from prefheads.branches import fork_cache
 from prefheads.forward import skipped, two_rows_at_once
 from prefheads.shared import attend_shared
 from prefheads.steering import steer
@@ -130,35 +126,6 @@ def test_two_rows_leave_other_layers_alone() -> None:
     model = nn.Sequential(Own(4, 4), nn.Linear(4, 4).bfloat16())
     with two_rows_at_once(model):
         assert not any("forward" in module.__dict__ for module in model)
-
-
-def test_doubled_layers_have_room_for_new_tokens(monkeypatch) -> None:
-    """They hold what stock layers hold, also after crops and reordering, and seldom move."""
-    monkeypatch.setattr(branches, "ROOM", 3)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(rows: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.randn(2, rows, 2, n, 4, generator=generator))
-
-    stock, ours = DynamicCache(), DynamicCache()
-    first = draw(2, 5)
-    ours.update(*first, 0)
-    stock.update(*(torch.cat([x, x]) for x in first), 0)
-    fork_cache(ours, 0, 2, share=False)
-    ours = copy.deepcopy(ours)
-    where = set()
-    for step in range(12):
-        new = draw(4, 1 + step % 2)
-        found, wanted = ours.update(*new, 0), stock.update(*new, 0)
-        assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
-        where.add(ours.layers[0].keys.data_ptr())
-        if step == 4:
-            ours.crop(-2), stock.crop(-2)
-        if step == 7:
-            ours.reorder_cache(torch.tensor([1, 0]))
-            stock.reorder_cache(torch.tensor([1, 0, 3, 2]))
-    assert len(where) < 8
-    assert ours.get_seq_length() == stock.get_seq_length()
 
 
 @pytest.mark.parametrize("mode", ["contrast", "amplify"])
