@@ -252,12 +252,15 @@ def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
 
 
 @contextmanager
-def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[HeadLayout]:
+def intercept(
+    model: PreTrainedModel, backend: str | None = None, *, entries: bool = True
+) -> Iterator[HeadLayout]:
     """Route a model's attention through this package's passes; leave no trace afterwards.
 
     Args:
         backend: Attention to compute with inside the block, for work that needs explicit masks;
             the model's own if None.
+        entries: Show passes what enters each layer too, so that rows can join there.
 
     Raises:
         ModelError: The model cannot be handled (before anything is changed).
@@ -272,7 +275,7 @@ def intercept(model: PreTrainedModel, backend: str | None = None) -> Iterator[He
             stack.callback(_busy.discard, model)
             name = _wrapper(backend or attention_backend(model))
             stack.enter_context(_attention_set_to(model, name))
-            for index, layer in enumerate(layout.layers):
+            for index, layer in enumerate(layout.layers if entries else ()):
                 hook = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
                 stack.callback(hook.remove)
         yield layout

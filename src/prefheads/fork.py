@@ -171,6 +171,8 @@ class Pass(Observer):
         """The attention function, with this layer's gains. Shapes as transformers passes them."""
         layer = layer_index(module)
         changed = self.plan.changed[layer]
+        if not changed and self.prompt is None:
+            return inner(module, query, key, value, mask, **kwargs)
         rows = len(query)
         gain = self.plan.gain(layer, query.device) if changed else None
         shared = None if self.prompt is None else self.prompt.held(layer, key, value)

@@ -112,8 +112,10 @@ def steer(
         yield steering
         return
     backend = masked_backend(model) if target == "profile" else None
-    pairs = two_rows_at_once(model) if mode == "contrast" else nullcontext()
-    with intercept(model, backend), replaced_forward(model, steering.forward), pairs:
+    branches = mode == "contrast"
+    pairs = two_rows_at_once(model) if branches else nullcontext()
+    heads = intercept(model, backend, entries=branches)
+    with heads, replaced_forward(model, steering.forward), pairs:
         _active[model] = steering
         try:
             yield steering
