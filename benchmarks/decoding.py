@@ -30,7 +30,7 @@ from benchmarks.results import Cell
 from benchmarks.subject import Subject
 from prefheads import steer
 from prefheads.attention import head_layout
-from prefheads.branches import ROOM
+from prefheads.branches import LEAST_ROOM, ROOM
 from prefheads.steering import Mode
 
 WAYS = ("plain", "off", "amplify", "contrast", "authors", "cad")
@@ -215,5 +215,6 @@ class _Ways:
         return {
             "held": held,
             "formula": doubled * self.new,  # with the prompt's last token
-            "room": 2 * doubled * ROOM,  # at most, for the tokens to come of both branches
+            # At most, for the tokens to come of both branches.
+            "room": 2 * doubled * min(ROOM, max(LEAST_ROOM, self.new)),
         }

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 128  # tokens
+LEAST_ROOM, ROOM = 16, 128  # tokens to come that there is room for
 
 
 def fork_cache(cache: Cache, first: int, n_rows: int, *, share: bool) -> None:
@@ -137,7 +137,7 @@ def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     fits = room.data_ptr() == held.data_ptr() and room.shape[:2] == held.shape[:2]
     if not fits or room.shape[2] < end:
         # No more than there is already, so that it costs little where texts are short.
-        room = held.new_empty(*held.shape[:2], end + min(ROOM, max(16, end)), held.shape[3])
+        room = held.new_empty(*held.shape[:2], end + min(ROOM, max(LEAST_ROOM, end)), held.shape[3])
         room[:, :, :n] = held
     room[:, :, n:end] = new
     return room[:, :, :end], room
