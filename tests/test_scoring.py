@@ -16,6 +16,7 @@ from prefheads.encoding import encode
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, load_examples
 from prefheads.masks import masked_backend
+from prefheads.nll import vocabulary_projection
 from prefheads.scoring import Budget, Scorer, response_nll
 
 N_HEADS = SHAPE[0] * SHAPE[1]
@@ -116,6 +117,7 @@ def test_bfloat16_is_close(scope) -> None:
 @pytest.mark.parametrize(("scope", "calls"), [("response", 1), ("all", 0)])
 def test_the_prompt_is_encoded_once(scope, calls) -> None:
     model, encoded = shared("llama"), random_encoded(17, 5)
+    vocabulary_projection(model)  # looks once with a run of its own
     lengths = []
     hook = model.model.layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(args[0].shape[1]), with_kwargs=True
