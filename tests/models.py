@@ -54,6 +54,31 @@ EXTRA: dict[str, dict[str, object]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
 }
 ARCHITECTURES = tuple(EXTRA)
+# Attention of these makes something else of what the cache gives.
+_LATENT: dict[str, object] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+}
+_EXPERTS: dict[str, object] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+UNUSUAL: dict[str, dict[str, object]] = {
+    "diffllama": {},
+    "jetmoe": {"kv_channels": 8, "num_local_experts": 4},
+    "deepseek_v2": _LATENT | _EXPERTS | {"topk_group": None, "n_group": None},
+    "deepseek_v3": _LATENT | _EXPERTS,
+    "minicpm3": _LATENT,
+    "doge": {},
+}
 SLIDING = tuple(kind for kind in EXTRA if "sliding_window" in EXTRA[kind])
 BACKENDS = [
     (kind, attention)
@@ -67,7 +92,9 @@ def tiny(
     kind: str = "llama", attention: str | None = None, seed: int = 0, **changes: object
 ) -> PreTrainedModel:
     """A random model, with weights large enough for every head to matter; it never ends a text."""
-    settings = {k: v for k, v in (BASE | EXTRA[kind] | changes).items() if v is not None}
+    settings = {
+        k: v for k, v in (BASE | (EXTRA | UNUSUAL)[kind] | changes).items() if v is not None
+    }
     config = AutoConfig.for_model(kind, **settings)
     if attention is None:
         attention = "eager" if kind == "gemma2" else "sdpa"

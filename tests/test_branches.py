@@ -4,17 +4,19 @@ elsewhere, and always what two stock caches would hold."""
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from models import shared, tiny
-from steered import HARD, PROFILE_MASK, PROMPTS, SOFT, each_way, expected, generate
+from steered import HARD, N_NEW, PROFILE_MASK, PROMPTS, SOFT, each_way, expected, generate
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
 import prefheads.shared
 from prefheads import branches
 from prefheads.branches import BranchedLayer, Forked, fork_cache
+from prefheads.errors import SteeringError
 from prefheads.steering import steer
 
 N = 5  # tokens of the prompt
@@ -202,3 +204,90 @@ def test_layers_that_are_not_forked_share_nothing() -> None:
     assert Forked(cache).held(0, torch.empty(0), torch.empty(0)) is None
     cache.update(*drawn(torch.Generator(), 1, 2), 0)
     assert Forked(cache).held(0, torch.empty(0), torch.empty(0)) is None
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_cache_goes_with_its_generation(share) -> None:
+    """No cycle of references keeps keys and values until Python looks for such."""
+    cache = DynamicCache()
+    cache.update(*drawn(torch.Generator(), 2, N), 0)
+    fork_cache(cache, 0, 2, share=share)
+    layer = weakref.ref(cache.layers[0])
+    del cache
+    assert layer() is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("mode", ["contrast", "amplify"])
+def test_the_cache_of_another_steering_is_refused(kind, mode) -> None:
+    model, cache = shared(kind), DynamicCache(config=shared(kind).config)
+    with steer(model, HARD, 1.5):
+        generate(model, PROMPTS[0], past_key_values=cache)
+    longer = torch.cat([PROMPTS[0], torch.arange(5, 5 + N_NEW)])
+    with pytest.raises(SteeringError, match="another steering"), steer(model, SOFT, 1, mode=mode):
+        generate(model, longer, past_key_values=cache)
+
+
+def test_an_unsteered_call_on_a_forked_cache_is_refused() -> None:
+    model, cache = shared("llama"), DynamicCache()
+    with steer(model, HARD, 1.5):
+        generate(model, PROMPTS[0], past_key_values=cache)
+    with pytest.raises(SteeringError, match="fresh cache"):
+        model(input_ids=PROMPTS[0][None, :1], past_key_values=cache)
+
+
+def test_a_quantised_cache_is_refused() -> None:
+    cache = DynamicCache()
+    cache.update(*drawn(torch.Generator(), 2, N), 0)
+    cache.layers[0]._quantized_keys = cache.layers[0].keys.to(torch.int8)
+    with pytest.raises(SteeringError, match="quantised"):
+        fork_cache(cache, 0, 2, share=True)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_a_graph_or_inference_mode_holds_is_not_written_into(share) -> None:
+    generator, cache = torch.Generator().manual_seed(0), DynamicCache()
+    prompt = drawn(generator, 2, N)
+    with torch.inference_mode():
+        cache.update(*(x.clone() for x in prompt), 0)
+        fork_cache(cache, 0, 2, share=share)
+        cache.update(*drawn(generator, 4, 1), 0)
+    for _ in range(3):
+        cache.update(*drawn(generator, 4, 1), 0)
+    keys, _ = drawn(generator, 4, 1)
+    keys.requires_grad_()
+    held, _ = cache.update(keys, keys, 0)
+    cache.update(*drawn(generator, 4, 1), 0)
+    held.square().sum().backward()
+    assert torch.allclose(keys.grad, 2 * keys)
+    assert cache.get_seq_length() == N + 6
+
+
+def test_minus_infinity_in_a_mask_is_as_the_lowest_number() -> None:
+    """Masks that others write may hold it, also over a whole prompt."""
+    model = shared("llama")
+    ids = torch.stack([PROMPTS[0]] * 2)
+    low, logits = torch.finfo(torch.float32).min, []
+    for hidden in (low, float("-inf")):
+        cache = DynamicCache()
+        with torch.no_grad(), steer(model, SOFT, 1.5):
+            model(input_ids=ids, past_key_values=cache)
+            mask = torch.zeros(2, 1, 1, ids.shape[1] + 1)
+            mask[1, ..., :-1] = hidden
+            out = model(
+                input_ids=ids[:, :1],
+                past_key_values=cache,
+                attention_mask=mask,
+                position_ids=torch.tensor([[17], [17]]),
+            )
+        logits.append(out.logits)
+    assert torch.isfinite(logits[1]).all()
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+def test_products_do_not_leave_float16() -> None:
+    query = torch.full((1, 2, 1, 64), 40.0).half()
+    keys = torch.full((1, 2, 5, 64), 40.0).half()
+    values = torch.randn(1, 2, 5, 64).half()
+    out, _ = prefheads.shared._computed(query, (keys, values), None, 0.125)
+    assert torch.isfinite(out).all()

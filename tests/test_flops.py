@@ -20,7 +20,6 @@ from prefheads.contrast import context_contrast, layer_contrast
 from prefheads.encoding import encode
 from prefheads.errors import ModelError
 from prefheads.examples import Example
-from prefheads.nll import vocabulary_projection
 
 N, NEW, BARE = 17, 6, 11  # longer than the sliding windows of 8 tokens
 TABLE_3 = {512: (6.57, 6.96, 1.06), 1024: (13.04, 13.43, 1.03), 2048: (26.80, 27.21, 1.02)}
@@ -151,18 +150,13 @@ def test_naive_discovery(all_logits: bool) -> None:
 def test_discovery(kind: str, scope: str, tokens: int, characters) -> None:
     example = Example("1", "someone", [{"text": "Likes short words."}], "Say it:", "Hello you")
     encoded = encode(characters, example)
-    head_layout(model_of(kind))  # the probes of a model that is new cost passes of their own
-    vocabulary_projection(model_of(kind))
-    found = counted(
-        lambda: prefheads.discover(
-            model_of(kind),
-            characters,
-            [example],
-            scope=scope,
-            tokens_per_pass=tokens,
-            progress=False,
-        )
-    )
+
+    def run() -> None:
+        model, options = model_of(kind), {"scope": scope, "tokens_per_pass": tokens}
+        prefheads.discover(model, characters, [example], **options, progress=False)
+
+    run()  # the probes of a model that is new cost passes of their own
+    found = counted(run)
     n, response = len(encoded.prompt_ids), len(encoded.response_ids)
     assert found == cost_of(kind).discovery(n, response, scope, tokens_per_pass=tokens)
 

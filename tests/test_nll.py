@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, VOCABULARY, shared, tiny
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from prefheads import nll
 from prefheads.nll import projected_nll, token_nll, vocabulary_projection
@@ -74,3 +75,27 @@ def test_projections_that_are_more_than_their_weights() -> None:
     assert vocabulary_projection(model) is None
     model.lm_head = nn.Linear(32, VOCABULARY)
     assert vocabulary_projection(model) is model.lm_head
+
+
+def test_what_is_done_to_logits_may_depend_on_their_type() -> None:
+    """A model that makes float32 of its logits does nothing to those that are."""
+
+    class Upcast(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits.float()
+            return out
+
+    model = Upcast(tiny("llama").config).eval()
+    assert vocabulary_projection(model) is model.lm_head
+    assert vocabulary_projection(model.bfloat16()) is None
+
+
+def test_logits_that_are_written_into_are_not_those_of_the_projection() -> None:
+    class Masked(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits[..., 0] = -100.0
+            return out
+
+    assert vocabulary_projection(Masked(tiny("llama").config).eval()) is None

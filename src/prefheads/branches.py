@@ -8,13 +8,15 @@ rows.
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import cache as remembered
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+
+from prefheads.errors import SteeringError
 
 LEAST_ROOM, ROOM = 16, 128  # tokens to come that there is room for
 
@@ -25,11 +27,17 @@ def fork_cache(cache: Cache, first: int, n_rows: int, *, share: bool) -> None:
 
     Args:
         share: Hold the prompt once where the layer can.
+
+    Raises:
+        SteeringError: The cache is quantised.
     """
     layers: list[Any] = cache.layers
+    offloading = getattr(cache, "offloading", False)  # which moves keys and values, nothing else
     for i, layer in enumerate(layers[first:], first):
-        if isinstance(layer, BranchedLayer):
+        if _is_forked(layer):
             continue
+        if hasattr(layer, "_quantized_keys"):
+            raise SteeringError("a contrast cannot fork a quantised cache; use a dynamic one")
         stock, filled = type(layer) is DynamicLayer, layer.get_seq_length() > 0
         if stock and filled and share:
             layers[i] = BranchedLayer(layer)
@@ -37,10 +45,17 @@ def fork_cache(cache: Cache, first: int, n_rows: int, *, share: bool) -> None:
         if filled and len(layer.keys) == n_rows:
             layer.keys = torch.cat([layer.keys, layer.keys])
             layer.values = torch.cat([layer.values, layer.values])
-        if stock:
-            layer.update = MethodType(_append, layer)
-        layer.reorder_cache = MethodType(_reorder_both, layer)
-        layer.batch_select_indices = MethodType(_select_both, layer)
+        kind: Any = type(layer)
+        layer.__class__ = _doubled(kind, stock and not offloading)
+
+
+def is_forked(cache: Cache) -> bool:
+    """Whether a cache has been forked."""
+    return any(_is_forked(layer) for layer in cache.layers)
+
+
+def _is_forked(layer: Any) -> bool:
+    return isinstance(layer, BranchedLayer) or getattr(layer, "is_doubled", False)
 
 
 class BranchedLayer(DynamicLayer):
@@ -73,6 +88,7 @@ class BranchedLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add tokens of both branches; returns all tokens of both, without the prompt."""
+        _require_rows(key_states, self.own_keys)
         self.own_keys, keys = _grown(self.own_keys, key_states, self._rooms[0])
         self.own_values, values = _grown(self.own_values, value_states, self._rooms[1])
         self._rooms = keys, values
@@ -133,6 +149,9 @@ def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         All tokens, a view of the room; the room.
     """
+    if not _may_write(held, new):
+        both = torch.cat([held, new], 2)
+        return both, both
     n, end = held.shape[2], held.shape[2] + new.shape[2]
     fits = room.data_ptr() == held.data_ptr() and room.shape[:2] == held.shape[:2]
     if not fits or room.shape[2] < end:
@@ -143,29 +162,58 @@ def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     return room[:, :, :end], room
 
 
+def _may_write(held: Tensor, new: Tensor) -> bool:
+    """Whether tokens may be written into a room, which changes what the graph of a gradient or
+    inference mode holds."""
+    if torch.is_grad_enabled() and (held.requires_grad or new.requires_grad):
+        return False
+    return torch.is_inference_mode_enabled() or not held.is_inference()
+
+
+def _require_rows(new: Tensor, held: Tensor) -> None:
+    if len(new) != len(held):
+        raise SteeringError(
+            f"{len(new)} rows for a cache that steering has forked into {len(held)}; give the "
+            "call a fresh cache"
+        )
+
+
 # -- layers of twice the rows --
 
 
-def _append(layer: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Stock dynamic layers copy all of their tokens each time, and these hold twice the rows."""
-    if layer.get_seq_length() == 0:
-        return type(layer).update(layer, key, value, *args, **kwargs)
-    for name, new in (("keys", key), ("values", value)):
-        held = getattr(layer, name)
-        grown, room = _grown(held, new, getattr(layer, f"_{name}_room", held))
-        setattr(layer, name, grown)
-        setattr(layer, f"_{name}_room", room)
-    return layer.keys, layer.values
+@remembered
+def _doubled(stock: Any, in_place: bool) -> Any:
+    """A class for layers of the class ``stock``: their rows are those of two branches.
 
+    Args:
+        in_place: Stock dynamic layers copy all of their tokens each time, and these hold twice the
+            rows: write new ones into place.
+    """
 
-def _reorder_both(layer: Any, beam_idx: Tensor) -> None:
-    type(layer).reorder_cache(layer, _both(beam_idx, layer))
+    class Doubled(stock):  # type: ignore[misc]  # of any class of layers
+        is_doubled = True
+        rooms: tuple[Tensor, Tensor] | None = None
 
+        def update(self: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not in_place or self.get_seq_length() == 0:
+                return super().update(key, value, *args, **kwargs)
+            _require_rows(key, self.keys)
+            rooms = self.rooms or (self.keys, self.values)
+            self.keys, keys = _grown(self.keys, key, rooms[0])
+            self.values, values = _grown(self.values, value, rooms[1])
+            self.rooms = keys, values
+            return self.keys, self.values
 
-def _select_both(layer: Any, indices: Tensor) -> None:
-    type(layer).batch_select_indices(layer, _both(indices, layer))
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(self._both(beam_idx))
 
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(self._both(indices))
 
-def _both(index: Tensor, layer: Any) -> Tensor:
-    """Row numbers of a forked layer: those of the personalised half, then of the depersonalised."""
-    return torch.cat([index, index + len(layer.keys) // 2]) if layer.get_seq_length() else index
+        def _both(self: Any, index: Tensor) -> Tensor:
+            """Row numbers of the personalised half, then of the depersonalised."""
+            n = len(self.keys) // 2 if self.get_seq_length() else 0
+            return torch.cat([index, index + n]) if n else index
+
+    Doubled.__name__ = Doubled.__qualname__ = f"Doubled{stock.__name__}"
+    return Doubled

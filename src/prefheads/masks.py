@@ -49,4 +49,5 @@ def as_bias(mask: Tensor | None, query: Tensor, past: int, n_key: int) -> Tensor
         mask = seen.tril(past)[None, None]
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, low)
-    return mask[..., :n_key].to(query.dtype)
+    # Minus infinity, which others may have written, leaves no softmax where a row sees nothing.
+    return mask[..., :n_key].to(query.dtype).clamp_min(low)

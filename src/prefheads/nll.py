@@ -58,7 +58,9 @@ def _at_once(x: Tensor) -> int:
     return 2**20 if x.device.type == "cpu" else 2**28
 
 
-_is_last: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_is_last: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
@@ -72,20 +74,25 @@ def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
         return None
     if vars(head).get("forward") or head._forward_hooks or head._forward_pre_hooks:
         return None
-    if head not in _is_last:
-        _is_last[head] = _makes_the_logits(head, model)
-    return head if _is_last[head] else None
+    found = _is_last.setdefault(head, {})
+    dtype = head.weight.dtype  # a model may turn its logits into float32, which they may be already
+    if dtype not in found:
+        found[dtype] = _makes_the_logits(head, model)
+    return head if found[dtype] else None
 
 
 @torch.no_grad()
 def _makes_the_logits(head: nn.Linear, model: PreTrainedModel) -> bool:
     entered: list[Tensor] = []
+    version: list[int] = []  # which counts what is written into a tensor
 
     def note(hidden: Tensor) -> Tensor:
         entered.append(hidden)
+        version.append(hidden._version)
         return hidden
 
     ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
     with forward_set_to(head, note):
         logits = model(input_ids=ids, use_cache=False).logits
-    return len(entered) == 1 and logits is entered[0]
+    untouched = len(entered) == 1 and logits is entered[0]
+    return untouched and entered[0]._version == version[0]

@@ -19,7 +19,8 @@ from prefheads.fork import Pass, Plan, Target, branch_plan
 from prefheads.forward import forward_set_to, skipped
 from prefheads.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.observer import observing
-from prefheads.shared import ReadOnly
+from prefheads.shared import ReadOnly, Repeated
+from prefheads.sharing import can_share
 from prefheads.steering import Scope, Span, active_steering, response_span
 
 
@@ -114,7 +115,8 @@ class Scorer:
             encoded.profile_mask, (0, self.n_keys - len(prompt))
         )[None]
         inputs = torch.cat([prompt, self.targets[:-1]])[None]
-        self.prompt: ReadOnly | None = None  # shared by all rows
+        self.cache: ReadOnly | None = None  # of the prompt
+        self.prompt: ReadOnly | None = None  # the same, where all rows share it
         if scope == "response":
             cache = DynamicCache(config=model.config)
             if len(prompt) > 1:
@@ -124,7 +126,8 @@ class Scorer:
                         past_key_values=cache,
                         logits_to_keep=1,
                     )
-            self.prompt = ReadOnly(cache)
+            self.prompt = ReadOnly(cache) if can_share(model) else None
+            self.cache = self.prompt or Repeated(cache)
             inputs = inputs[:, len(prompt) - 1 :]
         self.inputs = inputs
 
@@ -172,8 +175,8 @@ class Scorer:
         with observing(running), skipped(head_layout(self.model), first):
             out = self.model(
                 input_ids=self.inputs,
-                past_key_values=self.prompt,
-                use_cache=self.prompt is not None,
+                past_key_values=self.cache,
+                use_cache=self.cache is not None,
                 logits_to_keep=len(self.targets),
             )
         logits: Tensor = out.logits

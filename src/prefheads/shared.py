@@ -20,6 +20,7 @@ from prefheads.masks import as_bias
 from prefheads.observer import AttentionFunction
 
 Once = Callable[[Callable[[], Any]], Any]
+FEW = 16  # queries of a branch up to which the prompt's part is worth a computation of its own
 
 
 class Prompt(Protocol):
@@ -43,7 +44,7 @@ class Prompt(Protocol):
 
 class ReadOnly(Cache):
     """The filled cache of one prompt, which all rows share: it tells its lengths and keeps nothing;
-    new keys and values pass through."""
+    new keys and values pass through, and :func:`attend_shared` adds the prompt's."""
 
     apart = False
 
@@ -51,9 +52,9 @@ class ReadOnly(Cache):
         super().__init__(layers=filled.layers)
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return the new keys and values unchanged; :func:`attend_shared` adds the prompt's."""
+        """Return the new keys and values unchanged."""
         return key_states, value_states
 
     def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +64,22 @@ class ReadOnly(Cache):
         if layer is None or layer.get_seq_length() == 0:
             return key[:1, :, :0], value[:1, :, :0]
         return layer.keys, layer.values
+
+
+class Repeated(ReadOnly):
+    """The same for models that cannot share (:func:`prefheads.sharing.can_share`): every row is
+    given the prompt's keys and values before its new ones, as a cache of its own would."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return all keys and values of each row."""
+        new = key_states, value_states
+        held = self.held(layer_idx, *new)
+        keys, values = (
+            torch.cat([p.expand(len(x), -1, -1, -1), x], 2) for p, x in zip(held, new, strict=True)
+        )
+        return keys, values
 
 
 def attend_shared(
@@ -95,7 +112,7 @@ def attend_shared(
     n_prompts, _, past, _ = prompt[0].shape
     n_key = past + key.shape[2]
     told = _tells_normaliser(inner, query, kwargs)
-    if past and (told or (apart and _is_plain(inner, kwargs))):
+    if past and (n_query <= FEW and _is_plain(inner, kwargs) if apart else told):
         seen = once(lambda: _split_mask(mask, query, key.shape[1], n_prompts, past, n_key))
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         return _in_two_parts(query, key, value, seen, prompt, scale, told), None
@@ -132,15 +149,22 @@ def _split_mask(
     """The mask of the prompts' keys ``(n_prompts, groups, queries, past)`` and of the own ones
     ``(rows or 1, groups or 1, heads / groups * T, n)``, None where all are seen."""
     rows, heads, n_query, _ = query.shape
+    if mask is None and n_query == 1:
+        return None, None
     bias = as_bias(mask, query, n_key - n_query, n_key)
     before, own = bias[..., :past], bias[..., past:]
     sharing = heads // groups
     own = own.repeat(1, 1, sharing, 1) if own.shape[1] == 1 else _side_by_side(own, groups)
     seen_before = None
-    if before.any():
+    if _hides(before):
         before = _side_by_side(before.expand(rows, heads, -1, -1), groups)
         seen_before = _fold(before, n_prompts)
-    return seen_before, own if own.any() else None
+    return seen_before, own if _hides(own) else None
+
+
+def _hides(bias: Tensor) -> bool:
+    """Whether a bias does anything; elsewhere than on a CPU it costs less than to ask."""
+    return bias.device.type != "cpu" or bool(bias.any())
 
 
 def _side_by_side(x: Tensor, groups: int) -> Tensor:
@@ -157,7 +181,7 @@ def _in_two_parts(
     scale: float,
     told: bool,
 ) -> Tensor:
-    (rows, heads, n_query, d), fine = query.shape, torch.promote_types(query.dtype, torch.float32)
+    (rows, heads, n_query, _), fine = query.shape, torch.promote_types(query.dtype, torch.float32)
     # Heads that share keys lie side by side, as do the rows of a prompt.
     query = _side_by_side(query, key.shape[1])
     part = _told if told else _computed
@@ -165,7 +189,7 @@ def _in_two_parts(
     own, log_own = part(query, (key, value), masks[1], scale)
     share = (_unfold(log_before[..., None], rows) - log_own[..., None]).sigmoid()
     out = torch.lerp(own.to(fine), _unfold(before, rows).to(fine), share)
-    return out.reshape(rows, heads, n_query, d).transpose(1, 2).to(query.dtype)
+    return out.reshape(rows, heads, n_query, -1).transpose(1, 2).to(query.dtype)
 
 
 def _told(
@@ -184,7 +208,7 @@ def _computed(
 ) -> tuple[Tensor, Tensor]:
     """The same in plain torch; all scores are in memory."""
     fine = torch.promote_types(query.dtype, torch.float32)
-    scores = (query @ seen[0].transpose(2, 3)).to(fine) * scale
+    scores = ((query * scale) @ seen[0].transpose(2, 3)).to(fine)  # float16 ends at 65504
     if mask is not None:
         scores = scores + mask
     normaliser = scores.logsumexp(-1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefheads.attention import HeadLayout, attention_backend, head_layout, intercept
-from prefheads.branches import Forked, fork_cache
+from prefheads.branches import Forked, fork_cache, is_forked
 from prefheads.contrast.combine import combine, entropy_strength, require_plausibility
 from prefheads.errors import SteeringError
 from prefheads.fork import Pass, Plan, Target, part_of
@@ -29,6 +29,7 @@ from prefheads.forward import Call, Forward, replaced_forward, two_rows_at_once
 from prefheads.heads import HeadWeights
 from prefheads.masks import masked_backend
 from prefheads.observer import observing
+from prefheads.sharing import can_share
 
 Mode = Literal["contrast", "amplify"]
 Scope = Literal["response", "all"]
@@ -114,8 +115,11 @@ def steer(
     backend = masked_backend(model) if target == "profile" else None
     branches = mode == "contrast"
     pairs = two_rows_at_once(model) if branches else nullcontext()
-    heads = intercept(model, backend, entries=branches)
-    with heads, replaced_forward(model, steering.forward), pairs:
+    with intercept(model, backend, entries=branches), ExitStack() as stack:
+        if branches and scope == "response" and attention_backend(model) == "sdpa":
+            steering.may_share = can_share(model)
+        stack.enter_context(replaced_forward(model, steering.forward))
+        stack.enter_context(pairs)
         _active[model] = steering
         try:
             yield steering
@@ -195,6 +199,7 @@ class Steering:
         self.batch = max(sizes, default=1)
         strength = suppression if mode == "contrast" else 1.0
         self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
+        self.may_share = False  # of both branches, the prompt's keys and values
         self._plans: dict[int, Plan] = {}
         self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -226,6 +231,10 @@ class Steering:
         if start > 0:
             call.begin_cache(self.model)
         cache = call.cache
+        if cache is not None and cache not in self._begun and is_forked(cache):
+            raise SteeringError(
+                "this cache was forked by another steering; give the call a new one"
+            )
 
         before = None
         if start > 0:
@@ -289,12 +298,8 @@ class Steering:
 
     def _shares(self, cache: Any) -> bool:
         """Whether both branches may read one copy of the prompt's keys and values."""
-        return (
-            self.scope == "response"
-            and attention_backend(self.model) == "sdpa"
-            and not torch.is_grad_enabled()
-            and not getattr(cache, "offloading", False)
-        )
+        offloading = getattr(cache, "offloading", False)
+        return self.may_share and not torch.is_grad_enabled() and not offloading
 
     def _profile(self, n: int, length: int, device: torch.device, prompt: int) -> Tensor | None:
         """The profile's tokens among all keys ``(n, length)``; it covers ``prompt`` or more."""

@@ -181,7 +181,7 @@ class _Scorers:
     def lend(self, encoded: Encoded) -> Scorer:
         """A scorer that will be asked for again."""
         scorer = Scorer(self.model, encoded, self.scope, self.budget)
-        layers: list[Any] = scorer.prompt.layers if scorer.prompt is not None else []
+        layers: list[Any] = scorer.cache.layers if scorer.cache is not None else []
         size = sum(x.keys.nbytes + x.values.nbytes for x in layers if x.get_seq_length())
         size += scorer.unchanged.nbytes
         if size <= self.room:
