@@ -240,7 +240,7 @@ def test_two_threads_that_begin_with_a_new_model_are_right_or_refused() -> None:
     for trial in range(12):
         model = tiny("llama", seed=trial)
         plain = model(IDS[None]).logits
-        with steer(tiny("llama", seed=trial), weights, 5.0) as steering:
+        with torch.no_grad(), steer(tiny("llama", seed=trial), weights, 5.0) as steering:
             expected = steering.model(IDS[None]).logits
         barrier, seen = threading.Barrier(2), []
 

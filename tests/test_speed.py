@@ -11,7 +11,7 @@ from transformers import AttentionInterface, CompileConfig
 
 import prefheads.shared
 from prefheads.attention import head_layout
-from prefheads.forward import skipped, two_rows_at_once
+from prefheads.forward import skipped
 from prefheads.shared import attend_shared
 from prefheads.steering import steer
 
@@ -103,29 +103,6 @@ def test_skipped_layers_pass_on_what_enters_them() -> None:
 
 
 # -- decoding -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(2, 1, 32), (1, 2, 32), (2, 32), (1, 1, 32), (3, 1, 32)])
-def test_two_rows_at_once_are_what_the_layer_gives(shape, bias) -> None:
-    model = nn.Sequential(nn.Linear(32, 7, bias=bias))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    plain = model(x)
-    with two_rows_at_once(model):
-        fast = model(x)
-        assert "forward" in model[0].__dict__
-    assert fast.shape == plain.shape and fast.is_contiguous()
-    assert torch.allclose(fast, plain, atol=1e-6)
-    assert "forward" not in model[0].__dict__
-
-
-def test_two_rows_leave_other_layers_alone() -> None:
-    class Own(nn.Linear):
-        pass
-
-    model = nn.Sequential(Own(4, 4), nn.Linear(4, 4).bfloat16())
-    with two_rows_at_once(model):
-        assert not any("forward" in module.__dict__ for module in model)
 
 
 @pytest.mark.parametrize("mode", ["contrast", "amplify"])

@@ -112,35 +112,3 @@ def replaced_forward(
     # generate() compiles its steps where caches are static and on a GPU; this one stays as it is.
     with forward_set_to(model, torch.compiler.disable(replaced)):
         yield
-
-
-@contextmanager
-def two_rows_at_once(model: PreTrainedModel) -> Iterator[None]:
-    """Let a CPU multiply two rows with a weight in the time of one.
-
-    A product of one row costs the time it takes to read the weight. Of two rows the CPU libraries
-    make it cost up to twice that, unless the weight is the first factor. The two branches of a
-    single text are two rows.
-    """
-    with ExitStack() as stack:
-        for module in model.modules():
-            if (
-                type(module) is nn.Linear
-                and module.weight.device.type == "cpu"
-                and module.weight.dtype == torch.float32
-                and "forward" not in module.__dict__
-            ):
-                forward = functools.partial(_linear, module._parameters)
-                stack.enter_context(forward_set_to(module, forward))
-        yield
-
-
-def _linear(parameters: dict[str, Any], x: Tensor) -> Tensor:
-    weight, bias = parameters["weight"], parameters["bias"]
-    if x.numel() != 2 * x.shape[-1]:
-        return nn.functional.linear(x, weight, bias)
-    out = (weight @ x.reshape(2, -1).T).T.contiguous()
-    if bias is not None:
-        out += bias
-    rows: Tensor = out.view(*x.shape[:-1], -1)
-    return rows

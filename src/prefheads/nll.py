@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prefheads.attention import input_device
 from prefheads.forward import forward_set_to
+from prefheads.linear import linear
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -33,9 +34,18 @@ def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> 
     return torch.stack([token_nll(x, targets).mean() for x in degrees]).cpu()
 
 
-def projected_nll(hidden: Tensor, projection: nn.Linear, targets: Tensor) -> Tensor:
+def projected_nll(
+    hidden: Tensor, projection: nn.Linear, targets: Tensor, known: tuple[Tensor, Tensor]
+) -> Tensor:
     """NLL of ``targets`` (T,) under the logits that a :func:`vocabulary_projection` makes of
-    ``hidden`` (rows, T, width), float32 (rows, T)."""
+    ``hidden`` (rows, T, width), float32 (rows, T).
+
+    Args:
+        known: Hidden states ``(1, T, width)`` close to all of them, and their logits
+            ``(1, T, vocab)``. Only the difference is projected: it is small, and so is its
+            rounding error.
+    """
+    change = hidden - known[0]
     normaliser = hidden.new_full(hidden.shape[:-1], float("-inf"), dtype=torch.float32)
     chosen = torch.empty_like(normaliser)
     wanted = targets.tolist()
@@ -43,12 +53,11 @@ def projected_nll(hidden: Tensor, projection: nn.Linear, targets: Tensor) -> Ten
     first = 0
     for weight in weights:
         end = first + len(weight)
-        bias = None if projection.bias is None else projection.bias[first:end]
-        logits = nn.functional.linear(hidden, weight, bias)
+        logits = linear(change, weight, None).float().add_(known[1][..., first:end])
         for position, token in enumerate(wanted):
             if first <= token < end:
                 chosen[:, position] = logits[:, position, token - first]
-        normaliser = torch.logaddexp(normaliser, logits.float().logsumexp(-1))
+        normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
         first = end
     return normaliser - chosen
 

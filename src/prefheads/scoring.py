@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import head_layout, input_device
@@ -69,9 +69,11 @@ class Unchanged(Pass):
         inputs: ``(1, n, d)``, the hidden states that entered each layer.
         rest: What else each layer was given.
         logits: ``(1, T, vocab)`` of the response.
+        hidden: ``(1, T, d)``, what a :func:`vocabulary_projection` made them of, if there is one.
     """
 
     logits: Tensor
+    hidden: Tensor | None = None
 
     def __init__(self, plan: Plan, n_keys: int, prompt: ReadOnly | None) -> None:
         super().__init__(plan, n_keys, prompt=prompt)
@@ -111,9 +113,7 @@ class Scorer:
         device = input_device(model)
         prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)
         self.n_keys = len(prompt) + len(self.targets) - 1
-        self.profile = torch.nn.functional.pad(
-            encoded.profile_mask, (0, self.n_keys - len(prompt))
-        )[None]
+        self.profile = nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
         inputs = torch.cat([prompt, self.targets[:-1]])[None]
         self.cache: ReadOnly | None = None  # of the prompt
         self.prompt: ReadOnly | None = None  # the same, where all rows share it
@@ -165,8 +165,14 @@ class Scorer:
         """The pass of the model as it is, from which all others branch off; run once."""
         plan = Plan(torch.ones(1, *head_layout(self.model).shape), 1, [], [], "head")
         unchanged = Unchanged(plan, self.n_keys, prompt=self.prompt)
+        projection = vocabulary_projection(self.model)
         with torch.no_grad():
-            unchanged.logits = self.run(unchanged)
+            if projection is None:
+                unchanged.logits = self.run(unchanged)
+            else:
+                unchanged.hidden = self._hidden(unchanged, projection)
+                weight, bias = projection.weight, projection.bias
+                unchanged.logits = nn.functional.linear(unchanged.hidden, weight, bias)
         return unchanged
 
     def run(self, running: Pass) -> Tensor:
@@ -182,14 +188,18 @@ class Scorer:
         logits: Tensor = out.logits
         return logits
 
+    def _hidden(self, running: Pass, projection: nn.Linear) -> Tensor:
+        """What enters the projection where the response is predicted, ``(rows, T, width)``."""
+        with forward_set_to(projection, lambda hidden: hidden):
+            return self.run(running)
+
     def _token_nll(self, running: Pass) -> Tensor:
         """NLL of the response's tokens ``(rows, T)`` in a pass."""
-        projection = vocabulary_projection(self.model)
-        if projection is None:
+        projection, known = vocabulary_projection(self.model), self.unchanged
+        if projection is None or known.hidden is None:
             return token_nll(self.run(running), self.targets)
-        with forward_set_to(projection, lambda hidden: hidden):
-            hidden = self.run(running)
-        return projected_nll(hidden, projection, self.targets)
+        hidden = self._hidden(running, projection)
+        return projected_nll(hidden, projection, self.targets, (known.hidden, known.logits))
 
     @torch.no_grad()
     def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -25,8 +25,9 @@ from prefheads.branches import Forked, fork_cache, is_forked
 from prefheads.contrast.combine import combine, entropy_strength, require_plausibility
 from prefheads.errors import SteeringError
 from prefheads.fork import Pass, Plan, Target, part_of
-from prefheads.forward import Call, Forward, replaced_forward, two_rows_at_once
+from prefheads.forward import Call, Forward, replaced_forward
 from prefheads.heads import HeadWeights
+from prefheads.linear import fast_steps
 from prefheads.masks import masked_backend
 from prefheads.observer import observing
 from prefheads.sharing import can_share
@@ -114,17 +115,15 @@ def steer(
         return
     backend = masked_backend(model) if target == "profile" else None
     branches = mode == "contrast"
-    pairs = two_rows_at_once(model) if branches else nullcontext()
-    with intercept(model, backend, entries=branches), ExitStack() as stack:
+    with intercept(model, backend, entries=branches):
         if branches and scope == "response" and attention_backend(model) == "sdpa":
             steering.may_share = can_share(model)
-        stack.enter_context(replaced_forward(model, steering.forward))
-        stack.enter_context(pairs)
-        _active[model] = steering
-        try:
-            yield steering
-        finally:
-            _active.pop(model, None)
+        with replaced_forward(model, steering.forward), fast_steps(model):
+            _active[model] = steering
+            try:
+                yield steering
+            finally:
+                _active.pop(model, None)
 
 
 def active_steering(model: PreTrainedModel) -> Steering | None:
