@@ -3,8 +3,9 @@
 torch multiplies float32 matrices on x86 with MKL. It carries oneDNN too, which is up to twice as
 fast at products of few rows, and at those with the weights of a vocabulary
 (``docs/performance.md``). Its sums are a little less exact. It is used for the steps of decoding,
-and for small changes of hidden states (:func:`prefheads.nll.projected_nll`); whole texts, whose
-likelihoods are to agree to 1e-5 nats, are left to torch.
+for what follows a shared prompt, and for small changes of hidden states
+(:func:`prefheads.nll.projected_nll`); prompts and whole texts, whose likelihoods are to agree to
+1e-5 nats, are left to torch.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
     if x.numel() == 2 * x.shape[-1]:
         return _of_two_rows(x, weight, bias)
-    if not _has_onednn():
+    # Weights that do not lie in order oneDNN takes a very slow way.
+    if not _has_onednn() or not weight.is_contiguous():
         return nn.functional.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return out
 
 
 @contextmanager
-def fast_steps(model: nn.Module) -> Iterator[None]:
-    """Let a model's linear layers on a CPU take the rows of a decoding step through
-    :func:`linear` inside the block."""
+def fast_layers(model: nn.Module, most: float = FEW) -> Iterator[None]:
+    """Let a model's linear layers on a CPU take up to ``most`` tokens through :func:`linear` inside
+    the block."""
     with ExitStack() as stack:
         for module in model.modules():
             if (
@@ -48,13 +50,13 @@ def fast_steps(model: nn.Module) -> Iterator[None]:
                 and module.weight.dtype == torch.float32
                 and "forward" not in module.__dict__
             ):
-                forward = functools.partial(_of_few_rows, module._parameters)
+                forward = functools.partial(_forward, module._parameters, most)
                 stack.enter_context(forward_set_to(module, forward))
         yield
 
 
-def _of_few_rows(parameters: dict[str, Any], x: Tensor) -> Tensor:
-    multiply = linear if x.numel() <= FEW * x.shape[-1] else nn.functional.linear
+def _forward(parameters: dict[str, Any], most: float, x: Tensor) -> Tensor:
+    multiply = linear if x.numel() <= most * x.shape[-1] else nn.functional.linear
     return multiply(x, parameters["weight"], parameters["bias"])
 
 

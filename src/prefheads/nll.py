@@ -64,7 +64,7 @@ def projected_nll(
 
 def _at_once(x: Tensor) -> int:
     """Logits to handle at once: on a CPU as many as stay in its cache."""
-    return 2**20 if x.device.type == "cpu" else 2**28
+    return 2**21 if x.device.type == "cpu" else 2**28
 
 
 _is_last: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (

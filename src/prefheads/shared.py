@@ -20,7 +20,7 @@ from prefheads.masks import as_bias
 from prefheads.observer import AttentionFunction
 
 Once = Callable[[Callable[[], Any]], Any]
-FEW = 16  # queries of a branch up to which the prompt's part is worth a computation of its own
+FEW = 16  # queries, or keys, of a row up to which they are computed in plain torch
 
 
 class Prompt(Protocol):
@@ -186,6 +186,8 @@ def _in_two_parts(
     query = _side_by_side(query, key.shape[1])
     part = _told if told else _computed
     before, log_before = part(_fold(query, len(prompt[0])), prompt, masks[0], scale)
+    if rows > FEW >= key.shape[2]:  # many small products are not what the kernel is made for
+        part = _computed
     own, log_own = part(query, (key, value), masks[1], scale)
     share = (_unfold(log_before[..., None], rows) - log_own[..., None]).sigmoid()
     out = torch.lerp(own.to(fine), _unfold(before, rows).to(fine), share)
@@ -212,7 +214,7 @@ def _computed(
     if mask is not None:
         scores = scores + mask
     normaliser = scores.logsumexp(-1)
-    weights = (scores - normaliser[..., None]).exp()
+    weights = (scores - normaliser[..., None]).exp_()
     return weights.to(query.dtype) @ seen[1], normaliser
 
 
