@@ -24,7 +24,7 @@ def values(*shape: int) -> torch.Tensor:
 @pytest.fixture(params=["onednn", "mkl"])
 def library(request, monkeypatch) -> str:
     if request.param == "mkl":
-        monkeypatch.setattr(module, "_has_onednn", lambda: False)
+        monkeypatch.setattr(module, "HAS_ONEDNN", False)
     return request.param
 
 
@@ -117,7 +117,7 @@ def test_steps_go_through_it_while_a_model_is_steered(mode, monkeypatch) -> None
     assert not any("forward" in m.__dict__ for m in model.modules())
 
 
-@pytest.mark.skipif(not module._has_onednn(), reason="torch has no oneDNN, or takes no MKL")
+@pytest.mark.skipif(not module.HAS_ONEDNN, reason="torch has no oneDNN, or takes no MKL")
 @pytest.mark.parametrize(("scope", "takes"), [("response", True), ("all", False)])
 def test_rows_of_a_shared_prompt_take_it_and_prompts_do_not(scope, takes, monkeypatch) -> None:
     model, encoded, tokens = tiny(), random_encoded(), []

@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from models import random_encoded, tiny
-from steered import PROMPTS, SOFT, expected, generate
 from torch import nn
-from transformers import AttentionInterface, CompileConfig
+from transformers import AttentionInterface
 
 import prefheads.shared
 from prefheads.attention import head_layout
 from prefheads.forward import skipped
 from prefheads.shared import attend_shared
-from prefheads.steering import steer
 
 # -- rows of a shared prompt --------------------------------------------------------------------
 
@@ -100,23 +98,3 @@ def test_skipped_layers_pass_on_what_enters_them() -> None:
     for hook in hooks:
         hook.remove()
     assert not any("forward" in layer.__dict__ for layer in layout.layers)
-
-
-# -- decoding -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["contrast", "amplify"])
-def test_a_compiled_step_of_generate(mode) -> None:
-    """generate() compiles its steps for static caches on a GPU; steered ones run as they are."""
-    torch._dynamo.reset()
-    model, counted = tiny(), torch._dynamo.utils.counters["stats"]
-    config = CompileConfig(backend="eager", mode=None)
-    config._compile_all_devices = True
-    options = {"cache_implementation": "static", "compile_config": config}
-    counted.clear()
-    with steer(model, SOFT, 1.5, mode=mode):
-        new = generate(model, PROMPTS[0], **options)
-    assert not counted
-    assert new == [expected(model, 0, SOFT, 1.5, mode=mode)]
-    generate(model, PROMPTS[0], **options)
-    assert counted["unique_graphs"]  # plain ones are compiled

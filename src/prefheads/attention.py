@@ -24,7 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefheads.errors import ModelError, SteeringError
-from prefheads.observer import AttentionFunction, Listener, current, observing
+from prefheads.observer import AttentionFunction, Listener, observer_of, observing
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,19 @@ class HeadLayout:
     Attributes:
         n_heads: Attention (query) heads in a layer; the same in all layers.
         layers: The decoder layers, in order.
+        attentions: Their attention modules.
         tuples: Whether a layer returns its output as the first of a tuple.
     """
 
     n_heads: int
     layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
     tuples: bool
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Layers and attention modules."""
+        return self.layers + self.attentions
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,7 +96,7 @@ def _wrapper(inner_name: str) -> str:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         inner = _eager(module) if inner_name == "eager" else AttentionInterface()[inner_name]
-        observer = current.get()
+        observer = observer_of(module)
         if observer is None:
             result: tuple[Tensor, Tensor | None] = inner(
                 module, query, key, value, attention_mask, **kwargs
@@ -218,11 +225,12 @@ def _probe_layout(model: PreTrainedModel) -> HeadLayout:
         raise ModelError(
             f"{kind} does not mark its decoder layers {orphans} as transformers' own models do"
         )
-    layers = tuple(parents[by_layer[i]] for i in range(n_layers))
+    attentions = tuple(by_layer[i] for i in range(n_layers))
+    layers = tuple(parents[module] for module in attentions)
     output = _output_of_joined_rows(model, layers[-1])
     if output is None:
         raise ModelError(f"{kind} does not let rows join a batch between two of its layers")
-    return HeadLayout(heads.pop(), layers, isinstance(output, tuple))
+    return HeadLayout(heads.pop(), layers, attentions, isinstance(output, tuple))
 
 
 def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
@@ -283,7 +291,7 @@ def intercept(
 
 def _entry_hook(index: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        observer = current.get()
+        observer = observer_of(module)
         if observer is None:
             return None
         if args:

@@ -45,6 +45,9 @@ def fork_cache(cache: Cache, first: int, n_rows: int, *, share: bool) -> None:
         if filled and len(layer.keys) == n_rows:
             layer.keys = torch.cat([layer.keys, layer.keys])
             layer.values = torch.cat([layer.values, layer.values])
+            if layer.is_compileable:  # as transformers marks those that it makes
+                torch._dynamo.mark_static_address(layer.keys)
+                torch._dynamo.mark_static_address(layer.values)
         kind: Any = type(layer)
         layer.__class__ = _doubled(kind, stock and not offloading)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prefheads.attention import HeadLayout
 from prefheads.masks import as_bias
 from prefheads.observer import AttentionFunction, Observer, layer_index
 from prefheads.shared import Prompt, attend_shared
@@ -132,24 +133,19 @@ class Pass(Observer):
         return hidden, rest
 
     def _expand_once(self, rest: Any, n: int) -> Any:
-        """:meth:`_expand`, once for all layers that get the same things."""
+        """:func:`_expand` to ``n`` rows, once for all layers that get the same things."""
         args, kwargs = rest if isinstance(rest, tuple) else ((), rest)
         same = (n, *map(id, args), *map(id, kwargs.values()))
-        return self._remember(same, rest, lambda: self._expand(rest, n))
+        return self._remember(
+            same, rest, lambda: _expand(rest, self.plan.n_base, lambda x: self._rows_of(x, n))
+        )
 
-    def _expand(self, value: Any, n: int) -> Any:
-        if isinstance(value, Tensor):
-            if value.dim() < 2 or len(value) != self.plan.n_base:
-                return value
-            select = value.index_select
-            return self._remember(
-                (id(value), n), value, lambda: select(0, self.plan.origins[:n].to(value.device))
-            )
-        if isinstance(value, tuple | list):
-            return type(value)(self._expand(v, n) for v in value)
-        if isinstance(value, dict):
-            return {k: self._expand(v, n) for k, v in value.items()}
-        return value
+    def _rows_of(self, x: Tensor, n: int) -> Tensor:
+        def select() -> Tensor:
+            return x.index_select(0, self.plan.origins[:n].to(x.device))
+
+        rows: Tensor = self._remember((id(x), n), x, select)
+        return rows
 
     def _remember(self, key: tuple[int, ...], source: Any, make: Callable[[], Any]) -> Any:
         if key not in self._memo:
@@ -230,6 +226,57 @@ class Pass(Observer):
         if n_key <= self.n_keys:
             return profile[:, self.n_keys - n_key : self.n_keys]
         return nn.functional.pad(profile, (0, n_key - self.n_keys))
+
+
+class Step(Observer):
+    """One new token a row, under a plan of target ``"head"`` whose branches leave at the bottom.
+
+    The same as :class:`Pass` makes of it, in a form that is traced as one graph, and again for no
+    other numbers: gains are tensors, and every layer has its own.
+    """
+
+    def __init__(self, plan: Plan, layout: HeadLayout) -> None:
+        self.n_base, self.forks = plan.n_base, bool(plan.starts)
+        self.gains = [
+            plan.gain(i, next(layer.parameters()).device)[:, None, :, None]
+            for i, layer in enumerate(layout.layers)
+        ]
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        """Double the rows."""
+        if not self.forks:
+            return hidden, rest
+        hidden = _twice(hidden) if index == 0 else hidden
+        return hidden, _expand(rest, self.n_base, _twice)
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention function, with this layer's gains. Shapes as transformers passes them."""
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        return out * self.gains[layer_index(module)].to(out.dtype), weights
+
+
+def _twice(x: Tensor) -> Tensor:
+    return torch.cat([x, x])
+
+
+def _expand(value: Any, n_base: int, take: Callable[[Tensor], Tensor]) -> Any:
+    """What a layer is given beside its hidden states, with other rows where it has rows."""
+    if isinstance(value, Tensor):
+        return take(value) if value.dim() >= 2 and len(value) == n_base else value
+    if isinstance(value, tuple | list):
+        return type(value)([_expand(v, n_base, take) for v in value])
+    if isinstance(value, dict):
+        return {k: _expand(v, n_base, take) for k, v in value.items()}
+    return value
 
 
 # -- calls in parts --

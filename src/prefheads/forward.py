@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,16 @@ class Call:
 Forward = Callable[..., Any]
 
 
+class Steps(Protocol):
+    """What makes steps of a generation out of the model's own, which may be a compiled graph."""
+
+    def begin_step(self, call: Call) -> bool:
+        """Whether ``call`` is such a step; prepares for it."""
+
+    def end_step(self, call: Call, out: Any) -> Any:
+        """The answer, from what the model's own forward answered."""
+
+
 @contextmanager
 def forward_set_to(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace a module's ``forward`` inside the block."""
@@ -89,26 +99,44 @@ def skipped(layout: HeadLayout, n: int) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(
-    model: PreTrainedModel, handle: Callable[[Forward, Call], Any]
+    model: PreTrainedModel, handle: Callable[[Forward, Call], Any], steps: Steps | None = None
 ) -> Iterator[None]:
     """Let ``handle(forward, call)`` answer the calls of a model inside the block.
 
     ``forward`` is the model's own; the answer is an output with logits, as ``forward`` gives it.
     To be used inside :func:`prefheads.attention.intercept`, which lets in one at a time.
+
+    Args:
+        steps: Where the model is compiled (``generate()`` does so for static caches on a GPU),
+            steps that it takes run as a graph; all other calls run as they are.
     """
     forward = model.forward
     signature = inspect.signature(forward)
 
-    @functools.wraps(forward)
-    def replaced(*args: Any, **kwargs: Any) -> Any:
+    def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[Call, bool, bool]:
         arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
         for name, parameter in signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(arguments.pop(name, {}))
         as_tuple = arguments.pop("return_dict", True) is False
-        out = handle(forward, Call(arguments))
+        call = Call(arguments)
+        is_step = compiling and steps is not None and steps.begin_step(call)
+        return call, is_step, as_tuple
+
+    def end(call: Call, out: Any, as_tuple: bool) -> Any:
+        if out is None:
+            out = handle(forward, call)
+        else:
+            assert steps is not None
+            out = steps.end_step(call, out)
         return out.to_tuple() if as_tuple else out
 
-    # generate() compiles its steps where caches are static and on a GPU; this one stays as it is.
-    with forward_set_to(model, torch.compiler.disable(replaced)):
+    begin, end = torch.compiler.disable(begin), torch.compiler.disable(end)
+
+    @functools.wraps(forward)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        call, is_step, as_tuple = begin(torch.compiler.is_compiling(), args, kwargs)
+        return end(call, forward(**call.arguments) if is_step else None, as_tuple)
+
+    with forward_set_to(model, replaced):
         yield

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.utils.flop_counter import register_flop_formula
 from prefheads.forward import forward_set_to
 
 FEW = 128  # rows of a step: texts, branches, beams
+# Whether torch would take MKL, and has oneDNN's product in the form its compiler uses.
+HAS_ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -31,8 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
     if x.numel() == 2 * x.shape[-1]:
         return _of_two_rows(x, weight, bias)
-    # Weights that do not lie in order oneDNN takes a very slow way.
-    if not _has_onednn() or not weight.is_contiguous():
+    # oneDNN takes weights that do not lie in order a very slow way; torch's compiler, this product
+    # only of its own making.
+    if not HAS_ONEDNN or not weight.is_contiguous() or torch.compiler.is_compiling():
         return nn.functional.linear(x, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return out
@@ -50,9 +54,17 @@ def fast_layers(model: nn.Module, most: float = FEW) -> Iterator[None]:
                 and module.weight.dtype == torch.float32
                 and "forward" not in module.__dict__
             ):
-                forward = functools.partial(_forward, module._parameters, most)
-                stack.enter_context(forward_set_to(module, forward))
+                kept = _forwards.setdefault(module, {})
+                if most not in kept:
+                    kept[most] = functools.partial(_forward, module._parameters, most)
+                stack.enter_context(forward_set_to(module, kept[most]))
         yield
+
+
+# Kept, so that graphs traced inside one block are those of the next.
+_forwards: weakref.WeakKeyDictionary[nn.Module, dict[float, Callable[[Tensor], Tensor]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _forward(parameters: dict[str, Any], most: float, x: Tensor) -> Tensor:
@@ -71,12 +83,7 @@ def _may_choose(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _has_onednn() -> bool:
-    """Whether torch would take MKL, and has oneDNN's product in the form its compiler uses."""
-    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-if _has_onednn():
+if HAS_ONEDNN:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)  # torch's counter knows it not
     def _flops(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:

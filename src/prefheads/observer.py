@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prefheads.errors import ModelError
@@ -71,6 +72,24 @@ def shown(module: nn.Module, weights: Tensor | None) -> Tensor:
 
 # What observes the forward pass of this thread; None for a pass that nothing intervenes in.
 current: ContextVar[Observer | None] = ContextVar("prefheads_pass", default=None)
+TRACED = "prefheads_observer"  # attribute of a module: what observes it in a graph
+
+
+def observer_of(module: nn.Module) -> Observer | None:
+    """What observes a layer, or its attention, in the pass that is running."""
+    # A graph cannot ask which thread's pass it is; it is traced with what its modules were given.
+    traced = getattr(module, TRACED, None) if torch.compiler.is_compiling() else None
+    return current.get() if traced is None else traced
+
+
+def trace_with(modules: Iterable[nn.Module], observer: Observer | None) -> None:
+    """Let an observer see the passes of layers and attention modules that are traced as a graph;
+    none if None."""
+    for module in modules:
+        if observer is None:
+            vars(module).pop(TRACED, None)
+        else:
+            vars(module)[TRACED] = observer
 
 
 @contextmanager

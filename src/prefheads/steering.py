@@ -24,12 +24,12 @@ from prefheads.attention import HeadLayout, attention_backend, head_layout, inte
 from prefheads.branches import Forked, fork_cache, is_forked
 from prefheads.contrast.combine import combine, entropy_strength, require_plausibility
 from prefheads.errors import SteeringError
-from prefheads.fork import Pass, Plan, Target, part_of
+from prefheads.fork import Pass, Plan, Step, Target, part_of
 from prefheads.forward import Call, Forward, replaced_forward
 from prefheads.heads import HeadWeights
 from prefheads.linear import fast_layers
 from prefheads.masks import masked_backend
-from prefheads.observer import observing
+from prefheads.observer import observing, trace_with
 from prefheads.sharing import can_share
 
 Mode = Literal["contrast", "amplify"]
@@ -118,12 +118,13 @@ def steer(
     with intercept(model, backend, entries=branches):
         if branches and scope == "response" and attention_backend(model) == "sdpa":
             steering.may_share = can_share(model)
-        with replaced_forward(model, steering.forward), fast_layers(model):
+        with replaced_forward(model, steering.forward, steering), fast_layers(model):
             _active[model] = steering
             try:
                 yield steering
             finally:
                 _active.pop(model, None)
+                trace_with(layout.modules, None)
 
 
 def active_steering(model: PreTrainedModel) -> Steering | None:
@@ -199,7 +200,8 @@ class Steering:
         strength = suppression if mode == "contrast" else 1.0
         self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
         self.may_share = False  # of both branches, the prompt's keys and values
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._steps: dict[int, Step] = {}
         self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def rows(self, per_user: Tensor, n: int) -> Tensor:
@@ -210,18 +212,21 @@ class Steering:
             raise SteeringError(f"a batch of {n} does not fit steering for {len(per_user)} users")
         return per_user.repeat_interleave(n // len(per_user), 0)
 
-    def plan(self, n: int) -> Plan:
+    def plan(self, n: int, cache: Any = None) -> Plan:
         """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches."""
-        if n not in self._plans:
+        # Steps on a static cache may be compiled: all maps fork at the bottom, as one graph.
+        static = cache is not None and bool(cache.is_compileable)
+        if (n, static) not in self._plans:
             weights, gamma = self.rows(self.weights, n), self.rows(self.gamma, n)
             if self.mode == "amplify":
-                self._plans[n] = Plan(1 + gamma[:, None, None] * weights, n, [], [], self.target)
+                gains = 1 + gamma[:, None, None] * weights
+                self._plans[n, static] = Plan(gains, n, [], [], self.target)
             else:
                 gains = 1 - self.suppression * weights
-                first = int((weights > 0).any(2).any(0).int().argmax())
+                first = 0 if static else int((weights > 0).any(2).any(0).int().argmax())
                 both = torch.cat([torch.ones_like(gains), gains])
-                self._plans[n] = Plan(both, n, [first] * n, range(n), self.target)
-        return self._plans[n]
+                self._plans[n, static] = Plan(both, n, [first] * n, range(n), self.target)
+        return self._plans[n, static]
 
     def forward(self, forward: Forward, call: Call) -> Any:
         """The answer to a forward call of the model under this steering."""
@@ -241,7 +246,7 @@ class Steering:
             before = forward(
                 **part_of(call.arguments, past, length, 0, start) | {"logits_to_keep": wanted}
             ).logits
-        plan = self.plan(n)
+        plan = self.plan(n, cache)
         forks = plan.first if self.mode == "contrast" else None
         prompts = None
         if forks is not None and cache is not None:
@@ -267,6 +272,23 @@ class Steering:
         if before is not None and (keep == 0 or keep > length - start):
             logits = torch.cat([before.to(logits.dtype), logits], 1)
         out.logits = logits
+        return out
+
+    def begin_step(self, call: Call) -> bool:
+        """Whether a call is a step that a graph may run: one token a row after others, static."""
+        n, cache = call.n_rows, call.cache
+        static = cache is not None and cache in self._begun and cache.is_compileable
+        if not static or call.length > 1 or self.target != "head":
+            return False
+        if n not in self._steps:
+            self._steps[n] = Step(self.plan(n, cache), self.layout)
+        trace_with(self.layout.modules, self._steps[n])
+        return True
+
+    def end_step(self, call: Call, out: Any) -> Any:
+        """The steered output, from the logits of all rows."""
+        trace_with(self.layout.modules, None)
+        out.logits = self._combine(out.logits, call.n_rows)
         return out
 
     def _start(self, call: Call) -> int:
