@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         if name != "discovery":
             sub.add_argument("--batches", type=_numbers, default=[1, 8, 32])
             sub.add_argument("--new", type=int, default=32, help="tokens to generate, at least 3")
+            help = "static caches and compiled steps too"
+            sub.add_argument("--compiled", action="store_true", default=gpu, help=help)
             most = 10**6 if gpu else 20_000
             sub.add_argument("--most", type=int, default=most, help="prompt tokens in a batch")
     report = command("report", "tables and plots from a file of results")

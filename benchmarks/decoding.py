@@ -8,6 +8,9 @@
                sequence for every token;
 ``cad``        ``generate(guidance_scale=...)``, transformers' own contrast with a second prompt.
 
+``--compiled`` measures the first four once more, with static caches and steps that ``generate()``
+compiles, and other heads in every round.
+
 Every user has heads of its own: 4 % of all, drawn at random, so that a batch forks in one of the
 lowest layers, which is the dearest case.
 """
@@ -17,13 +20,13 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import CompileConfig, DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.cells import shared_by_cells
 from benchmarks.results import Cell
@@ -33,7 +36,8 @@ from prefheads.attention import head_layout
 from prefheads.branches import LEAST_ROOM, ROOM
 from prefheads.steering import Mode
 
-WAYS = ("plain", "off", "amplify", "contrast", "authors", "cad")
+COMPILED = ("plain", "off", "amplify", "contrast")
+WAYS = (*COMPILED, "authors", "cad")
 SHARE, GAMMA = 0.04, 0.5
 
 
@@ -50,6 +54,8 @@ def cells(args: argparse.Namespace) -> list[Cell]:
             for way in WAYS:
                 result.append(common | {"what": "memory", "way": way} | shape)
             result.append(common | {"what": "held"} | shape)
+            if args.compiled:
+                result.append(common | {"what": "compiled"} | shape | {"rounds": args.rounds})
     return result
 
 
@@ -60,6 +66,8 @@ def measure(subject: Subject, cell: Cell) -> Cell:
         return subject.peak_of(lambda: ways.run(cell["way"]))
     if cell["what"] == "held":
         return ways.held()
+    if cell["what"] == "compiled":
+        return ways.compare_compiled(cell["rounds"])
     return ways.compare(cell["rounds"])
 
 
@@ -91,8 +99,12 @@ class _Ways:
         self.subject, self.model, self.new = subject, subject.model, cell["new"]
         self.ids = subject.prompts(cell["prompt"], cell["batch"])
         self.layout = head_layout(self.model)
-        self.weights = torch.stack([self._map(user) for user in range(cell["batch"])])
+        self.weights = self._maps(0)
         self.fork = int(self.weights.amax((0, 2)).nonzero()[0])  # first layer with anyone's head
+
+    def _maps(self, round_: int) -> Tensor:
+        n = len(self.ids)
+        return torch.stack([self._map(round_ * n + user) for user in range(n)])
 
     def _map(self, user: int) -> Tensor:
         n = self.layout.shape[0] * self.layout.shape[1]
@@ -103,28 +115,54 @@ class _Ways:
 
     def compare(self, rounds: int) -> Cell:
         """All ways in turn, ``rounds`` times after one to warm up."""
-        first: dict[str, list[float]] = {way: [] for way in WAYS}
-        each: dict[str, list[float]] = {way: [] for way in WAYS}
-        texts: dict[str, Tensor] = {}
-        for round_ in range(rounds + 1):
-            for way in WAYS:
-                texts[way], (to_first, per_token) = self.run(way)
-                if round_:
-                    first[way].append(to_first)
-                    each[way].append(per_token)
+        texts, times = self._in_turn(WAYS, rounds)
         same = (texts["contrast"] == texts["authors"]).float().mean().item()
-        return {
-            "first": first,  # seconds to the first token
-            "each": each,  # seconds a step: one token for each text of the batch
+        return times | {
             "fork": self.fork,
             "same_tokens": same,  # share of tokens on which ours and the authors' loop agree
             "off_is_plain": bool((texts["off"] == texts["plain"]).all()),
         }
 
-    def run(
-        self, way: str, cache: DynamicCache | None = None
-    ) -> tuple[Tensor, tuple[float, float]]:
-        """New tokens ``(batch, new)`` and their :attr:`_Clock.times`."""
+    def compare_compiled(self, rounds: int) -> Cell:
+        """The same of steps that are compiled while it warms up; every round has other heads."""
+        graphs = torch._dynamo.utils.counters["stats"]
+        config = CompileConfig()
+        if self.subject.device.type == "cpu":
+            config = CompileConfig(mode="default")
+            config._compile_all_devices = True  # generate() compiles for GPUs alone otherwise
+        options = {"cache_implementation": "static", "compile_config": config}
+        made = []
+
+        def begin(round_: int) -> None:
+            self.weights = self._maps(round_)
+            made.append(graphs["unique_graphs"])
+
+        times = self._in_turn(COMPILED, rounds, begin, **options)[1]
+        return times | {"fork": 0, "graphs": graphs["unique_graphs"], "graphs_at_first": made[1]}
+
+    def _in_turn(
+        self,
+        ways: Sequence[str],
+        rounds: int,
+        begin: Callable[[int], None] = lambda round_: None,
+        **options: Any,
+    ) -> tuple[dict[str, Tensor], Cell]:
+        """The texts of the last round; seconds to the first token and for each after it, which is
+        one of every text of the batch."""
+        first: dict[str, list[float]] = {way: [] for way in ways}
+        each: dict[str, list[float]] = {way: [] for way in ways}
+        texts: dict[str, Tensor] = {}
+        for round_ in range(rounds + 1):
+            begin(round_)
+            for way in ways:
+                texts[way], (to_first, per_token) = self.run(way, **options)
+                if round_:
+                    first[way].append(to_first)
+                    each[way].append(per_token)
+        return texts, {"first": first, "each": each}
+
+    def run(self, way: str, **options: Any) -> tuple[Tensor, tuple[float, float]]:
+        """New tokens ``(batch, new)`` and their :attr:`_Clock.times`; options of ``generate()``."""
         if way == "authors":
             return self._authors()
         with self._context(way):
@@ -136,7 +174,7 @@ class _Ways:
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=StoppingCriteriaList([clock]),
-                **({} if cache is None else {"past_key_values": cache}),
+                **options,
                 **(self._guidance() if way == "cad" else {}),
             )
         return out[:, self.ids.shape[1] :], clock.times
@@ -204,7 +242,7 @@ class _Ways:
         held = {}
         for way in ("plain", "contrast"):
             cache = DynamicCache(config=self.model.config)
-            self.run(way, cache)
+            self.run(way, past_key_values=cache)
             tensors = [x for layer in cache.layers for x in vars(layer).values()]
             stores = [x.untyped_storage() for x in tensors if isinstance(x, Tensor)]
             held[way] = sum({store.data_ptr(): store.nbytes() for store in stores}.values())

@@ -136,8 +136,18 @@ def _discovery_memory(where: str, lines: Sequence[Cell]) -> list[Table]:
 
 
 def _decoding(where: str, lines: Sequence[Cell]) -> list[Table]:
+    return [
+        *_steps(f"Decoding: {where}", _of(lines, "decoding", "time")),
+        *_steps(
+            f"Decoding, static caches and compiled steps: {where}",
+            _of(lines, "decoding", "compiled"),
+        ),
+    ]
+
+
+def _steps(title: str, lines: Sequence[Cell]) -> list[Table]:
     rows = []
-    for line in _of(lines, "decoding", "time"):
+    for line in lines:
         cell, result = line["cell"], line["result"]
         first, each = result["first"], result["each"]
         for way in each:
@@ -157,7 +167,7 @@ def _decoding(where: str, lines: Sequence[Cell]) -> list[Table]:
         "prompt x batch", "way", "first token", "a step", "tokens/s", "step / plain's",
         "tokens/s / plain's", "fork",
     ]  # fmt: skip
-    return [Table(f"Decoding: {where}", columns, rows)] if rows else []
+    return [Table(title, columns, rows)] if rows else []
 
 
 def _decoding_memory(where: str, lines: Sequence[Cell]) -> list[Table]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,6 +55,19 @@ def test_decoding_ways_agree(subject) -> None:
     result = measure_cell(DECODING, subject)
     assert result["same_tokens"] == 1 and result["off_is_plain"]
     assert all(len(v) == 2 for v in (*result["first"].values(), *result["each"].values()))
+
+
+def test_compiled_steps_are_compiled_once(subject, monkeypatch) -> None:
+    def config(**kwargs):
+        return CompileConfig(backend="eager", mode=None)
+
+    monkeypatch.setattr("benchmarks.decoding.CompileConfig", config)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    result = measure_cell(DECODING | {"what": "compiled"}, subject)
+    assert result["graphs"] == result["graphs_at_first"] == 3  # plain, amplify, contrast
+    assert list(result["each"]) == ["plain", "off", "amplify", "contrast"]
+    assert all(len(v) == 2 for v in result["each"].values())
 
 
 def test_contrast_differs_from_plain(subject) -> None:

@@ -263,9 +263,7 @@ class Steering:
             )
         if cache is not None:
             if forks is not None:
-                fork_cache(
-                    cache, forks, n, share=False
-                )  # layers that a lazily built cache has only now
+                fork_cache(cache, forks, n, share=False)  # layers that a lazily built one has now
             self._begun.add(cache)
 
         logits = self._combine(out.logits, n)
