@@ -8,7 +8,7 @@ from models import SHAPE, left_padded, random_ids
 from reference import greedy, next_logits, plain_logits, steered_logits
 
 from prefheads.examples import Example
-from prefheads.observer import TRACED
+from prefheads.observer import STEP
 from prefheads.steering import active_steering
 from prefheads.weights import HeadWeights
 
@@ -61,7 +61,7 @@ def assert_untouched(model, before: torch.Tensor) -> None:
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
         assert "forward" not in module.__dict__
-        assert TRACED not in module.__dict__
+        assert STEP not in module.__dict__
     assert active_steering(model) is None
     assert torch.equal(plain_logits(model, PROMPTS[0]), before)
 

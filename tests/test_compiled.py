@@ -86,16 +86,32 @@ def test_steps_are_compiled_again_for_no_length() -> None:
     assert STATS["unique_graphs"] == 1
 
 
+@torch._dynamo.config.patch(recompile_limit=2)
+@pytest.mark.parametrize("mode", ["contrast", "amplify"])
+def test_steps_that_the_compiler_gives_up_on(mode) -> None:
+    """It makes so many graphs of a function and no more; then it runs as it is."""
+    model = tiny()
+    for n in range(1, 5):
+        ids = PROMPTS[0].expand(n, -1)
+        how = {"input_ids": ids, "max_new_tokens": 6, "do_sample": False}
+        with steer(model, SOFT, 1.5, mode=mode):
+            assert torch.equal(model.generate(**how, **options()), model.generate(**how))
+    assert STATS["unique_graphs"] <= 2
+
+
 def test_an_error_leaves_nothing_behind(monkeypatch) -> None:
     model = tiny()
     before = plain_logits(model, PROMPTS[0])
+    expected_new = expected(model, 0, SOFT, 1.5)
 
     def broken(*args):
         raise RuntimeError("broken")
 
     monkeypatch.setattr("prefheads.steering.Steering.end_step", broken)
-    with pytest.raises(RuntimeError, match="broken"), steer(model, SOFT, 1.5):
-        generate(model, PROMPTS[0], **options())
+    with steer(model, SOFT, 1.5):
+        with pytest.raises(RuntimeError, match="broken"):
+            generate(model, PROMPTS[0], **options())
+        assert generate(model, PROMPTS[0]) == [expected_new]
     assert_untouched(model, before)
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prefheads.errors import ModelError
@@ -72,24 +71,23 @@ def shown(module: nn.Module, weights: Tensor | None) -> Tensor:
 
 # What observes the forward pass of this thread; None for a pass that nothing intervenes in.
 current: ContextVar[Observer | None] = ContextVar("prefheads_pass", default=None)
-TRACED = "prefheads_observer"  # attribute of a module: what observes it in a graph
+STEP = "prefheads_step"  # attribute of a module: what observes the step that is running
 
 
 def observer_of(module: nn.Module) -> Observer | None:
     """What observes a layer, or its attention, in the pass that is running."""
-    # A graph cannot ask which thread's pass it is; it is traced with what its modules were given.
-    traced = getattr(module, TRACED, None) if torch.compiler.is_compiling() else None
-    return current.get() if traced is None else traced
+    step: Observer | None = getattr(module, STEP, None)
+    return current.get() if step is None else step
 
 
-def trace_with(modules: Iterable[nn.Module], observer: Observer | None) -> None:
-    """Let an observer see the passes of layers and attention modules that are traced as a graph;
-    none if None."""
+def set_step(modules: Iterable[nn.Module], observer: Observer | None) -> None:
+    """Let an observer see the passes of layers and attention modules in steps that a compiler may
+    have made a graph of, which cannot ask for a context variable; or end that."""
     for module in modules:
         if observer is None:
-            vars(module).pop(TRACED, None)
+            vars(module).pop(STEP, None)
         else:
-            vars(module)[TRACED] = observer
+            vars(module)[STEP] = observer
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from prefheads.forward import Call, Forward, replaced_forward
 from prefheads.heads import HeadWeights
 from prefheads.linear import fast_layers
 from prefheads.masks import masked_backend
-from prefheads.observer import observing, trace_with
+from prefheads.observer import observing, set_step
 from prefheads.sharing import can_share
 
 Mode = Literal["contrast", "amplify"]
@@ -124,7 +124,7 @@ def steer(
                 yield steering
             finally:
                 _active.pop(model, None)
-                trace_with(layout.modules, None)
+                set_step(layout.modules, None)
 
 
 def active_steering(model: PreTrainedModel) -> Steering | None:
@@ -230,6 +230,7 @@ class Steering:
 
     def forward(self, forward: Forward, call: Call) -> Any:
         """The answer to a forward call of the model under this steering."""
+        set_step(self.layout.modules, None)  # of a step that failed
         n, past, length, keep = call.n_rows, call.past, call.length, call.keep
         start = self._start(call)
         if start > 0:
@@ -280,12 +281,12 @@ class Steering:
             return False
         if n not in self._steps:
             self._steps[n] = Step(self.plan(n, cache), self.layout)
-        trace_with(self.layout.modules, self._steps[n])
+        set_step(self.layout.modules, self._steps[n])
         return True
 
     def end_step(self, call: Call, out: Any) -> Any:
         """The steered output, from the logits of all rows."""
-        trace_with(self.layout.modules, None)
+        set_step(self.layout.modules, None)
         out.logits = self._combine(out.logits, call.n_rows)
         return out
 
