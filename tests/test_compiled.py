@@ -10,7 +10,7 @@ from steered import HARD, PROMPTS, SOFT, ZERO, assert_untouched, each_way, expec
 from torch import nn
 from transformers import CompileConfig
 
-from prefheads.linear import fast_layers
+from prefheads.linear import fast_steps
 from prefheads.steering import steer
 
 STATS = torch._dynamo.utils.counters["stats"]
@@ -119,6 +119,6 @@ def test_an_error_leaves_nothing_behind(monkeypatch) -> None:
 def test_two_rows_go_weight_first_in_a_graph_too() -> None:
     model, x = nn.Sequential(nn.Linear(8, 5)), torch.randn(2, 1, 8)
     plain = model(x)
-    with fast_layers(model):
+    with fast_steps(model):
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert torch.allclose(compiled(x), plain, atol=1e-6)

@@ -3,9 +3,9 @@
 torch multiplies float32 matrices on x86 with MKL. It carries oneDNN too, which is up to twice as
 fast at products of few rows, and at those with the weights of a vocabulary
 (``docs/performance.md``). Its sums are a little less exact. It is used for the steps of decoding,
-for what follows a shared prompt, and for small changes of hidden states
-(:func:`prefheads.nll.projected_nll`); prompts and whole texts, whose likelihoods are to agree to
-1e-5 nats, are left to torch.
+and for small changes of hidden states (:func:`prefheads.nll.projected_nll`); whole texts, whose
+likelihoods are to agree to 1e-5 nats, are left to torch. It makes code for every number of rows,
+and keeps it, up to a mebibyte each time: the rows of steps are rounded up to one of few numbers.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def fast_layers(model: nn.Module, most: float = FEW) -> Iterator[None]:
-    """Let a model's linear layers on a CPU take up to ``most`` tokens through :func:`linear` inside
-    the block."""
+def fast_steps(model: nn.Module) -> Iterator[None]:
+    """Let a model's linear layers on a CPU take the rows of a decoding step through
+    :func:`linear` inside the block."""
     with ExitStack() as stack:
         for module in model.modules():
             if (
@@ -54,22 +54,27 @@ def fast_layers(model: nn.Module, most: float = FEW) -> Iterator[None]:
                 and module.weight.dtype == torch.float32
                 and "forward" not in module.__dict__
             ):
-                kept = _forwards.setdefault(module, {})
-                if most not in kept:
-                    kept[most] = functools.partial(_forward, module._parameters, most)
-                stack.enter_context(forward_set_to(module, kept[most]))
+                if module not in _forwards:
+                    _forwards[module] = functools.partial(_of_few_rows, module._parameters)
+                stack.enter_context(forward_set_to(module, _forwards[module]))
         yield
 
 
 # Kept, so that graphs traced inside one block are those of the next.
-_forwards: weakref.WeakKeyDictionary[nn.Module, dict[float, Callable[[Tensor], Tensor]]] = (
+_forwards: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def _forward(parameters: dict[str, Any], most: float, x: Tensor) -> Tensor:
-    multiply = linear if x.numel() <= most * x.shape[-1] else nn.functional.linear
-    return multiply(x, parameters["weight"], parameters["bias"])
+def _of_few_rows(parameters: dict[str, Any], x: Tensor) -> Tensor:
+    weight, bias = parameters["weight"], parameters["bias"]
+    if not 0 < x.numel() <= FEW * x.shape[-1]:
+        return nn.functional.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    n = len(rows)
+    if n > 8:
+        rows = nn.functional.pad(rows, (0, 0, 0, -n % 8))
+    return linear(rows, weight, bias)[:n].view(*x.shape[:-1], -1)
 
 
 def _may_choose(x: Tensor, weight: Tensor) -> bool:

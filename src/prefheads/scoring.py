@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +17,6 @@ from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example
 from prefheads.fork import Pass, Plan, Target, branch_plan
 from prefheads.forward import forward_set_to, skipped
-from prefheads.linear import fast_layers
 from prefheads.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.observer import observing
 from prefheads.shared import ReadOnly, Repeated
@@ -180,13 +177,8 @@ class Scorer:
 
     def run(self, running: Pass) -> Tensor:
         """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
-        branches = running.entered is not None
-        with ExitStack() as stack:
-            stack.enter_context(observing(running))
-            if branches:
-                stack.enter_context(skipped(head_layout(self.model), running.plan.first))
-            if branches and self.cache is not None:  # the prompt is not among the rows
-                stack.enter_context(fast_layers(self.model, math.inf))
+        first = 0 if running.entered is None else running.plan.first
+        with observing(running), skipped(head_layout(self.model), first):
             out = self.model(
                 input_ids=self.inputs,
                 past_key_values=self.cache,

@@ -27,7 +27,7 @@ from prefheads.errors import SteeringError
 from prefheads.fork import Pass, Plan, Step, Target, part_of
 from prefheads.forward import Call, Forward, replaced_forward
 from prefheads.heads import HeadWeights
-from prefheads.linear import fast_layers
+from prefheads.linear import fast_steps
 from prefheads.masks import masked_backend
 from prefheads.observer import observing, set_step
 from prefheads.sharing import can_share
@@ -118,7 +118,7 @@ def steer(
     with intercept(model, backend, entries=branches):
         if branches and scope == "response" and attention_backend(model) == "sdpa":
             steering.may_share = can_share(model)
-        with replaced_forward(model, steering.forward, steering), fast_layers(model):
+        with replaced_forward(model, steering.forward, steering), fast_steps(model):
             _active[model] = steering
             try:
                 yield steering
