@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from prefheads.analysis.plots import inline_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def environment() -> Environment:
@@ -33,6 +37,6 @@ def code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def drawn(figure: object, name: str, description: str) -> Markup:
+def drawn(figure: Figure, name: str, description: str) -> Markup:
     """A figure as an SVG element; see :func:`prefheads.analysis.plots.inline_svg`."""
-    return Markup(inline_svg(figure, name, str(escape(description))))  # type: ignore[arg-type]
+    return Markup(inline_svg(figure, name, str(escape(description))))

@@ -114,7 +114,8 @@ def response_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
         )
     finally:
         response_span.reset(span)
-    return out.logits[0].float().cpu()  # type: ignore[no-any-return]
+    logits: Tensor = out.logits[0]
+    return logits.float().cpu()
 
 
 def _read(logits: Tensor, tokens: Tensor) -> list[tuple[float, int, int]]:
