@@ -19,18 +19,26 @@ def values(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["onednn", "mkl"])
-def library(request, monkeypatch) -> str:
-    if request.param == "mkl":
-        monkeypatch.setattr(module, "HAS_ONEDNN", False)
+# What a CPU has: oneDNN for all weights; for a vocabulary's, and the weight first; neither.
+CPUS = {"avx512": (True, True, 2), "avx2": (True, False, 32), "other": (False, False, 2)}
+
+
+@pytest.fixture(params=CPUS)
+def cpu(request, monkeypatch) -> str:
+    if CPUS[request.param][0] and not module.HAS_ONEDNN:
+        pytest.skip("this torch carries no oneDNN")
+    names = ("HAS_ONEDNN", "AVX512", "WEIGHT_FIRST")
+    for name, value in zip(names, CPUS[request.param], strict=True):
+        monkeypatch.setattr(module, name, value)
     return request.param
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_products_are_those_of_the_layer(shape, bias, library) -> None:
-    model, x = nn.Sequential(nn.Linear(32, 7, bias=bias)), values(*shape)
+@pytest.mark.parametrize("width", [7, 300])
+def test_products_are_those_of_the_layer(shape, width, bias, cpu) -> None:
+    model, x = nn.Sequential(nn.Linear(32, width, bias=bias)), values(*shape)
     plain = model(x)
     with fast_steps(model):
         assert "forward" in model[0].__dict__
@@ -42,9 +50,11 @@ def test_products_are_those_of_the_layer(shape, bias, library) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [2, 9])
-def test_neither_factor_needs_to_lie_in_order(rows) -> None:
+def test_neither_factor_needs_to_lie_in_order(rows, cpu) -> None:
     x, weight = values(32, rows).T, values(32, 50).T[::2]
-    assert torch.allclose(linear(x, weight, None), x @ weight.T, atol=1e-5)
+    for vocabulary in (False, True):
+        product = linear(x, weight, None, vocabulary=vocabulary)
+        assert torch.allclose(product, x @ weight.T, atol=1e-5)
 
 
 @torch.no_grad()
@@ -75,10 +85,10 @@ def test_a_chosen_precision_is_kept(rows) -> None:
 
 
 @torch.no_grad()
-def test_what_is_not_finite_stays_so(library) -> None:
+def test_what_is_not_finite_stays_so(cpu) -> None:
     x = values(9, 8)
     x[4, 3] = float("nan")
-    out = linear(x, values(5, 8), None)
+    out = linear(x, values(5, 8), None, vocabulary=True)
     assert out[4].isnan().all() and out.isnan().sum() == 5
 
 
@@ -98,7 +108,8 @@ def test_other_layers_are_left_alone() -> None:
 @pytest.mark.parametrize("rows", [3, 200])
 def test_passes_of_many_rows_are_left_to_torch(rows, monkeypatch) -> None:
     model, used = nn.Sequential(nn.Linear(8, 8)), []
-    monkeypatch.setattr(module, "linear", lambda *a: used.append(a) or linear(*a))
+    product = module._product
+    monkeypatch.setattr(module, "_product", lambda *a: used.append(a) or product(*a))
     with fast_steps(model):
         model(values(rows, 8))
     assert len(used) == (rows < 100)
@@ -108,7 +119,8 @@ def test_passes_of_many_rows_are_left_to_torch(rows, monkeypatch) -> None:
 @pytest.mark.parametrize("mode", ["contrast", "amplify"])
 def test_steps_go_through_it_while_a_model_is_steered(mode, monkeypatch) -> None:
     model, used = tiny(), []
-    monkeypatch.setattr(module, "linear", lambda *a: used.append(a) or linear(*a))
+    product = module._product
+    monkeypatch.setattr(module, "_product", lambda *a: used.append(a) or product(*a))
     with steer(model, SOFT, 1.0, mode=mode):
         generate(model, n_new=2)
     assert used
@@ -117,9 +129,10 @@ def test_steps_go_through_it_while_a_model_is_steered(mode, monkeypatch) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("n", [1, 3, 8, 9, 16, 100, 128, 129])
-def test_any_number_of_rows(n) -> None:
-    model, x = nn.Sequential(nn.Linear(16, 30)), values(n, 2, 16)[:, 1:]
+@pytest.mark.parametrize("width", [30, 200])
+def test_any_number_of_rows(n, width, cpu) -> None:
+    model, x = nn.Sequential(nn.Linear(16, width)), values(n, 2, 16)[:, 1:]
     plain = model(x)
     with fast_steps(model):
         assert torch.allclose(model(x), plain, atol=1e-5)
-        assert model(x).shape == (n, 1, 30)
+        assert model(x).shape == (n, 1, width)

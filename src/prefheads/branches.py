@@ -161,8 +161,8 @@ def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         # No more than there is already, so that it costs little where texts are short.
         room = held.new_empty(*held.shape[:2], end + min(ROOM, max(LEAST_ROOM, end)), held.shape[3])
         room[:, :, :n] = held
-    room[:, :, n:end] = new
-    return room[:, :, :end], room
+    room.narrow(2, n, end - n).copy_(new)
+    return room.narrow(2, 0, end), room
 
 
 def _may_write(held: Tensor, new: Tensor) -> bool:

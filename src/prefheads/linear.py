@@ -1,11 +1,12 @@
-"""Products of hidden states with a model's weights, by the CPU library that is fastest at them.
+"""Products of hidden states with a model's weights, in the way that is fastest on the CPU.
 
-torch multiplies float32 matrices on x86 with MKL. It carries oneDNN too, which is up to twice as
-fast at products of few rows, and at those with the weights of a vocabulary
-(``docs/performance.md``). Its sums are a little less exact. It is used for the steps of decoding,
-and for small changes of hidden states (:func:`prefheads.nll.projected_nll`); whole texts, whose
-likelihoods are to agree to 1e-5 nats, are left to torch. It makes code for every number of rows,
-and keeps it, up to a mebibyte each time: the rows of steps are rounded up to one of few numbers.
+torch multiplies float32 matrices on x86 with MKL. Two other ways are faster for few rows
+(``docs/performance.md``): the weight as first factor; and oneDNN, which torch carries too, for the
+weights of a vocabulary, and with AVX-512 for all. oneDNN's sums are a little less exact. It is used
+for the steps of decoding, and for small changes of hidden states
+(:func:`prefheads.nll.projected_nll`); whole texts, whose likelihoods are to agree to 1e-5 nats, are
+left to torch. It makes code for every number of rows, and keeps it, up to a mebibyte each time: few
+rows are rounded up to one of few numbers.
 """
 
 from __future__ import annotations
@@ -24,22 +25,25 @@ from torch.utils.flop_counter import register_flop_formula
 from prefheads.forward import forward_set_to
 
 FEW = 128  # rows of a step: texts, branches, beams
+VOCABULARY = 8  # outputs an input from which on a weight is taken for a vocabulary's
 # Whether torch would take MKL, and has oneDNN's product in the form its compiler uses.
 HAS_ONEDNN = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+# Rows up to which MKL is faster, and oneDNN no faster, with the weight as first factor.
+WEIGHT_FIRST = 32 if torch.backends.mkl.is_available() and not AVX512 else 2
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias`` for ``x`` ``(..., in)`` and ``weight`` ``(out, in)``."""
-    if not _may_choose(x, weight):
-        return nn.functional.linear(x, weight, bias)
-    if x.numel() == 2 * x.shape[-1]:
-        return _of_two_rows(x, weight, bias)
-    # oneDNN takes weights that do not lie in order a very slow way; torch's compiler, this product
-    # only of its own making.
-    if not HAS_ONEDNN or not weight.is_contiguous() or torch.compiler.is_compiling():
-        return nn.functional.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return out
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, vocabulary: bool) -> Tensor:
+    """``x @ weight.T + bias`` for ``x`` ``(..., in)`` and ``weight`` ``(out, in)``.
+
+    Args:
+        vocabulary: Whether ``weight`` is that of a vocabulary, or a part of it.
+    """
+    n = x.numel() // x.shape[-1]
+    on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if on_cpu and n > 0 and _may_choose():
+        return _product(x, weight, bias, n, vocabulary)
+    return nn.functional.linear(x, weight, bias)
 
 
 @contextmanager
@@ -55,7 +59,10 @@ def fast_steps(model: nn.Module) -> Iterator[None]:
                 and "forward" not in module.__dict__
             ):
                 if module not in _forwards:
-                    _forwards[module] = functools.partial(_of_few_rows, module._parameters)
+                    vocabulary = module.out_features >= VOCABULARY * module.in_features
+                    _forwards[module] = functools.partial(
+                        _of_few_rows, module._parameters, vocabulary
+                    )
                 stack.enter_context(forward_set_to(module, _forwards[module]))
         yield
 
@@ -66,26 +73,43 @@ _forwards: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = (
 )
 
 
-def _of_few_rows(parameters: dict[str, Any], x: Tensor) -> Tensor:
+# Two hundred times a step: few calls, and as few questions as will do.
+def _of_few_rows(parameters: dict[str, Any], vocabulary: bool, x: Tensor) -> Tensor:
     weight, bias = parameters["weight"], parameters["bias"]
-    if not 0 < x.numel() <= FEW * x.shape[-1]:
-        return nn.functional.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    n = len(rows)
-    if n > 8:
+    n = x.numel() // x.shape[-1]
+    if 0 < n <= FEW and _may_choose():
+        return _product(x, weight, bias, n, vocabulary)
+    return nn.functional.linear(x, weight, bias)
+
+
+def _may_choose() -> bool:
+    """Whether it is for us: no gradient to keep track of, no precision set by others."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, n: int, vocabulary: bool) -> Tensor:
+    if n == 2 or (2 < n <= WEIGHT_FIRST and not vocabulary):
+        # The two branches of a single text in the time that it takes to read the weight.
+        out = torch.mm(weight, x.reshape(n, -1).t()).t().contiguous()
+        if bias is not None:
+            out += bias
+        return out.view(*x.shape[:-1], -1)
+    # oneDNN takes weights that do not lie in order a very slow way; torch's compiler, this product
+    # only of its own making.
+    fit = weight.is_contiguous() and not torch.compiler.is_compiling()
+    if HAS_ONEDNN and (vocabulary or AVX512) and fit:
+        return _by_onednn(x, weight, bias, n)
+    return nn.functional.linear(x, weight, bias)
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    rows = x.reshape(n, -1)
+    if 8 < n <= FEW and n % 8:
         rows = nn.functional.pad(rows, (0, 0, 0, -n % 8))
-    return linear(rows, weight, bias)[:n].view(*x.shape[:-1], -1)
-
-
-def _may_choose(x: Tensor, weight: Tensor) -> bool:
-    """Whether it is for us to choose: no gradient to keep track of, no precision set by others."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    # The overload by its name, which saves the time to find it.
+    product = torch.ops.mkldnn._linear_pointwise.default
+    out: Tensor = product(rows.contiguous(), weight, bias, "none", [], "")
+    return out[:n].view(*x.shape[:-1], -1)
 
 
 if HAS_ONEDNN:
@@ -94,12 +118,3 @@ if HAS_ONEDNN:
     def _flops(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
         count: int = 2 * math.prod(x) * weight[0]
         return count
-
-
-def _of_two_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """With the weight as first factor: the two branches of a single text in the time of one row,
-    which is the time it takes to read the weight."""
-    out = (weight @ x.reshape(2, -1).T).T.contiguous()
-    if bias is not None:
-        out += bias
-    return out.view(*x.shape[:-1], -1)

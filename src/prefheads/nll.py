@@ -53,7 +53,9 @@ def projected_nll(
     first = 0
     for weight in weights:
         end = first + len(weight)
-        logits = linear(change, weight, None).float().add_(known[1][..., first:end])
+        logits = (
+            linear(change, weight, None, vocabulary=True).float().add_(known[1][..., first:end])
+        )
         for position, token in enumerate(wanted):
             if first <= token < end:
                 chosen[:, position] = logits[:, position, token - first]

@@ -189,7 +189,7 @@ def _in_two_parts(
     if rows > FEW >= key.shape[2]:  # many small products are not what the kernel is made for
         part = _computed
     own, log_own = part(query, (key, value), masks[1], scale)
-    share = (_unfold(log_before[..., None], rows) - log_own[..., None]).sigmoid()
+    share = (_unfold(log_before.unsqueeze(-1), rows) - log_own.unsqueeze(-1)).sigmoid()
     out = torch.lerp(own.to(fine), _unfold(before, rows).to(fine), share)
     return out.reshape(rows, heads, n_query, -1).transpose(1, 2).to(query.dtype)
 
@@ -236,13 +236,15 @@ def _fold_mask(mask: Tensor | None, query: Tensor, n_key: int, past: int) -> Ten
 
 
 def _fold(x: Tensor, n_prompts: int) -> Tensor:
-    """``(rows, heads, n, ...)`` with the rows of a prompt side by side:
-    ``(n_prompts, heads, rows / n_prompts * n, ...)``."""
-    x = x.unflatten(0, (-1, n_prompts)).transpose(0, 1).transpose(1, 2)
-    return x.reshape(n_prompts, x.shape[1], -1, *x.shape[4:])
+    """``(rows, heads, n, d)`` with the rows of a prompt side by side:
+    ``(n_prompts, heads, rows / n_prompts * n, d)``."""
+    _, heads, n, d = x.shape
+    split = x.reshape(-1, n_prompts, heads, n, d)
+    return split.permute(1, 2, 0, 3, 4).reshape(n_prompts, heads, -1, d)
 
 
 def _unfold(x: Tensor, rows: int) -> Tensor:
     """The reverse of :func:`_fold`."""
-    x = x.unflatten(2, (rows // len(x), -1)).transpose(1, 2).transpose(0, 1)
-    return x.reshape(rows, *x.shape[2:])
+    n_prompts, heads, _, d = x.shape
+    split = x.reshape(n_prompts, heads, rows // n_prompts, -1, d)
+    return split.permute(2, 0, 1, 3, 4).reshape(rows, heads, -1, d)
