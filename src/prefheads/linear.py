@@ -5,8 +5,8 @@ torch multiplies float32 matrices on x86 with MKL. Two other ways are faster for
 weights of a vocabulary, and with AVX-512 for all. oneDNN's sums are a little less exact. It is used
 for the steps of decoding, and for small changes of hidden states
 (:func:`prefheads.nll.projected_nll`); whole texts, whose likelihoods are to agree to 1e-5 nats, are
-left to torch. It makes code for every number of rows, and keeps it, up to a mebibyte each time: few
-rows are rounded up to one of few numbers.
+left to torch. It makes code for every number of rows, and keeps it, up to a mebibyte each time: the
+rows of steps are rounded up to one of few numbers.
 """
 
 from __future__ import annotations
@@ -77,9 +77,12 @@ _forwards: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = (
 def _of_few_rows(parameters: dict[str, Any], vocabulary: bool, x: Tensor) -> Tensor:
     weight, bias = parameters["weight"], parameters["bias"]
     n = x.numel() // x.shape[-1]
-    if 0 < n <= FEW and _may_choose():
+    if not (0 < n <= FEW and _may_choose()):
+        return nn.functional.linear(x, weight, bias)
+    if n <= 8:
         return _product(x, weight, bias, n, vocabulary)
-    return nn.functional.linear(x, weight, bias)
+    rows = nn.functional.pad(x.reshape(n, -1), (0, 0, 0, -n % 8))
+    return _product(rows, weight, bias, len(rows), vocabulary)[:n].view(*x.shape[:-1], -1)
 
 
 def _may_choose() -> bool:
@@ -90,7 +93,7 @@ def _may_choose() -> bool:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, n: int, vocabulary: bool) -> Tensor:
     if n == 2 or (2 < n <= WEIGHT_FIRST and not vocabulary):
         # The two branches of a single text in the time that it takes to read the weight.
-        out = torch.mm(weight, x.reshape(n, -1).t()).t().contiguous()
+        out: Tensor = torch.mm(weight, x.reshape(n, -1).t()).t().contiguous()
         if bias is not None:
             out += bias
         return out.view(*x.shape[:-1], -1)
@@ -98,18 +101,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, n: int, vocabulary:
     # only of its own making.
     fit = weight.is_contiguous() and not torch.compiler.is_compiling()
     if HAS_ONEDNN and (vocabulary or AVX512) and fit:
-        return _by_onednn(x, weight, bias, n)
+        # The overload by its name, which saves the time to find it.
+        product = torch.ops.mkldnn._linear_pointwise.default
+        out = product(x.contiguous(), weight, bias, "none", [], "")
+        return out
     return nn.functional.linear(x, weight, bias)
-
-
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, n: int) -> Tensor:
-    rows = x.reshape(n, -1)
-    if 8 < n <= FEW and n % 8:
-        rows = nn.functional.pad(rows, (0, 0, 0, -n % 8))
-    # The overload by its name, which saves the time to find it.
-    product = torch.ops.mkldnn._linear_pointwise.default
-    out: Tensor = product(rows.contiguous(), weight, bias, "none", [], "")
-    return out[:n].view(*x.shape[:-1], -1)
 
 
 if HAS_ONEDNN:
