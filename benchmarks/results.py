@@ -1,4 +1,4 @@
-"""A file of results, one line of JSON a cell: what is in it is not measured again."""
+"""A file of results, one line of JSON a cell: what a machine has measured it does not again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 Cell = dict[str, Any]
 
@@ -21,7 +23,8 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._done = {_key(line["cell"]): line for line in self._read()}
+        self._machine = machine()
+        self._done = {_key(line["cell"], line["machine"]): line for line in self._read()}
 
     def _read(self) -> Iterator[Cell]:
         if not self.path.exists():
@@ -31,14 +34,14 @@ class Results:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            if isinstance(line, dict) and "cell" in line and "result" in line:
+            if isinstance(line, dict) and line.keys() >= {"cell", "result", "machine"}:
                 yield line
 
     def __contains__(self, cell: Cell) -> bool:
-        return _key(cell) in self._done
+        return _key(cell, self._machine) in self._done
 
     def __getitem__(self, cell: Cell) -> Cell:
-        return self._done[_key(cell)]
+        return self._done[_key(cell, self._machine)]
 
     def lines(self, **wanted: Any) -> list[Cell]:
         """Lines whose cells have these values, in the order in which they were first measured."""
@@ -58,11 +61,12 @@ class Results:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._done[_key(cell)] = line
+        self._done[_key(cell, self._machine)] = line
 
 
-def _key(cell: Cell) -> str:
-    return json.dumps(cell, sort_keys=True)
+def _key(cell: Cell, machine: Cell) -> str:
+    kind = {name: machine.get(name) for name in ("cpu", "simd", "cores")}
+    return json.dumps([cell, kind], sort_keys=True)
 
 
 def machine() -> Cell:
@@ -72,4 +76,5 @@ def machine() -> Cell:
     if info.exists():
         lines = info.read_text().splitlines()
         name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return {"cpu": name, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    simd = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": name, "simd": simd, "cores": os.cpu_count(), "load": os.getloadavg()[0]}

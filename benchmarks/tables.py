@@ -59,7 +59,8 @@ def place(line: Cell) -> str:
     cell, result, machine = line["cell"], line["result"], line["machine"]
     device = result["device"]
     if device == "cpu":
-        device = f"{cell['threads']} threads of {machine['cores']} x {machine['cpu']}"
+        cpu = f"{machine['cpu']} ({machine['simd']})"
+        device = f"{cell['threads']} threads of {machine['cores']} x {cpu}"
     return f"{cell['model']}, {result['dtype']}, {device}, torch {result['torch']}"
 
 

@@ -116,6 +116,15 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in path.read_text().splitlines() if "machine" in line)
 
 
+def test_another_machine_measures_for_itself(tmp_path: Path, monkeypatch) -> None:
+    path, cells = tmp_path / "r.jsonl", [{"x": 0}]
+    run_cells(cells, Results(path), lambda cell: {"y": 1})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    run_cells(cells, Results(path), lambda cell: {"y": 2})
+    assert [line["result"]["y"] for line in Results(path).lines()] == [1, 2]
+    assert Results(path)[cells[0]]["result"]["y"] == 2
+
+
 def test_report_fills_the_page(subject, tmp_path: Path) -> None:
     results = Results(tmp_path / "r.jsonl")
     for cell in (DISCOVERY, DECODING, DECODING | {"what": "memory", "way": "contrast"}):
@@ -136,7 +145,7 @@ def test_ratios_are_of_paired_rounds() -> None:
     result = {"device": "cpu", "dtype": "float32", "torch": "2", "recall": 1.0, "difference": 0.0}
     seconds = {"authors": [9, 8, 9], "naive": [6, 4, 10], "exact": [1, 2, 1], "screened": [1, 1, 1]}
     line = {"cell": DISCOVERY, "result": result | {"seconds": seconds}}
-    machine = {"cpu": "c", "cores": 1, "load": 0}
+    machine = {"cpu": "c", "simd": "s", "cores": 1, "load": 0}
     exact = tables([line | {"machine": machine}])[0].rows[2]
     assert exact[3:5] == ["6.00 (2.00 to 10)", "9.00 (4.00 to 9.00)"]
 
