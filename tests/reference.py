@@ -129,9 +129,12 @@ def gained_logits(
 
 
 def response_loss(logits: Tensor, encoded: Encoded) -> Tensor:
-    """Mean NLL of the response under the logits (n, vocab) of prompt and response."""
-    predicting = logits[len(encoded.prompt_ids) - 1 : -1]
-    return nn.functional.cross_entropy(predicting, encoded.response_ids)
+    """Mean NLL of the response under the logits (n, vocab) of prompt and response.
+
+    In double precision: torch's float32 log-softmax over a whole vocabulary can be 2e-5 off.
+    """
+    predicting = logits[len(encoded.prompt_ids) - 1 : -1].double()
+    return nn.functional.cross_entropy(predicting, encoded.response_ids).float()
 
 
 def naive_nll(
