@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 Cell = dict[str, Any]
+KIND = ("cpu", "simd", "cores")  # of a machine: what is measured on one kind holds for it alone
 
 
 class Results:
@@ -34,7 +35,9 @@ class Results:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            if isinstance(line, dict) and line.keys() >= {"cell", "result", "machine"}:
+            if not isinstance(line, dict) or not line.keys() >= {"cell", "result", "machine"}:
+                continue
+            if line["machine"].keys() >= set(KIND):
                 yield line
 
     def __contains__(self, cell: Cell) -> bool:
@@ -65,8 +68,7 @@ class Results:
 
 
 def _key(cell: Cell, machine: Cell) -> str:
-    kind = {name: machine.get(name) for name in ("cpu", "simd", "cores")}
-    return json.dumps([cell, kind], sort_keys=True)
+    return json.dumps([cell, *(machine[name] for name in KIND)], sort_keys=True)
 
 
 def machine() -> Cell:

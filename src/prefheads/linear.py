@@ -39,11 +39,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, vocabulary: bool) 
     Args:
         vocabulary: Whether ``weight`` is that of a vocabulary, or a part of it.
     """
-    n = x.numel() // x.shape[-1]
-    on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if on_cpu and n > 0 and _may_choose():
-        return _product(x, weight, bias, n, vocabulary)
-    return nn.functional.linear(x, weight, bias)
+    if not _may_choose(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    return _product(x, weight, bias, x.numel() // x.shape[-1], vocabulary)
 
 
 @contextmanager
@@ -73,26 +71,31 @@ _forwards: weakref.WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = (
 )
 
 
-# Two hundred times a step: few calls, and as few questions as will do.
 def _of_few_rows(parameters: dict[str, Any], vocabulary: bool, x: Tensor) -> Tensor:
     weight, bias = parameters["weight"], parameters["bias"]
-    n = x.numel() // x.shape[-1]
-    if not (0 < n <= FEW and _may_choose()):
+    if x.numel() > FEW * x.shape[-1] or not _may_choose(x, weight):
         return nn.functional.linear(x, weight, bias)
+    n = x.numel() // x.shape[-1]
     if n <= 8:
         return _product(x, weight, bias, n, vocabulary)
     rows = nn.functional.pad(x.reshape(n, -1), (0, 0, 0, -n % 8))
     return _product(rows, weight, bias, len(rows), vocabulary)[:n].view(*x.shape[:-1], -1)
 
 
-def _may_choose() -> bool:
-    """Whether it is for us: no gradient to keep track of, no precision set by others."""
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+def _may_choose(x: Tensor, weight: Tensor) -> bool:
+    """Whether it is for us to choose: no gradient to keep track of, no precision set by others."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, n: int, vocabulary: bool) -> Tensor:
-    if n == 2 or (2 < n <= WEIGHT_FIRST and not vocabulary):
-        # The two branches of a single text in the time that it takes to read the weight.
+    if 1 < n <= (2 if vocabulary else WEIGHT_FIRST):
+        # Two rows, the branches of a single text, take no longer than to read the weight.
         out: Tensor = torch.mm(weight, x.reshape(n, -1).t()).t().contiguous()
         if bias is not None:
             out += bias
