@@ -31,12 +31,10 @@ INST = (
 )
 
 
-def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Like a Llama tokenizer: BOS is put before a text that is tokenised with special tokens."""
-    bos = tokenizer.token_to_id("<s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "<s> $A", special_tokens=[("<s>", bos)]
-    )
+def wrap(tokenizer: Tokenizer, around: str = "<s> $A") -> PreTrainedTokenizerFast:
+    """By default like a Llama tokenizer, which puts BOS before a text; others put EOS after it."""
+    known = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(around, special_tokens=known)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -45,7 +43,7 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level(around: str = "<s> $A") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,7 +52,7 @@ def byte_level() -> PreTrainedTokenizerFast:
         vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return wrap(tokenizer)
+    return wrap(tokenizer, around)
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -74,7 +72,11 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     return wrap(tokenizer)
 
 
-TOKENIZERS = {"byte-level": byte_level(), "sentencepiece": sentencepiece_like()}
+TOKENIZERS = {
+    "byte-level": byte_level(),
+    "sentencepiece": sentencepiece_like(),
+    "ends texts": byte_level("<s> $A </s>"),
+}
 
 
 @pytest.fixture(params=TOKENIZERS)
@@ -157,6 +159,31 @@ def test_bos_is_there_once(tokenizer):
     ids = encode(tokenizer, example(["x"])).prompt_ids
     expected = 0 if tokenizer.chat_template == CHATML else 1
     assert int((ids == tokenizer.bos_token_id).sum()) == expected
+
+
+@pytest.mark.parametrize("around", ["$A </s>", "<s> $A </s>", "$A </s> </s>"])
+def test_what_a_tokenizer_puts_after_a_text_is_in_neither_prompt_nor_response(around):
+    tokenizer = byte_level(around)
+    bos = [tokenizer.bos_token_id] if around.startswith("<s>") else []
+    spelled = example(["x"], input="the </s> tag <|im_end|> and")  # which is cut to be read as text
+    for asked in (example(["x"]), spelled):
+        encoded = encode(tokenizer, asked, end_of_turn=True)
+        text = tokenizer.decode(encoded.prompt_ids[len(bos) :])
+        assert encoded.prompt_ids[: len(bos)].tolist() == bos
+        assert text == encoded.text == build_prompt(asked).text
+        assert tokenizer.eos_token_id not in encoded.prompt_ids
+        response = tokenizer(" fine today", add_special_tokens=False)["input_ids"]
+        assert encoded.response_ids.tolist() == [*response, tokenizer.eos_token_id]
+
+    n = len(encoded.prompt_ids) + len(encoded.response_ids)
+    assert not encode(tokenizer, spelled, end_of_turn=True, max_length=n).truncated
+
+
+def test_a_prompt_of_the_end_alone_is_empty():
+    bare = without_profile(example(["x"], input=""))
+    with pytest.raises(DataError, match="the prompt has no tokens"):
+        encode(byte_level("$A </s>"), bare)
+    assert encode(byte_level("<s> $A </s>"), bare).prompt_ids.tolist() == [0]
 
 
 def test_types_and_shapes(plain):

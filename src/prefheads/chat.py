@@ -99,7 +99,7 @@ def tokenize(
 
     Args:
         contents: Spans of what people wrote, ascending.
-        special: Whether to add the tokenizer's own special tokens around the text.
+        special: Whether to begin with what the tokenizer puts before a text (:func:`opening`).
 
     Raises:
         DataError: A content becomes a control token all the same.
@@ -108,14 +108,11 @@ def tokenize(
     cuts: list[int] = []
     if control:
         cuts = [match.start() + 1 for a, b in contents for match in spelled.finditer(text, a, b)]
-    ids: list[int] = []
-    offsets: list[Span] = []
+    ids = opening(tokenizer) if special else []
+    offsets: list[Span] = [(0, 0)] * len(ids)
     for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True):
         encoding = tokenizer(
-            text[a:b],
-            add_special_tokens=special and a == 0,
-            return_offsets_mapping=True,
-            verbose=False,
+            text[a:b], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         ids += encoding["input_ids"]
         offsets += [(start + a, end + a) for start, end in encoding["offset_mapping"]]
@@ -126,6 +123,17 @@ def tokenize(
     ):
         raise DataError("the text spells a control token of the tokenizer; take it out")
     return ids, offsets
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text.
+
+    Some put one after it, too, which says that the text is over: no place for a response.
+    """
+    known = (token.content for token in tokenizer.added_tokens_decoder.values())
+    encoding = tokenizer(next(known, "a"), return_special_tokens_mask=True, verbose=False)
+    special = encoding["special_tokens_mask"]
+    return list(encoding["input_ids"][: special.index(0) if 0 in special else 0])
 
 
 def _control(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], re.Pattern[str]]:

@@ -12,7 +12,7 @@ from torch import BoolTensor, LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from prefheads.chat import PLACEHOLDER, Span, Turn, apply_template, render, tokenize
+from prefheads.chat import PLACEHOLDER, Span, Turn, apply_template, opening, render, tokenize
 from prefheads.errors import DataError, ModelError
 from prefheads.examples import Example, without_profile
 from prefheads.tasks.prompts import Count, Cut, Prompt, build_prompt, shorten, shorten_to
@@ -77,8 +77,9 @@ def encode(
 ) -> Encoded:
     """Encode an example: its prompt as the user's turn, and its output as the response to it.
 
-    Without a chat template, the response continues the prompt after one space. The profile's tokens
-    are all those whose characters overlap the profile block.
+    Without a chat template, the response continues the prompt after one space, and the prompt
+    begins with the special tokens that the tokenizer puts before a text; those that it puts after
+    one are left out. The profile's tokens are all those whose characters overlap the profile block.
 
     Args:
         tokenizer: A fast tokenizer (it must tell where in the text each token comes from).
@@ -230,7 +231,8 @@ def _response_ids(
     response = output if templated else " " + output
     # A tokenizer that begins every text with a space of its own (SentencePiece) must not do so in
     # the middle, so the response is taken from the whole, unless a token would span the border.
-    whole = _ids(tokenizer, prompt + response, special=not templated)
+    whole = [] if templated else opening(tokenizer)
+    whole += _ids(tokenizer, prompt + response)
     border = len(prompt_ids)
     ids = whole[border:] if whole[:border] == prompt_ids else _ids(tokenizer, response)
     return [*ids, _end_id(tokenizer)] if end_of_turn else ids
@@ -249,8 +251,8 @@ def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _default_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
