@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from models import shared, tiny
 from reference import naive_nll
+from transformers import PreTrainedModel
 
 from prefheads.attention import intercept
 from prefheads.calibrate import (
@@ -24,7 +27,7 @@ from prefheads.calibrate import (
 )
 from prefheads.contrast import combine
 from prefheads.encoding import encode
-from prefheads.errors import DataError, ModelError, SteeringError
+from prefheads.errors import DataError, ModelError, PrefheadsError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.nll import token_nll
 from prefheads.scoring import Scorer, response_nll
@@ -264,3 +267,79 @@ def test_logits_that_are_not_finite_are_told_with_the_example(characters):
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="'0-0' are not finite"):
         calibrate(model, characters, people(), MAPS, SETTINGS, progress=False)
+
+
+def ruling_out(*tokens: int) -> PreTrainedModel:
+    """A model whose logits of these tokens are minus infinity."""
+    model = tiny()
+    head = torch.nn.Linear(*reversed(model.lm_head.weight.shape))
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight)
+        head.bias.zero_()[list(tokens)] = -math.inf
+    model.lm_head = head
+    return model
+
+
+def test_a_token_that_the_model_rules_out_adds_nothing_to_the_divergence(characters):
+    model = ruling_out(0, 1)
+    encoded = encode(characters, people()[0])
+    with intercept(model):
+        scorer = Scorer(model, encoded, "response")
+        _, kl = score_settings(scorer, MAPS, SETTINGS)
+        ((_, logits),) = scorer.logits(SETTINGS[4].gains(SOFT)[None], "head")
+    p, q = logits[:, :, 2:].softmax(-1)  # of what is left
+    assert kl[4] == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), abs=1e-5)
+    assert kl[0] == 0 and kl[1:].isfinite().all() and (kl[1:] > 0).all()
+    found = calibrate(model, characters, people(), MAPS, SETTINGS, progress=False)
+    assert np.isfinite([*found.change, *found.stderr, *found.divergence]).all()
+
+
+def test_a_response_that_the_model_rules_out_is_told_with_the_example(characters):
+    asked = people()
+    token = encode(characters, asked[2]).response_ids[0].item()
+    with pytest.raises(DataError, match="'0-0': the model rules out a token of the response"):
+        calibrate(ruling_out(token), characters, asked, MAPS, SETTINGS, progress=False)
+
+
+def test_a_setting_that_rules_out_what_was_written_is_not_chosen(characters, monkeypatch):
+    def contrasted(self, personalised, generic):
+        steered = personalised.clone()
+        steered[..., :90] = -math.inf
+        return steered
+
+    monkeypatch.setattr(Setting, "contrasted", contrasted)
+    for objective in ("likelihood", "specificity"):
+        found = calibrate(
+            shared(), characters, people(), MAPS, SETTINGS, objective=objective, progress=False
+        )
+        assert found.setting.mode == "amplify"
+        assert found.change[1] == found.divergence[1] == math.inf
+        assert np.isnan(found.stderr[1]) and np.isfinite(found.stderr[4])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_never_chosen(bad):
+    far = np.array([0, 0.1, 0.9])
+    one = gains(0, 0.1, 0.3)
+    one[3, 2] = bad
+    assert choose(one, far) == 1
+    assert choose(gains(0, 0.1, 0.3), far, one) == 1
+    assert choose(gains(0, 0.3, 0.3, noise=0), np.array([0, 0.1, bad])) == 1
+    assert choose(gains(0, 0.3), np.array([0, bad])) == 0
+
+
+def test_a_missing_library_is_told_before_the_work(characters, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setattr("prefheads.calibrate.sweep", lambda *a, **k: pytest.fail("swept"))
+    with pytest.raises(PrefheadsError, match=r"scipy.stats is not installed.*prefheads\[cluster\]"):
+        calibrate(shared(), characters, people(), MAPS, SETTINGS, progress=False)
+
+
+def test_validation_shows_what_a_method_rules_out():
+    nll = np.ones((4, 3, 2))
+    nll[0, :, 1] = math.inf
+    ids = tuple("abcd")
+    plain, steered = Validation(PLAIN, ("plain", "steered"), nll, ids, ids).rows()
+    assert plain.change.mean == 0 and str(steered.change) == "+inf"
+    assert np.isnan([steered.change.low, steered.specificity.mean]).all()
+    assert not steered.change.excludes_zero

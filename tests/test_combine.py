@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prefheads.contrast.combine import combine, entropy_strength
+from prefheads.contrast.combine import combine, contrast_layers, entropy_strength
 
 INF = float("inf")
 
@@ -111,3 +111,13 @@ def test_entropy_strength_by_row_with_a_cap(logits) -> None:
     assert found.shape == (3, 2, 1)
     assert (found - wanted).abs().max() < 1e-6
     assert (found == 1.5).any() and (found < 1.5).any()
+
+
+def test_layers_are_contrasted_where_the_last_one_rules_tokens_out() -> None:
+    """The early layer's probability of such a token may round to 0."""
+    final = torch.tensor([0.0, 0.0, -INF])
+    for unlikely in (-5.0, -200.0, -INF):
+        early = torch.tensor([1.0, 0.0, unlikely])
+        found = contrast_layers(final, [early])
+        wanted = final.log_softmax(-1)[:2] - early.log_softmax(-1)[:2]
+        assert torch.allclose(found[:2], wanted) and found[2] == -INF

@@ -156,3 +156,15 @@ def test_rows_that_do_not_belong_together_are_refused():
         paired_test([], [], MEAN, [])
     with pytest.raises(DataError, match="n_permutations"):
         paired_test([1.0], [2.0], MEAN, ["a"], n_permutations=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_that_are_no_numbers_are_refused(bad):
+    rows, other, users = [1.0, bad, 2.0], [1.0, 1.0, 1.0], ["a", "b", "c"]
+    for of in (
+        lambda: interval(rows, MEAN, users),
+        lambda: difference(rows, other, MEAN, users),
+        lambda: paired_test(other, rows, MEAN, users),
+    ):
+        with pytest.raises(DataError, match="NaN or infinity"):
+            of()

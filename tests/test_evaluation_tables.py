@@ -107,3 +107,20 @@ def test_p_values_are_corrected_by_holm() -> None:
     # Where n of the users differ, all of them must be swapped alike: 2 / 2^n; four tests, two each.
     assert [c.p for c in made if c.method == "dps"] == pytest.approx([4 * 2 / 2**6] * 2)
     assert [c.p for c in made if c.method == "cad"] == pytest.approx([2 * 2 / 2**4] * 2)
+
+
+def test_a_method_without_likelihood_is_shown_untested() -> None:
+    nll = np.random.default_rng(0).random((9, 3, 3))
+    nll[0, :, 1] = np.inf  # rules out what one user wrote
+    nll[:, :, 2] = np.nan  # has none at all
+    ids = tuple(str(i) for i in range(9))
+    found = Validation(PLAIN, ("plain", "dps", "dola"), nll, ids, ids)
+    made = {(c.method, c.metric): c for c in cells(Measured("LaMP-7", {}, found, {}, 1))}
+    assert str(made["dps", "NLL"]) == str(made["dps", "change of NLL"]) == "inf"
+    assert not made["dps", "change of NLL"].better and made["dps", "change of NLL"].mark == ""
+    assert str(made["dps", "specificity"]) == str(made["dola", "NLL"]) == "n/a"
+    assert made["plain", "NLL"].low < made["plain", "NLL"].value
+
+    nll[:, :, 0] = np.inf
+    first = cells(Measured("LaMP-7", {}, found, {}, 1))
+    assert all(np.isnan(c.p) for c in first)

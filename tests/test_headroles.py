@@ -117,6 +117,20 @@ def test_a_head_without_output_moves_nothing(characters: object) -> None:
     assert all(s.change < 1e-4 for s in idle.raised)
 
 
+def test_tokens_that_the_model_rules_out_move_nothing(characters: object) -> None:
+    model = tiny()
+    heads = {"head": {"top": [(0, 1)]}}
+    (free,) = head_effects(model, characters, SAMPLES, heads, progress=False)["head"]
+    head = torch.nn.Linear(*reversed(model.lm_head.weight.shape))
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight)
+        head.bias.zero_()[:3] = float("-inf")  # of no sample
+    model.lm_head = head
+    (found,) = head_effects(model, characters, SAMPLES, heads, progress=False)["head"]
+    assert found.divergence == pytest.approx(free.divergence, rel=0.5)
+    assert all(d > 0 for d in found.divergence)
+
+
 def test_roles_survive_json(characters: object) -> None:
     examples = [Example(f"e{i}", f"u{i}", ({"text": "abc"},), "say", "yes") for i in range(2)]
     found = headroles.measure_roles(shared(), characters, examples, {"head": HEADS}, progress=False)

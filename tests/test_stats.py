@@ -57,3 +57,11 @@ def test_excludes_zero():
 def test_impossible_intervals_are_refused(level: float, n_boot: int):
     with pytest.raises(DataError):
         bootstrap([1.0], ["a"], level, n_boot)
+
+
+def test_infinity_has_no_interval_and_is_shown():
+    values = np.array([[1.0, 0.0], [np.inf, 2.0], [0.0, 1.0]])
+    low, high = bootstrap(values, ["a", "b", "c"])
+    assert np.isnan([low[0], high[0]]).all() and np.isfinite([low[1], high[1]]).all()
+    found = Estimate.of(values[:, 0], ["a", "b", "c"])
+    assert str(found) == "+inf" and not found.excludes_zero

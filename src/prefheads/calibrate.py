@@ -22,7 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
-from prefheads.errors import DataError, ModelError, SteeringError
+from prefheads.divergence import divergence, require_numbers
+from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles
 from prefheads.masks import masked_backend
 from prefheads.nll import mean_nll
@@ -49,7 +50,12 @@ def score_settings(
 
     Returns:
         Mean response NLL ``(n_settings, n_temperatures)`` in nats a token, and the mean
-        divergence from plain decoding, KL(plain || steered), ``(n_settings,)``.
+        divergence from plain decoding, KL(plain || steered), ``(n_settings,)``. Infinite for a
+        setting that rules out a token of the response, or any that plain decoding does not.
+
+    Raises:
+        DataError: The model itself rules out a token of the response.
+        ModelError: Logits that are no numbers.
     """
     nll = torch.full((len(settings), len(temperatures)), torch.nan)
     kl = torch.zeros(len(settings))
@@ -69,6 +75,13 @@ def score_settings(
         for indices, logits in scorer.logits(torch.stack(gains), target):
             plain = logits[0].float()
             log_plain = plain.log_softmax(-1)
+            written = log_plain.gather(-1, scorer.targets[:, None])
+            require_numbers(written, scorer.encoded.example_id)
+            if written.isneginf().any():
+                raise DataError(
+                    f"example {scorer.encoded.example_id!r}: the model rules out a token of the "
+                    "response (its logit is minus infinity); take the example out"
+                )
             for i, s in enumerate(settings):
                 if s.plain and torch.isnan(nll[i]).any():
                     nll[i] = mean_nll(plain, scorer.targets, temperatures)
@@ -77,13 +90,8 @@ def score_settings(
                     s = settings[i]
                     steered = changed if s.mode == "amplify" else s.contrasted(plain, changed)
                     nll[i] = mean_nll(steered, scorer.targets, temperatures)
-                    gap = log_plain - steered.log_softmax(-1)
-                    kl[i] = (log_plain.exp() * gap).sum(-1).mean().cpu()
-    if not torch.isfinite(nll).all():
-        raise ModelError(
-            f"the model's logits for example {scorer.encoded.example_id!r} are not finite; "
-            "try float32"
-        )
+                    kl[i] = divergence(log_plain, steered.log_softmax(-1)).mean().cpu()
+    require_numbers(torch.cat([nll.flatten(), kl]), scorer.encoded.example_id)
     return nll, kl
 
 
@@ -93,8 +101,9 @@ class Calibration:
 
     Attributes:
         settings: All candidates; the first is plain decoding.
-        change: ``(n_settings,)`` mean change of NLL against plain, nats a token (negative helps).
-        stderr: ``(n_settings,)`` its standard error over users.
+        change: ``(n_settings,)`` mean change of NLL against plain, nats a token (negative helps);
+            infinite for a setting that rules out what users wrote.
+        stderr: ``(n_settings,)`` its standard error over users; NaN for such a setting.
         specificity: ``(n_settings,)`` mean change of specificity, or None if it was not measured.
         divergence: ``(n_settings,)`` mean KL(plain || steered), how far the setting moves things.
         chosen: Index of the setting to use; 0 where nothing helps.
@@ -167,7 +176,9 @@ def calibrate(
         seed: Decides whose profile is the other one.
 
     Raises:
-        DataError: No samples, or only one user.
+        DataError: No samples, only one user, or a response that the model rules out.
+        ModelError: Logits that are no numbers.
+        PrefheadsError: The extra `cluster` is not installed.
         ArtifactError: The checkpoint belongs to another run, or cannot be read or written.
     """
     if not examples:
@@ -181,6 +192,7 @@ def calibrate(
     users = [e.user_id for e in examples]
     if len(set(users)) < 2:
         raise DataError("calibration needs samples of at least two users")
+    require("scipy.stats")  # of `choose`; a lack shows before the work
     contexts = [list(examples)]
     if objective == "specificity":
         contexts.append(other_profiles(examples, seed))
@@ -193,11 +205,13 @@ def calibrate(
     own = nll[:, 0, :, 0]
     gain = user_means(own[:, :1] - own, users)  # (n_users, n_settings), positive helps
     rise: Array | None = None
-    if objective == "specificity":
-        specific = nll[:, 1, :, 0] - own
-        rise = user_means(specific - specific[:, :1], users)
-    divergence = kl.mean(0)
-    chosen = choose(gain, divergence, rise)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        if objective == "specificity":
+            specific = nll[:, 1, :, 0] - own
+            rise = user_means(specific - specific[:, :1], users)
+        stderr = gain.std(0, ddof=1) / np.sqrt(len(gain))
+    moved = kl.mean(0)
+    chosen = choose(gain, moved, rise)
     degrees, _ = sweep(
         model,
         tokenizer,
@@ -210,13 +224,12 @@ def calibrate(
         **common,
     )
     best = degrees[:, 0].mean(0).argmin(1)
-    stderr = gain.std(0, ddof=1) / np.sqrt(len(gain))
     return Calibration(
         settings=candidates,
         change=tuple((-gain.mean(0)).tolist()),
         stderr=tuple(stderr.tolist()),
         specificity=None if rise is None else tuple(rise.mean(0).tolist()),
-        divergence=tuple(divergence.tolist()),
+        divergence=tuple(moved.tolist()),
         chosen=chosen,
         plain_temperature=TEMPERATURES[int(best[0])],
         temperature=TEMPERATURES[int(best[1])],
@@ -236,14 +249,18 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
 
     A setting is worth considering if the 95 % interval of its gain over plain is above 0 (with
     ``rise``: if its rise is, and its mean gain is not negative). Among those within one
-    standard error of the best, by paired differences, the one that diverges least wins.
+    standard error of the best, by paired differences, the one that diverges least wins. Settings
+    with any value that is not finite are left out.
 
     Args:
         gain: ``(n_users, n_settings)`` fall of NLL against plain.
         divergence: ``(n_settings,)`` how far each setting moves the distribution.
         rise: ``(n_users, n_settings)`` rise of specificity, if that is the objective.
     """
-    aim = gain if rise is None else rise
+    usable = np.isfinite(divergence)
+    for values in (gain,) if rise is None else (gain, rise):
+        usable &= np.isfinite(values).all(0)
+    aim = np.where(usable, gain if rise is None else rise, 0.0)
     n = len(aim)
 
     def error(x: Array) -> Array:
@@ -253,6 +270,7 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
     worth = aim.mean(0) > reach * error(aim)
     if rise is not None:
         worth &= gain.mean(0) >= 0
+    worth &= usable
     worth[0] = False
     if not worth.any():
         return 0

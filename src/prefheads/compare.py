@@ -33,7 +33,7 @@ def interval(rows: Any, metric: Metric, users: Sequence[str], seed: int = 0) -> 
         The metric over all samples; the ends are NaN if there is only one user.
 
     Raises:
-        DataError: Rows and users differ in number, or there are none.
+        DataError: Rows and users differ in number, there are none, or rows that are not finite.
     """
     values = _checked(rows, users)
     low, high = bootstrap(values, users, seed=seed, of_mean=metric.of_mean)
@@ -53,7 +53,7 @@ def difference(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: Rows and users differ in number, or there are none.
+        DataError: Rows and users differ in number, there are none, or rows that are not finite.
     """
     both = _paired(rows_a, rows_b, users)
 
@@ -90,7 +90,8 @@ def paired_test(
         p, never 0. A single user gives 1.
 
     Raises:
-        DataError: Rows and users differ in number, or there are none; no permutations.
+        DataError: Rows and users differ in number, or there are none, or rows that are not finite;
+            no permutations.
     """
     if n_permutations < 1:
         raise DataError(f"a permutation test needs n_permutations >= 1: {n_permutations}")
@@ -159,4 +160,6 @@ def _checked(rows: Any, users: Sequence[str]) -> Array:
         raise DataError(
             f"needs the user of each row, and at least one: {len(values)} rows, {len(users)} users"
         )
+    if not np.isfinite(values).all():
+        raise DataError("rows hold NaN or infinity: neither has an interval or a test")
     return values

@@ -55,11 +55,13 @@ def bootstrap(
         of_mean: Applied to the means of all draws at once, ``(n_boot, ...)``; keeps the first axis.
 
     Returns:
-        Lower and upper end, each of shape ``(...)``; NaN if there is only one user.
+        Lower and upper end, each of shape ``(...)``; NaN if there is only one user, or a value
+        that is not finite.
     """
     if not 0 < level < 1 or n_boot < 1:
         raise DataError(f"an interval needs 0 < level < 1 and n_boot >= 1: {level}, {n_boot}")
     totals, counts = user_totals(values, users)
+    totals[~np.isfinite(totals)] = np.nan
     n = len(counts)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
     means = (draws @ totals.reshape(n, -1)) / (draws @ counts)[:, None]
@@ -92,6 +94,6 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        if np.isnan(self.mean):
-            return "n/a"
+        if not np.isfinite(self.mean):
+            return "n/a" if np.isnan(self.mean) else f"{self.mean:+}"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"

@@ -42,7 +42,7 @@ class Row:
         specificity_change: Its change against plain decoding.
         own_wins: Share of samples in which the own profile beats the other's.
 
-    What was not measured is NaN.
+    What was not measured is NaN; infinite where a method rules out what a user wrote.
     """
 
     method: str
@@ -76,7 +76,8 @@ class Validation:
     def rows(self, seed: int = 0) -> list[Row]:
         """The table: means with 95 % bootstrap intervals over users, drawn with ``seed``."""
         own, other, none = (self.nll[:, i] for i in range(3))
-        specific = other - own
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            specific = other - own
 
         def estimate(values: Array) -> Estimate:
             return Estimate.of(values, self.user_ids, seed)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import input_device, intercept
+from prefheads.divergence import divergence, require_numbers
 from prefheads.encoding import Encoded
 from prefheads.errors import DataError
 from prefheads.examples import Example
@@ -213,6 +214,7 @@ def head_effects(
                 total.begin()
                 for rows, logits in scorer.logits(gains, target):
                     total.add(rows.tolist(), logits)
+                require_numbers(torch.tensor(total.divergence[-1]), e.example_id)
     return {
         target: sums[target].effects(tokenizer, [(h, g) for g, hs in groups.items() for h in hs])
         for target, groups in heads.items()
@@ -244,7 +246,7 @@ class _Sums:
         for row, other in zip(rows, logits[1:], strict=True):
             log_q = other.float().log_softmax(-1)
             change = torch.where(log_p.isneginf(), 0.0, log_p - log_q)
-            self.divergence[-1][row] = float((log_p.exp() * change).sum(-1).mean())
+            self.divergence[-1][row] = float(divergence(log_p, log_q).mean())
             self.switched[row] += float((log_p.argmax(-1) != log_q.argmax(-1)).float().mean())
             self.ablated[row] = self.ablated[row] + log_q.exp().mean(0).cpu()
             self.change[row] = self.change[row] + change.mean(0).cpu()

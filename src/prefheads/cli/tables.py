@@ -79,9 +79,9 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
         table.add_row(
             str(calibration.settings[i]),
             f"{calibration.change[i]:+.4f}",
-            f"{calibration.stderr[i]:.4f}",
+            _or_na(f"{calibration.stderr[i]:.4f}"),
             f"{calibration.divergence[i]:.4f}",
-            *([f"{specific[i]:+.4f}"] if specific else []),
+            *([_or_na(f"{specific[i]:+.4f}")] if specific else []),
             "chosen" if i == calibration.chosen else "",
         )
     return table

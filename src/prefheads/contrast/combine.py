@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from prefheads.divergence import divergence
 from prefheads.errors import SteeringError
 
 
@@ -83,18 +84,17 @@ def contrast_layers(
     result, farthest = log_p, torch.full_like(log_p[..., :1], float("-inf"))
     for logits in early:
         log_q = logits.float().log_softmax(-1)
-        distance = _divergence(log_p, log_q)
+        distance = _disagreement(log_p, log_q)
         difference = torch.where(log_p.isneginf(), log_p, log_p - log_q)
         result = torch.where(distance > farthest, difference, result)
         farthest = torch.maximum(farthest, distance)
     return _plausible(result, log_p, plausibility)
 
 
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _disagreement(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Mean divergence ``(..., 1)`` in nats of two distributions from the one halfway between."""
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    terms = log_m.exp() * (log_m - (log_p + log_q) / 2)
-    return torch.where(log_m.isneginf(), 0.0, terms).sum(-1, keepdim=True)
+    return ((divergence(log_m, log_p) + divergence(log_m, log_q)) / 2)[..., None]
 
 
 def _plausible(result: Tensor, logits: Tensor, share: float | None) -> Tensor:

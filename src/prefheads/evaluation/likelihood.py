@@ -19,6 +19,7 @@ from prefheads.attention import head_layout, intercept
 from prefheads.calibrate import score_settings
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.contrast import combine
+from prefheads.divergence import require_numbers
 from prefheads.evaluation.methods import Decoder
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.masks import masked_backend
@@ -44,13 +45,17 @@ def likelihood(
 
     A method's temperature divides its logits. DoLa rules tokens out, so that what users wrote may
     have no likelihood at all under it, and a penalty on repetition is none of a given text: columns
-    of such methods are NaN.
+    of such methods are NaN. Infinite where any other method rules out what a user wrote.
 
     Args:
         examples: Samples of at least two users, each with a response.
         decoders: Made for these very examples.
         checkpoint: Files of finished samples get this name and a hash of the methods.
         seed: Decides whose profile is the other one.
+
+    Raises:
+        DataError: The model itself rules out what a user wrote.
+        ModelError: Logits that are no numbers.
     """
     contexts = [
         list(examples),
@@ -128,6 +133,7 @@ def _scores(
                         contrasted = combine(own_logits, plain[-1], strength)
                         targets = scorers[context].targets
                         nll[context, column] = mean_nll(contrasted, targets, temperatures)
+                require_numbers(nll, encoded[0][i].example_id)
             store.add(nll=nll)
         return store.stacked()["nll"].double().numpy()
 

@@ -95,13 +95,13 @@ class _Column:
 def _cell(task: str, column: _Column, method: str, seed: int) -> Cell:
     metric, rows = column.metric, column.rows[method]
     baseline = next(iter(column.rows.values()))
-    value = low = high = p = float("nan")
-    if not np.isnan(rows).any():
+    value, base = metric.aggregate(rows), metric.aggregate(baseline)
+    low = high = p = float("nan")
+    if np.isfinite(rows).all():
         estimate = interval(rows, metric, column.users, seed)
-        value, low, high = estimate.mean, estimate.low, estimate.high
-        if column.tested and rows is not baseline:
+        low, high = estimate.low, estimate.high
+        if column.tested and rows is not baseline and np.isfinite(baseline).all():
             p = paired_test(rows, baseline, metric, column.users, seed=seed)
-    base = metric.aggregate(baseline)
     better = value != base and (value > base) == metric.higher_is_better
     name, higher = metric.name, metric.higher_is_better
     return Cell(task, column.table, method, name, higher, value, low, high, p, better, len(rows))
@@ -142,11 +142,16 @@ def _likelihood(measured: Measured) -> list[_Column]:
     if found is None:
         return []
     own = {m: found.nll[:, 0, i] for i, m in enumerate(found.methods)}
-    specific = {m: found.nll[:, 1, i] - own[m] for i, m in enumerate(found.methods)}
+
+    def less(a: Array, b: Array) -> Array:
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            return np.asarray(a - b)
 
     def change(rows: dict[str, Array]) -> dict[str, Array]:
         first = next(iter(rows.values()))
-        return {m: values - first for m, values in rows.items()}
+        return {m: less(values, first) for m, values in rows.items()}
+
+    specific = {m: less(found.nll[:, 1, i], own[m]) for i, m in enumerate(found.methods)}
 
     return [
         _Column("likelihood", metric, rows, found.user_ids, tested)
