@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +344,27 @@ def test_results_that_no_command_wrote_are_not_overwritten(
     result = cli("discover", "--model", tiny_folder, "--data", people_file, "--out", tmp_path)
     assert result.code == 2 and "holds results of something else" in result.err
     assert (tmp_path / "heads.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [
+        ("fit", "scipy.stats"),
+        ("eval", "sentence_transformers"),
+        ("analyze", "statsmodels.stats.multitest"),
+    ],
+)
+def test_a_missing_library_is_told_before_the_model_is_loaded(
+    cli, monkeypatch, command: str, library: str, tiny_folder: Path, people_file: Path,
+    lamp_folder: Path, discovered: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr("prefheads.cli.session.load", lambda *a: pytest.fail("loaded"))
+    where = ("--model", tiny_folder, "--data")
+    asked = {
+        "fit": (*where, people_file, "--out", tmp_path / "run"),
+        "eval": (*where, lamp_folder, "--out", tmp_path / "run", "--methods", "dps"),
+        "analyze": (discovered, *where, people_file),
+    }
+    assert_one_error(cli(command, *asked[command]), f"{library} is not installed")
+    assert not (tmp_path / "run").exists()

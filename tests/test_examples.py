@@ -14,6 +14,8 @@ from prefheads.examples import (
     without_profile,
 )
 
+NAN = float("nan")
+
 
 def row(**changes):
     base = {"id": "1", "user_id": "u", "profile": [{"text": "p"}], "input": "in", "output": "out"}
@@ -228,7 +230,9 @@ def test_every_part_gets_a_user():
         split_users(people(2))
 
 
-@pytest.mark.parametrize("fractions", [(), (0.5, 0.4), (1.5, -0.5), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    "fractions", [(), (0.5, 0.4), (0.7, 0.7), (1.5, -0.5), (1.0, 0.0), (0.5, NAN), (NAN, 0.5)]
+)
 def test_fractions_must_be_shares(fractions):
     with pytest.raises(DataError, match="sum to 1"):
         split_users(people(9), fractions)

@@ -52,6 +52,11 @@ def test_options_take_the_place_of_defaults() -> None:
     assert all(Method.parse(kind).options["temperature"] == 1 for kind in DEFAULTS)
 
 
+def test_a_share_of_heads_is_named_as_it_is() -> None:
+    names = {"dps": "top 4%", "dps:fraction=0.005": "top 0.5%", "dps:fraction=0.015": "top 1.5%"}
+    assert {text: Method.parse(text).setting(None).heads for text in names} == names
+
+
 def test_maps_of_every_method(tiny_model, tweets, tweet_steerer: PreferenceSteerer) -> None:
     few = tweets[10:14]
     made = {d.method.name: d for d in decoders(METHODS, tiny_model, few, tweet_steerer)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from models import shared, tiny
 
 import prefheads as ph
+from prefheads.analysis.sweeps import head_set
 from prefheads.encoding import encode
-from prefheads.errors import ArtifactError, DataError, SteeringError
+from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringError
 from prefheads.examples import Example, spread
 from prefheads.setting import Setting
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer import PreferenceSteerer, head_sets
 from prefheads.users import cluster_heads, mix, route
 
 TOPICS = {
@@ -217,3 +219,30 @@ def test_people_without_a_scored_sample_are_clustered_too(characters):
     some = fit(shared(), characters, discovery_limit=4)
     assert len(some.scores["head"].user_ids) == 4
     assert set(some.clusters.assignment) == set(some.users["discovery"])
+
+
+@pytest.mark.parametrize(
+    "fractions", [(), (1.0,), (0.5, 0.4), (0.7, 0.7), (1.2, -0.2), (0.25,) * 4, (0.5, float("nan"))]
+)
+def test_fractions_without_calibration_users_are_refused_first(fractions, tmp_path):
+    with pytest.raises(DataError, match="fractions"):
+        fit(fractions=fractions, run=tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize("name", ["sentence_transformers", "sklearn.cluster", "scipy.stats"])
+def test_a_missing_library_is_told_before_discovery(characters, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("prefheads.steerer.discover", lambda *a, **k: pytest.fail("discovered"))
+    with pytest.raises(PrefheadsError, match=rf"{name} is not installed.*prefheads\[cluster\]"):
+        fit(shared(), characters)
+
+
+def test_sets_of_heads_are_named_by_their_share_as_it_is(monkeypatch):
+    assert head_sets(("head",)) == ["top 4% by head PCS", "top 8% by head PCS"]
+    monkeypatch.setattr("prefheads.steerer.SIZES", (0.005, 0.015, 0.07))
+    named = ["top 0.5% by profile PCS", "top 1.5% by profile PCS", "top 7% by profile PCS"]
+    assert head_sets(("profile",)) == named
+    assert [head_set(name) for name in named] == [
+        ("profile", pytest.approx(share)) for share in (0.005, 0.015, 0.07)
+    ]

@@ -120,7 +120,7 @@ def split_users(
     Raises:
         DataError: Fractions that are no shares, or fewer users than parts.
     """
-    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if not (len(fractions) and min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):
         raise DataError(f"fractions must be positive and sum to 1, not {tuple(fractions)}")
     users = _shuffled_users(examples, seed)
     parts = len(fractions)

@@ -64,6 +64,11 @@ class Setting:
 PLAIN = Setting()
 
 
+def percent(share: float) -> str:
+    """A share of the heads in percent, as sets of heads are named: 4, 1.5 or 0.5, never rounded."""
+    return f"{100 * share:g}"
+
+
 def grid(head_sets: Sequence[str]) -> tuple[Setting, ...]:
     """The settings tried by default: plain, then all forms of steering with each head set."""
     forms: list[tuple[Mode, Target, float, float]] = [

@@ -21,10 +21,11 @@ from prefheads.fork import Target
 from prefheads.generation import generate_texts
 from prefheads.heads import HeadScores, HeadWeights
 from prefheads.scoring import encode_all
-from prefheads.setting import Setting
+from prefheads.setting import Setting, percent
 from prefheads.steering import Mode, Scope
 from prefheads.storage import writable_dir
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
+from prefheads.users.embed import require_extra
 from prefheads.validate import Validation, validate
 
 Routing = Literal["hard", "soft"]
@@ -94,7 +95,7 @@ class PreferenceSteerer:
             examples: Samples of many users, each with a response.
             n_clusters: Number of clusters; chosen so that each keeps ``min_samples`` if None.
             fractions: Shares of the users for discovery, calibration, and tests (left untouched;
-                without a third share there are none).
+                without a third share there are none); positive, with sum 1.
             discovery_limit, calibration_limit: At most so many samples, evenly over the users.
             targets: What ablation takes away in discovery; calibration chooses between the heads
                 found with each.
@@ -106,8 +107,16 @@ class PreferenceSteerer:
             run: Folder for checkpoints: a killed fit that is started again goes on from them.
 
         Raises:
-            DataError: Too few users or samples, or samples that cannot be used.
+            DataError: Too few users or samples, or samples that cannot be used; fractions that
+                are no shares of two or three parts.
+            PrefheadsError: The extra `cluster` is not installed.
         """
+        if len(fractions) not in (2, 3):
+            raise DataError(
+                "fractions are the shares of users for discovery, calibration and, maybe, tests: "
+                f"two or three, not {tuple(fractions)}"
+            )
+        require_extra()
         folder = None if run is None else writable_dir(run)
         parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=False))
         found = spread(parts["discovery"], discovery_limit, seed)
@@ -307,7 +316,8 @@ class PreferenceSteerer:
         if "head" in self.scores:
             paper = self.scores["head"].top(fraction=SIZES[0])
             how = Setting("", "contrast", "head", 0.25, 1.0)
-            others["the paper's DPS (top 4 %, gamma 0.25)"] = ([paper] * len(test), how)
+            name = f"the paper's DPS (top {percent(SIZES[0])} %, gamma 0.25)"
+            others[name] = ([paper] * len(test), how)
         return validate(
             self.model,
             self.tokenizer,
@@ -341,7 +351,7 @@ class PreferenceSteerer:
 
 
 def _name(target: str, size: float) -> str:
-    return f"top {size:.0%} by {'head' if target == 'head' else 'profile'} PCS"
+    return f"top {percent(size)}% by {'head' if target == 'head' else 'profile'} PCS"
 
 
 def head_sets(targets: Sequence[Target] = ("head", "profile")) -> list[str]:

@@ -15,7 +15,7 @@ from prefheads.analysis.evaluated import NLL, Difference, Evaluation, estimate
 from prefheads.analysis.plots import COLOURS, GREY, MARKERS
 from prefheads.calibrate import Calibration
 from prefheads.evaluation.methods import CONTROLS, Method
-from prefheads.setting import Setting
+from prefheads.setting import Setting, percent
 from prefheads.stats import Estimate
 
 _SIZE = re.compile(r"top (\d+(?:\.\d+)?) ?% by (\w+) PCS")
@@ -110,7 +110,7 @@ def _size_line(
 
 def _short(name: str) -> str:
     ranked, share = head_set(name)
-    return name if math.isnan(share) else f"{100 * share:g} %\n{ranked}"
+    return name if math.isnan(share) else f"{percent(share)} %\n{ranked}"
 
 
 @dataclass(frozen=True)

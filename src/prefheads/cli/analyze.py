@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,9 +13,7 @@ from prefheads.errors import ArtifactError, DataError
 from prefheads.heads import fingerprint
 from prefheads.loading import load_config
 from prefheads.storage import read_json, writable_dir
-
-if TYPE_CHECKING:
-    pass
+from prefheads.tasks.wordnet import require
 
 
 def analyze(
@@ -53,6 +51,8 @@ def analyze(
     from prefheads.analysis.measuring import Measuring
     from prefheads.cli.analyzed import analyzed
 
+    for library in ("scipy.stats", "statsmodels.stats.multitest"):
+        require(library)  # a lack shows before the work
     about = _about(run)
     if data is not None and not data.exists():
         raise DataError(f"{data}: no such file or folder")

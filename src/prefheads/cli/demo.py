@@ -22,6 +22,7 @@ from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
 from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
+from prefheads.users.embed import require_extra
 from prefheads.validate import Validation
 
 STYLES = {"shown": "green", "not shown": "yellow", "contradicted": "red"}
@@ -69,6 +70,7 @@ def demo(
     """
     import prefheads.analysis.report  # noqa: F401  a missing extra is told before the work
 
+    require_extra()
     config = load_config("bundled")
     chosen = {"quick": quick, "seed": seed, "dtype": dtype}
     record = session.open_run(out, "demo", config, chosen)

@@ -32,6 +32,7 @@ from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import read_json, writable_dir, write_json
 from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare
+from prefheads.users.embed import require_extra
 
 DEFAULT_METHODS = "plain,cad,dola,decore,dps,dps-cluster,calibrated,random-heads,random-mask"
 
@@ -112,6 +113,8 @@ def evaluate(
     golds = measure != "texts"  # texts can be had without, likelihood cannot
     samples = {t: load_task(p, t, require_output=golds, **loading) for t, p in paths.items()}
     require_libraries()
+    if any(m.needs_steerer for m in compared):
+        require_extra()
     scored_by = {t: prepare(t) for t in samples if measure != "likelihood"}
     recorded = {
         "split": split,

@@ -12,6 +12,7 @@ from prefheads.examples import Example, load_examples, split_users, spread
 from prefheads.loading import load_config
 from prefheads.setting import Setting, grid
 from prefheads.steerer import PreferenceSteerer, head_sets
+from prefheads.users.embed import require_extra
 
 
 def _fractions(text: str) -> tuple[float, ...]:
@@ -96,6 +97,7 @@ def fit(
     config = load_config(model)
     examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
     used = _used(examples, fractions, clusters, (discovery, calibration), seed)
+    require_extra()
     settings = {
         "data": data,
         "limit": limit,

@@ -27,7 +27,7 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example
 from prefheads.generation import steer_with
 from prefheads.heads import HeadWeights
-from prefheads.setting import PLAIN, Setting
+from prefheads.setting import PLAIN, Setting, percent
 from prefheads.steerer import PreferenceSteerer, Routing
 from prefheads.steering import Scope, ScopeWarning
 from prefheads.users import cluster_heads, mix
@@ -153,7 +153,7 @@ class Method:
             return PLAIN
         names = ("mode", "target", "gamma", "suppression", "schedule", "cap")
         chosen = {n: self.options[n] for n in names if n in self.options}
-        return Setting(heads=f"top {self.options['fraction']:.0%}", **chosen)
+        return Setting(heads=f"top {percent(self.options['fraction'])}%", **chosen)
 
 
 @dataclass(frozen=True)

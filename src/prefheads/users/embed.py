@@ -82,6 +82,12 @@ def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(exact / np.where(length > 0, length, 1.0))
 
 
+def require_extra() -> None:
+    """Raise unless the extra `cluster` is installed, so that a lack shows before a long run."""
+    for name in ("sentence_transformers", "sklearn.cluster", "scipy.stats"):
+        require(name)
+
+
 def require(module: str) -> Any:
     """Import a module of the extra `cluster`, or say how to install it."""
     try:
