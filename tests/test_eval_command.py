@@ -199,6 +199,18 @@ def test_texts_without_golds(cli: Cli, tiny_folder: Path, tmp_path: Path) -> Non
     assert len(found[1]) == 4 and not (tmp_path / "out" / "LaMP-7" / "golds.json").exists()
 
 
+def test_golds_that_rouge_does_not_see_are_told(
+    cli: Cli, tiny_folder: Path, tmp_path: Path
+) -> None:
+    task = write_task(tmp_path / "lamp", "LaMP_7", 4)
+    golds = [{"id": f"{i}", "output": "Привет, мир"} for i in range(4)]
+    (task / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_7", "golds": golds}))
+    some = ("--task", "LaMP-7", "--methods", "plain", "--measure", "texts")
+    done = cli(*ask(tiny_folder, tmp_path / "lamp", tmp_path / "out", *some))
+    assert (done.code, done.err) == (0, "")
+    assert "LaMP-7: rouge-1 and rouge-L see nothing of 4 of the 4 references" in done.out
+
+
 def test_eval_of_longlamp(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     """A task of LongLaMP as the Hub holds it, heads from its training split."""
     root = tmp_path / "long" / "topic_writing_user"

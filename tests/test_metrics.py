@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,9 @@ from prefheads.errors import ArtifactError, DataError
 from prefheads.tasks import wordnet
 from prefheads.tasks.metrics import (
     LABELS,
+    MetricWarning,
     aligned,
+    caveat,
     evaluate,
     metrics_of,
     prepare,
@@ -207,6 +210,7 @@ def test_meteor_aligns_words_then_stems_then_synonyms():
     assert sample_scores("LaMP-4", a, b)["meteor"].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore:rouge-1 and rouge-L see nothing")
 @pytest.mark.parametrize(
     ("prediction", "gold", "score"),
     [
@@ -309,3 +313,19 @@ def test_predictions_are_brought_into_the_order_of_the_golds():
         aligned({"a": "2"}, {"a": "x", "b": "y"})
     with pytest.raises(DataError, match=r"0 without a prediction, 1 .* no gold for 'c'"):
         aligned({"a": "2", "c": "1"}, {"a": "x"})
+
+
+@pytest.mark.parametrize("text", ["Привет, мир!", "我喜欢茶", "안녕 세상"])
+def test_texts_that_rouge_does_not_see_are_told(text):
+    with pytest.warns(MetricWarning, match="rouge-1 and rouge-L see nothing of 1 of the 2") as told:
+        found = evaluate(None, [text, "the cat"], [text, "the cat"])
+    assert found["rouge-1"] == found["rouge-L"] == 0.5  # 0 and 1, as the official scorer has it
+    assert len(told) == 1 and str(told[0].message) == caveat("LaMP-4", [text, "the cat"])
+
+
+def test_texts_that_rouge_sees_get_no_caveat():
+    seen = ["the cat", "café", "5 кошек", "", " ", "?!", "🍵", "42"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(None, ["Привет"] * len(seen), seen)  # a prediction that shares nothing is 0
+    assert caveat("LaMP-3", ["Привет"]) == caveat("LaMP-2", ["Привет"]) == ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Evaluation:
         folder: Where they lie.
         cells: Every metric of every method.
         methods: As typed, in order; the first is the baseline.
+        notes: What a reader of a task's scores of texts must know.
     """
 
     folder: Path
     cells: tuple[Cell, ...]
     methods: tuple[Method, ...]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -48,9 +50,11 @@ class Evaluation:
         try:
             cells = tuple(Cell(**_known(cell)) for cell in content["cells"])
             methods = tuple(Method.parse(name) for name in dict.fromkeys(c.method for c in cells))
+            tasks = content.get("tasks", {}).items()
+            notes = {task: str(told["note"]) for task, told in tasks if told.get("note")}
         except (AttributeError, KeyError, TypeError, PrefheadsError) as error:
             raise ArtifactError(f"{path}: damaged ({error}); run the command again") from error
-        return cls(folder, cells, methods)
+        return cls(folder, cells, methods, notes)
 
     @property
     def tasks(self) -> list[str]:

@@ -32,6 +32,7 @@ def results(found: Evaluation) -> list[Entry]:
         for c in cells:
             rows.setdefault(c.method, {"method": c.method})[c.metric] = str(c)
         n = max(c.n for c in cells)
+        note = found.notes.get(task, "") if table != "likelihood" else ""
         entries.append(
             Entry(
                 f"results-{task}-{table.replace(' ', '-')}",
@@ -40,8 +41,8 @@ def results(found: Evaluation) -> list[Entry]:
                 shows=(
                     f"{n} samples; 95 % bootstrap intervals over users. + and -: better and worse "
                     f"than {found.methods[0].name} by a paired test, p < 0.05, corrected by Holm "
-                    "over the table."
-                ),
+                    f"over the table. {note}"
+                ).strip(),
                 tables={"": list(rows.values())},
             )
         )

@@ -22,6 +22,7 @@ from prefheads.evaluation.tables import (
     cells,
     extraction_counts,
     frames,
+    note,
     require_libraries,
     title,
     write_tables,
@@ -223,6 +224,8 @@ def _shown(
             for row in frame.itertuples(index=False):
                 table.add_row(*row)
             shown.append(table)
+        if said := note(m):
+            shown.append(f"{m.task}: {said}")
         if extracted:
             counts = extraction_counts(m).items()
             told = (f"{k} {c['extracted']} extracted, {c['failed']} without" for k, c in counts)

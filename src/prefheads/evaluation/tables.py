@@ -15,7 +15,7 @@ from prefheads.evaluation.run import Measured
 from prefheads.stats import Array
 from prefheads.storage import plain, writable_dir, write_atomic, write_json
 from prefheads.tasks.extract import extract
-from prefheads.tasks.metrics import Metric, metrics_of, sample_scores, write_predictions
+from prefheads.tasks.metrics import Metric, caveat, metrics_of, sample_scores, write_predictions
 from prefheads.tasks.wordnet import require
 
 LEVEL = 0.05
@@ -230,12 +230,18 @@ def write_tables(
     """
     pandas = require("pandas")
     tables = [
-        (title(m, name), table)
+        (title(m, name), table, "" if name == "likelihood" else note(m))
         for m, part in zip(measured, found, strict=True)
         for name, table in frames(part).items()
     ]
-    markdown = [f"### {head}\n\n{table.to_markdown(index=False)}\n" for head, table in tables]
-    latex = [table.to_latex(index=False, escape=True, caption=head) for head, table in tables]
+    markdown = [
+        f"### {head}\n\n{table.to_markdown(index=False)}\n" + (f"\n{said}\n" if said else "")
+        for head, table, said in tables
+    ]
+    latex = [
+        table.to_latex(index=False, escape=True, caption=f"{head}. {said}" if said else head)
+        for head, table, said in tables
+    ]
     flat = [asdict(cell) for part in found for cell in part]
     write_atomic(out / "table.md", "\n".join([*markdown, LEGEND + "\n"]).encode())
     write_atomic(out / "table.tex", "\n".join(latex).encode())
@@ -250,6 +256,12 @@ def write_tables(
             golds = [r.reference for r in records if r.reference is not None]
             if len(golds) == len(ids):  # the official evaluation wants just these samples' golds
                 write_predictions(out / m.task / "golds.json", m.task, ids, golds)
+
+
+def note(measured: Measured) -> str:
+    """What stands under a table of texts (:func:`prefheads.tasks.metrics.caveat`)."""
+    records = next(iter(measured.texts.values()), [])
+    return caveat(measured.task, [r.reference for r in records if r.reference is not None])
 
 
 def title(measured: Measured, table: str) -> str:
@@ -294,6 +306,7 @@ def _summary(
                 "settings": m.settings,
                 "extraction": extraction_counts(m),
                 "costs": costs(m),
+                "note": note(m),
                 "scored_by": dict(scored_by.get(m.task, {})),
             }
             for m in measured

@@ -11,6 +11,7 @@ in a longer text. That is a step of its own: ``prefheads.tasks.extract``.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -57,6 +58,10 @@ _ABBREVIATIONS = (
     "inc jan jr lt ltd maj mr mrs ms mt nov oct p.m ph.d prof rep rev sen sept sgt sr st u.k "
     "u.n u.s v vol vs"
 )
+
+
+class MetricWarning(UserWarning):
+    """A metric does not see what texts say."""
 
 
 def _itself(mean: Array) -> Array:
@@ -146,7 +151,8 @@ def sample_scores(
       is no label counts as wrong.
     - MAE, RMSE: the absolute and the squared distance from the gold rating. Text that is no finite
       number counts as the rating, 1 or 5, that is farther from the gold (5 for a gold of 3).
-    - ROUGE-1, ROUGE-L: F-measure of ``rouge_score`` without stemmer.
+    - ROUGE-1, ROUGE-L: F-measure of ``rouge_score`` without stemmer. Its tokenizer keeps the
+      letters a-z and digits only: golds of other scripts get a ``MetricWarning`` (:func:`caveat`).
     - METEOR: NLTK's with alpha 0.9, beta 3, gamma 0.5, on the words of ``word_tokenize``. That
       splits sentences by the trained Punkt model ``punkt_tab``; where it is not installed, Punkt
       runs without a trained model but with common abbreviations. Words then differ only around
@@ -176,7 +182,31 @@ def sample_scores(
         return _classification(LABELS[name], pairs)
     if name == RATING:
         return _regression(pairs)
+    if note := caveat(task, references):
+        warnings.warn(note, MetricWarning, stacklevel=2)
     return _generation(pairs)
+
+
+def caveat(task: str | None, references: Sequence[str]) -> str:
+    """What a reader of the scores must know: of how many golds ROUGE sees nothing.
+
+    Returns:
+        A sentence; empty if it sees something of all with letters, or is no metric of the task.
+
+    Raises:
+        ModelError: A library is not installed.
+    """
+    if metrics_of(task) is not _GENERATION:
+        return ""
+    tokens = require("rouge_score.tokenize").tokenize
+    unseen = sum(any(map(str.isalpha, gold)) and not tokens(gold, None) for gold in references)
+    if not unseen:
+        return ""
+    return (
+        f"rouge-1 and rouge-L see nothing of {unseen} of the {len(references)} references and are "
+        "0 there, even for equal texts: their official tokenizer keeps the letters a-z and digits "
+        "only. Look at the likelihood instead, or at meteor if spaces part the words."
+    )
 
 
 def evaluate(
