@@ -72,12 +72,11 @@ _EXPERTS: dict[str, object] = {
     "first_k_dense_replace": 1,
 }
 UNUSUAL: dict[str, dict[str, object]] = {
-    "diffllama": {},
     "jetmoe": {"kv_channels": 8, "num_local_experts": 4},
     "deepseek_v2": _LATENT | _EXPERTS | {"topk_group": None, "n_group": None},
     "deepseek_v3": _LATENT | _EXPERTS,
     "minicpm3": _LATENT,
-    "doge": {},
+    "doge": {"keep_window_size": 6},
 }
 SLIDING = tuple(kind for kind in EXTRA if "sliding_window" in EXTRA[kind])
 BACKENDS = [
@@ -104,6 +103,9 @@ def tiny(
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.25, generator=generator)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".self_attn.A"):  # zero at first, which leaves out doge's own masks
+                parameter.normal_(0, 1, generator=generator)
     model.generation_config.eos_token_id = None
     return model
 

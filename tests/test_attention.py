@@ -8,7 +8,13 @@ import pytest
 import torch
 from models import ARCHITECTURES, BACKENDS, BASE, SHAPE, random_ids, shared, tiny
 from reference import attentions, plain_logits
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaModel,
+)
 
 from prefheads import attention, masks
 from prefheads.attention import attention_backend, head_layout, intercept
@@ -44,8 +50,8 @@ def test_interception_alone_changes_nothing(kind) -> None:
 def test_the_probe_runs_once(monkeypatch) -> None:
     model = tiny("llama")
     probed = []
-    probe = attention._probe_layout
-    monkeypatch.setattr(attention, "_probe_layout", lambda m: probed.append(m) or probe(m))
+    probe = attention.probe_layout
+    monkeypatch.setattr(attention, "probe_layout", lambda m: probed.append(m) or probe(m))
     assert head_layout(model) is head_layout(model)
     assert probed == [model]
 
@@ -132,6 +138,8 @@ UNFIT = {
         **{k: v for k, v in BASE.items() if k not in ("num_key_value_heads", "pad_token_id")},
     ),
     "encoder": lambda: of_kind("bert", **BASE),
+    "a norm over heads": lambda: of_kind("bitnet", **BASE),
+    "a norm over differences of heads": lambda: of_kind("diffllama", **BASE),
 }
 
 
@@ -166,13 +174,13 @@ def test_layers_with_different_numbers_of_heads_are_refused() -> None:
 
 def test_a_vector_that_is_not_one_a_head_is_refused(monkeypatch) -> None:
     model = tiny("llama")
-    sdpa = attention.AttentionInterface()["sdpa"]
+    sdpa = AttentionInterface()["sdpa"]
 
     def merged(*args, **kwargs):
         out, weights = sdpa(*args, **kwargs)
         return out.flatten(2), weights
 
-    monkeypatch.setitem(attention.AttentionInterface._global_mapping, "sdpa", merged)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", merged)
     with pytest.raises(ModelError, match="one vector a head"):
         head_layout(model)
 
@@ -241,14 +249,14 @@ def test_two_threads_that_begin_with_a_new_model_are_right_or_refused() -> None:
         model = tiny("llama", seed=trial)
         plain = model(IDS[None]).logits
         with torch.no_grad(), steer(tiny("llama", seed=trial), weights, 5.0) as steering:
-            expected = steering.model(IDS[None]).logits
+            expected = steering.model(IDS[None], logits_to_keep=1).logits
         barrier, seen = threading.Barrier(2), []
 
         def work(model=model, barrier=barrier, seen=seen) -> None:
             barrier.wait()
             try:
                 with torch.no_grad(), steer(model, weights, 5.0):
-                    seen.append(model(IDS[None]).logits)
+                    seen.append(model(IDS[None], logits_to_keep=1).logits)
             except SteeringError as refused:
                 seen.append(refused)
 

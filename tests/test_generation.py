@@ -146,11 +146,12 @@ def test_a_cache_that_grows_its_layers_as_it_goes(how) -> None:
     assert new == [expected(model, 0, SOFT, 1.5, **how)]
 
 
-def test_scope_all_takes_a_prompt_in_chunks() -> None:
+@each_way
+def test_a_prompt_in_chunks(how) -> None:
     model = shared("llama")
-    with steer(model, SOFT, 1.5, scope="all"):
+    with steer(model, SOFT, 1.5, profile_mask=PROFILE_MASK, **how):
         new = generate(model, prefill_chunk_size=4)
-    assert new == [expected(model, row, SOFT, 1.5, scope="all") for row in range(3)]
+    assert new == [expected(model, row, SOFT, 1.5, **how) for row in range(3)]
 
 
 class PackedLinear(torch.nn.Module):
@@ -178,12 +179,12 @@ def test_quantised_layers(how) -> None:
     assert_steered(model, PROMPTS[0], new, logits, SOFT, 1.5, profile=PROFILES[0], **how)
 
 
-@pytest.mark.parametrize("target", ["head", "profile"])
-def test_scope_all_needs_no_cache(target) -> None:
+@each_way
+def test_no_cache_is_needed(how) -> None:
     model = shared("llama")
-    with steer(model, SOFT, 1.5, scope="all", target=target, profile_mask=PROFILES[0]):
+    with steer(model, SOFT, 1.5, profile_mask=PROFILES[0], **how):
         new = generate(model, PROMPTS[0], use_cache=False)
-    assert new == [expected(model, 0, SOFT, 1.5, scope="all", target=target)]
+    assert new == [expected(model, 0, SOFT, 1.5, **how)]
 
 
 @pytest.mark.parametrize("target", ["head", "profile"])

@@ -13,11 +13,12 @@ from prefheads import sharing
 from prefheads.attention import head_layout, intercept
 from prefheads.branches import BranchedLayer
 from prefheads.scoring import Scorer
-from prefheads.sharing import can_share
+from prefheads.sharing import sharing_of
 from prefheads.steering import steer
 
 # What reaches the output projection of the others is not the heads' outputs one by one.
 PROJECTED = ("deepseek_v2", "deepseek_v3", "minicpm3", "doge")
+DYNAMIC = ("doge",)  # makes masks of all values
 
 
 def maps(model) -> torch.Tensor:
@@ -28,14 +29,16 @@ def maps(model) -> torch.Tensor:
 def test_who_can_share(kind) -> None:
     model = shared(kind)
     with intercept(model):
-        assert can_share(model) == (kind not in UNUSUAL)
+        sharing = sharing_of(model)
+    assert sharing.cache == (kind not in UNUSUAL)
+    assert sharing.clean == (kind not in DYNAMIC)
 
 
 def test_it_is_looked_for_once(monkeypatch) -> None:
-    model, looked = shared("diffllama"), []
+    model, looked = shared("jetmoe"), []
     sharing._found.pop(model, None)
-    look = sharing._same_when_shared
-    monkeypatch.setattr(sharing, "_same_when_shared", lambda m: looked.append(m) or look(m))
+    look = sharing._find
+    monkeypatch.setattr(sharing, "_find", lambda m: looked.append(m) or look(m))
     for _ in range(2):
         with steer(model, maps(model), 1.0):
             generate(model, PROMPTS[0], n_new=2)
@@ -66,7 +69,7 @@ def test_scores_are_those_of_full_passes(kind, target) -> None:
     with intercept(model):
         scorer = Scorer(model, encoded, "response")
         base, found = scorer.nll(gains, target)
-        assert scorer.prompt is None
+        assert (scorer.prompt is None) == (kind in DYNAMIC)
     ones = torch.ones(n_layers, n_heads)
     assert (base - naive_nll(model, encoded, ones)).abs() < 1e-5
     if target == "head" and kind in PROJECTED:

@@ -57,7 +57,7 @@ def test_hiding_the_profile_everywhere_equals_masking_it(kind) -> None:
         torch.no_grad(),
         steer(model, torch.ones(SHAPE), gamma, target="profile", profile_mask=PROFILES[0]),
     ):
-        first = model(input_ids=ids[None, :n], use_cache=True)
+        first = model(input_ids=ids[None, :n], use_cache=True, logits_to_keep=1)
         found = [first.logits[0, -1]]
         cache = first.past_key_values
         for token in ids[n:]:

@@ -17,10 +17,11 @@ from prefheads.errors import (
 )
 from prefheads.examples import Example, load_examples, split_users
 from prefheads.heads import HeadScores, HeadWeights
+from prefheads.layout import set_layers
 from prefheads.loading import load_model
 from prefheads.scoring import response_nll
 from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import steer
+from prefheads.steering import response_from, steer
 
 try:
     __version__ = version("prefheads")
@@ -42,7 +43,9 @@ __all__ = [
     "encode",
     "load_examples",
     "load_model",
+    "response_from",
     "response_nll",
+    "set_layers",
     "split_users",
     "steer",
 ]

@@ -8,48 +8,117 @@ rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache as remembered
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from prefheads.errors import SteeringError
 
 LEAST_ROOM, ROOM = 16, 128  # tokens to come that there is room for
+# Layers that keep keys and values, in ways known here, and nothing else.
+KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
+
+New = Mapping[int, tuple[Tensor, Tensor]]
 
 
-def fork_cache(cache: Cache, first: int, n_rows: int, *, share: bool) -> None:
+def is_known(cache: Cache | None, first: int) -> bool:
+    """Whether the layers from ``first`` on, those to come too, are of kinds that can be forked when
+    they are filled."""
+    if cache is None:
+        return True
+    layers: list[Any] = cache.layers
+    grown = cache.layer_class_to_replicate  # of layers that a lazily built cache adds
+    return grown in (None, *KNOWN) and all(type(layer) in KNOWN for layer in layers[first:])
+
+
+def fork_cache(
+    cache: Cache, first: int, n_rows: int, *, share: bool, new: New | None = None
+) -> None:
     """Fork the layers from ``first`` on, which hold ``n_rows`` rows; reordering (beams) and the
     like act on both branches.
 
     Args:
         share: Hold the prompt once where the layer can.
+        new: Keys and values ``(n_rows, kv_heads, n, d)`` of each layer that stand in the branch in
+            place of the last ones held; the branches are alike if None.
 
     Raises:
-        SteeringError: The cache is quantised.
+        SteeringError: A layer is filled and of a kind that cannot be forked.
     """
     layers: list[Any] = cache.layers
     offloading = getattr(cache, "offloading", False)  # which moves keys and values, nothing else
     for i, layer in enumerate(layers[first:], first):
         if _is_forked(layer):
             continue
-        if hasattr(layer, "_quantized_keys"):
-            raise SteeringError("a contrast cannot fork a quantised cache; use a dynamic one")
-        stock, filled = type(layer) is DynamicLayer, layer.get_seq_length() > 0
-        if stock and filled and share:
-            layers[i] = BranchedLayer(layer)
+        own = None if new is None else new[i]
+        filled = bool(layer.get_seq_length() > 0)
+        if filled and type(layer) not in KNOWN:
+            raise SteeringError(
+                f"a contrast cannot fork a filled {type(layer).__name__}; give the call a fresh "
+                "cache, or a dynamic one"
+            )
+        if type(layer) is DynamicLayer and filled and share and not offloading:
+            layers[i] = BranchedLayer(layer, own)
             continue
-        if filled and len(layer.keys) == n_rows:
-            layer.keys = torch.cat([layer.keys, layer.keys])
-            layer.values = torch.cat([layer.values, layer.values])
-            if layer.is_compileable:  # as transformers marks those that it makes
-                torch._dynamo.mark_static_address(layer.keys)
-                torch._dynamo.mark_static_address(layer.values)
+        if layer.is_initialized and len(layer.keys) == n_rows:
+            _double(layer, own)
         kind: Any = type(layer)
-        layer.__class__ = _doubled(kind, stock and not offloading)
+        layer.__class__ = _of_both(kind)
+
+
+def _double(layer: Any, own: tuple[Tensor, Tensor] | None) -> None:
+    """Let a layer hold the rows of both branches."""
+    end = min(layer.keys.shape[2], int(layer.get_seq_length()))  # a static one has room after it
+    for name, rows in zip(("keys", "values"), own or (None, None), strict=True):
+        held = getattr(layer, name)
+        branch = held
+        if rows is not None:
+            n = min(rows.shape[2], end)
+            branch = held.clone()
+            branch[:, :, end - n : end] = rows[:, :, rows.shape[2] - n :]
+        both = torch.cat([held, branch])
+        if layer.is_compileable:  # as transformers marks those that it makes
+            torch._dynamo.mark_static_address(both)
+        setattr(layer, name, both)
+
+
+@remembered
+def _of_both(stock: Any) -> Any:
+    """A class for layers of the class ``stock`` whose rows are those of two branches."""
+
+    class Both(stock):  # type: ignore[misc]  # of any class of layers
+        _layer_type = None  # else transformers would put it in the place of the stock one
+        is_of_both = True
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(self._rows(beam_idx))
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(self._rows(indices))
+
+        def _rows(self: Any, index: Tensor) -> Tensor:
+            """Row numbers of the personalised half, then of the depersonalised."""
+            n = _n_rows(self) // 2
+            return torch.cat([index, index + n]) if n else index
+
+    Both.__name__ = Both.__qualname__ = f"Both{stock.__name__}"
+    return Both
+
+
+def _n_rows(layer: Any) -> int:
+    """Rows that a layer of any kind holds."""
+    states = (x for x in vars(layer).values() if isinstance(x, Tensor))
+    return next((len(x) for x in states if x.dim() >= 3 and x.numel()), 0)
 
 
 def is_forked(cache: Cache) -> bool:
@@ -58,7 +127,7 @@ def is_forked(cache: Cache) -> bool:
 
 
 def _is_forked(layer: Any) -> bool:
-    return isinstance(layer, BranchedLayer) or getattr(layer, "is_doubled", False)
+    return isinstance(layer, BranchedLayer) or getattr(layer, "is_of_both", False)
 
 
 class BranchedLayer(DynamicLayer):
@@ -66,6 +135,7 @@ class BranchedLayer(DynamicLayer):
 
     Args:
         prompt: The layer of the prompt, ``(B, kv_heads, n, d)``.
+        new: Keys and values of its last tokens in the second branch.
 
     Attributes:
         keys, values: Those of the prompt.
@@ -75,17 +145,20 @@ class BranchedLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, prompt: DynamicLayer) -> None:
+    def __init__(self, prompt: DynamicLayer, new: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         self.dtype, self.device = prompt.dtype, prompt.device
         assert prompt.keys is not None and prompt.values is not None
         self.keys, self.values = prompt.keys, prompt.values
         self.is_initialized = True
-        self.own_keys, self.own_values = (self._none_of(x) for x in (self.keys, self.values))
+        n = prompt.keys.shape[2] - (0 if new is None else new[0].shape[2])
+        own = new or (self.keys[:, :, n:], self.values[:, :, n:])
+        self.own_keys, self.own_values = (
+            torch.cat([held[:, :, n:], branch])
+            for held, branch in zip((self.keys, self.values), own, strict=True)
+        )
+        self.keys, self.values = self.keys[:, :, :n], self.values[:, :, :n]
         self._rooms = self.own_keys, self.own_values
-
-    def _none_of(self, prompt: Tensor) -> Tensor:
-        return prompt.new_empty(2 * len(prompt), prompt.shape[1], 0, prompt.shape[3])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -145,6 +218,10 @@ class Forked:
         layer = self.layers[index] if index < len(self.layers) else None
         return (layer.keys, layer.values) if isinstance(layer, BranchedLayer) else None
 
+    def mask(self, index: int, mask: Tensor | None) -> Tensor | None:
+        """The one that the model made."""
+        return mask
+
 
 def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
     """Add tokens where there is room for some, and make room where there is none.
@@ -179,44 +256,3 @@ def _require_rows(new: Tensor, held: Tensor) -> None:
             f"{len(new)} rows for a cache that steering has forked into {len(held)}; give the "
             "call a fresh cache"
         )
-
-
-# -- layers of twice the rows --
-
-
-@remembered
-def _doubled(stock: Any, in_place: bool) -> Any:
-    """A class for layers of the class ``stock``: their rows are those of two branches.
-
-    Args:
-        in_place: Stock dynamic layers copy all of their tokens each time, and these hold twice the
-            rows: write new ones into place.
-    """
-
-    class Doubled(stock):  # type: ignore[misc]  # of any class of layers
-        is_doubled = True
-        rooms: tuple[Tensor, Tensor] | None = None
-
-        def update(self: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not in_place or self.get_seq_length() == 0:
-                return super().update(key, value, *args, **kwargs)
-            _require_rows(key, self.keys)
-            rooms = self.rooms or (self.keys, self.values)
-            self.keys, keys = _grown(self.keys, key, rooms[0])
-            self.values, values = _grown(self.values, value, rooms[1])
-            self.rooms = keys, values
-            return self.keys, self.values
-
-        def reorder_cache(self, beam_idx: Tensor) -> None:
-            super().reorder_cache(self._both(beam_idx))
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(self._both(indices))
-
-        def _both(self: Any, index: Tensor) -> Tensor:
-            """Row numbers of the personalised half, then of the depersonalised."""
-            n = len(self.keys) // 2 if self.get_seq_length() else 0
-            return torch.cat([index, index + n]) if n else index
-
-    Doubled.__name__ = Doubled.__qualname__ = f"Doubled{stock.__name__}"
-    return Doubled

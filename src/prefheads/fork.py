@@ -9,7 +9,8 @@ hundreds, all in one pass.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -70,17 +71,44 @@ class Plan:
         return self._cached[key]
 
 
-def branch_plan(gains: Tensor, target: Target) -> tuple[Plan, Tensor]:
+def branch_plan(gains: Tensor, target: Target, *, joins: bool = True) -> tuple[Plan, Tensor]:
     """A plan of branches that leave one base row, run before, where ``gains`` (R, L, H) change it.
+
+    Args:
+        joins: Whether they may do so in any layer; else all leave in the lowest.
 
     Returns:
         The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
     """
     changed = (gains != 1).any(dim=2)
     last = gains.shape[1] - 1
-    starts = torch.where(changed.any(1), changed.int().argmax(1), last)
+    starts = torch.where(changed.any(1), changed.int().argmax(1), last) * joins
     order = starts.argsort(stable=True)
     return Plan(gains[order], 1, starts[order].tolist(), [0] * len(order), target), order
+
+
+@dataclass(frozen=True)
+class Where:
+    """The positions of a call at which gains act.
+
+    Attributes:
+        start: The first one, of any row.
+        of_rows: The first one of each base row ``(n_base,)``, where they differ.
+    """
+
+    start: int = 0
+    of_rows: Tensor | None = None
+
+    def active(self, first: int, end: int, device: torch.device) -> Tensor | None:
+        """Which of the positions from ``first`` to ``end`` they are ``(n_base, end - first)``; None
+        if all."""
+        if first >= self.start and self.of_rows is None:
+            return None
+        starts = torch.tensor([self.start]) if self.of_rows is None else self.of_rows
+        return torch.arange(first, end, device=device) >= starts.to(device)[:, None]
+
+
+ALL = Where()
 
 
 class Pass(Observer):
@@ -91,11 +119,12 @@ class Pass(Observer):
         n_keys: Tokens seen when the pass is over, its own included.
         profile: ``(n_base, n_keys)`` bool, the profile's tokens among them; needed for target
             ``"profile"``.
-        prompt: Keys and values of prompts that rows share; the model must be called with a cache
-            that keeps them to itself (:mod:`prefheads.shared`).
+        prompt: Keys and values of prompts that rows share (:mod:`prefheads.shared`); the model's
+            cache must give back those of the new tokens only.
         entered: What entered each layer when the base rows ran; branches take off from there, and
-            the base rows, which the plan must not hold, do not run again. Layers below the first
-            branch do nothing; let the model skip them (:func:`prefheads.forward.skipped`).
+            the base rows, if the plan has them, run again with them. Layers below the first branch
+            do nothing; let the model skip them (:func:`prefheads.forward.skipped`).
+        where: Where in this call gains act.
     """
 
     def __init__(
@@ -104,13 +133,15 @@ class Pass(Observer):
         n_keys: int,
         profile: Tensor | None = None,
         prompt: Prompt | None = None,
-        entered: Sequence[Tensor] | None = None,
+        entered: Mapping[int, Tensor] | None = None,
+        where: Where = ALL,
     ) -> None:
         self.plan = plan
         self.entered = entered
         self.n_keys = n_keys
         self.profile = profile
         self.prompt = prompt
+        self.where = where
         self._may_be_blind: bool | None = None
         self._memo: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
@@ -118,7 +149,7 @@ class Pass(Observer):
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Append the branches that leave here; give the layer's other inputs as many rows."""
-        n, base = self.plan.rows(index), hidden
+        n, base, n_query = self.plan.rows(index), hidden, hidden.shape[1]
         if self.entered is not None:
             if index < self.plan.first:  # nobody is there yet
                 return hidden, rest
@@ -129,20 +160,25 @@ class Pass(Observer):
             hidden = torch.cat([hidden, base.index_select(0, new)])
         # Rows of one prompt broadcast over one row of mask and positions; others need as many.
         if n != self.plan.n_base and (self.prompt is None or self.prompt.apart):
-            rest = self._expand_once(rest, n)
+            rest = self._expand_once(rest, n, n_query)
         return hidden, rest
 
-    def _expand_once(self, rest: Any, n: int) -> Any:
+    def _expand_once(self, rest: Any, n: int, n_query: int) -> Any:
         """:func:`_expand` to ``n`` rows, once for all layers that get the same things."""
         args, kwargs = rest if isinstance(rest, tuple) else ((), rest)
         same = (n, *map(id, args), *map(id, kwargs.values()))
-        return self._remember(
-            same, rest, lambda: _expand(rest, self.plan.n_base, lambda x: self._rows_of(x, n))
-        )
 
-    def _rows_of(self, x: Tensor, n: int) -> Tensor:
+        def expand() -> Any:
+            return _expand(rest, self.plan.n_base, n_query, lambda x, axis: select(x, n, axis))
+
+        def select(x: Tensor, n: int, axis: int) -> Tensor:
+            return self._rows_of(x, n, axis)
+
+        return self._remember(same, rest, expand)
+
+    def _rows_of(self, x: Tensor, n: int, axis: int = 0) -> Tensor:
         def select() -> Tensor:
-            return x.index_select(0, self.plan.origins[:n].to(x.device))
+            return x.index_select(axis, self.plan.origins[:n].to(x.device))
 
         rows: Tensor = self._remember((id(x), n), x, select)
         return rows
@@ -167,33 +203,94 @@ class Pass(Observer):
         """The attention function, with this layer's gains. Shapes as transformers passes them."""
         layer = layer_index(module)
         changed = self.plan.changed[layer]
-        if not changed and self.prompt is None:
-            return inner(module, query, key, value, mask, **kwargs)
-        rows = len(query)
-        gain = self.plan.gain(layer, query.device) if changed else None
         shared = None if self.prompt is None else self.prompt.held(layer, key, value)
-        past = 0 if shared is None else shared[0].shape[2]
+        if shared is None and not changed:
+            return inner(module, query, key, value, mask, **kwargs)
+        gain = self.plan.gain(layer, query.device) if changed else None
+        if gain is not None and self.plan.target == "profile":
+            if shared is None and self.where.start:
+                return self._attend_in_turn(inner, module, query, key, value, mask, gain, kwargs)
+            return self._attend(inner, module, query, key, value, mask, gain, shared, kwargs)
+        out, weights = self._attend(inner, module, query, key, value, mask, None, shared, kwargs)
+        return out if gain is None else self._scaled(out, gain), weights
 
-        blind = None
-        biased = gain is not None and self.plan.target == "profile"
-        if gain is not None and biased:
+    def _attend_in_turn(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        gain: Tensor,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """All as they are, and those after whom gains on the profile act once more with them."""
+        start = self.where.start
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        if start >= query.shape[2]:
+            return out, weights
+        if mask is None:
+            n_key = min(key.shape[2], self.n_keys)
+            mask = as_bias(None, query, n_key - query.shape[2], key.shape[2])
+        late, _ = self._attend(
+            inner, module, query[:, :, start:], key, value, mask[..., start:, :], gain, None, kwargs
+        )
+        return torch.cat([out[:, :start], late], 1), weights
+
+    def _attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        gain: Tensor | None,
+        shared: tuple[Tensor, Tensor] | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of rows that may share prompts, with gains ``(rows, n_heads)`` on the profile
+        if there are any."""
+        rows, past, blind = len(query), 0 if shared is None else shared[0].shape[2], None
+        if self.prompt is not None:
+            mask = self._mask_of_rows(self.prompt.mask(layer_index(module), mask), rows)
+        seen = (id(mask), rows, past)  # the same for all layers with as many rows and keys
+        source = mask
+        if gain is not None:
             mask, blind = self._hide(gain, mask, query, past + key.shape[2])
         if self.prompt is None or shared is None:
             out, weights = inner(module, query, key, value, mask, **kwargs)
         else:
-            seen = (id(mask), rows, past)  # the same for all layers with as many rows and keys
 
             def once(make: Callable[[], Any]) -> Any:
-                return make() if biased else self._remember(seen, mask, make)
+                return make() if gain is not None else self._remember(seen, source, make)
 
             out, weights = attend_shared(
                 inner, module, query, key, value, mask, shared, self.prompt.apart, once, kwargs
             )
-        if gain is not None and self.plan.target == "head":
-            out = out * gain[:, None, :, None].to(out.dtype)
         if blind is not None:
             out = out.masked_fill(blind.transpose(1, 2)[..., None], 0)
         return out, weights
+
+    def _mask_of_rows(self, mask: Tensor | None, rows: int) -> Tensor | None:
+        """A mask of base rows, or of all, for ``rows``."""
+        if mask is None or len(mask) in (1, rows):
+            return mask
+        return self._rows_of(mask, rows)
+
+    def _scaled(self, out: Tensor, gain: Tensor) -> Tensor:
+        """What heads hand on ``(rows, query, heads, head_dim)``, times their gains."""
+        gains, start = gain[:, None, :, None].to(out.dtype), self.where.start
+        if self.where.of_rows is not None:
+            active = self.where.active(start, out.shape[1], out.device)
+            assert active is not None
+            rows = active[self.plan.origins[: len(out)].to(out.device)]
+            gains = torch.where(rows[:, :, None, None], gains, 1.0)
+        # Models take a view of what attention returns, which must lie in order for that.
+        if not start:
+            return (out * gains).contiguous()
+        return torch.cat([out[:, :start], out[:, start:] * gains], 1)
 
     def _hide(
         self, gain: Tensor, mask: Tensor | None, query: Tensor, n_key: int
@@ -208,6 +305,11 @@ class Pass(Observer):
         assert self.profile is not None
         origins = self.plan.origins[: len(gain)].to(gain.device)
         columns = self._columns(self.profile.to(gain.device), n_key)[origins][:, None, None, :]
+        if self.where.of_rows is not None:
+            start = self.where.start
+            active = self.where.active(start, start + query.shape[2], gain.device)
+            assert active is not None
+            columns = columns & active[origins][:, None, :, None]
         log_gain = torch.where(columns, gain.log()[..., None, None], 0.0).to(query.dtype)
         past = min(n_key, self.n_keys) - query.shape[2]
         seen = as_bias(mask, query, past, n_key)
@@ -247,7 +349,7 @@ class Step(Observer):
         if not self.forks:
             return hidden, rest
         hidden = _twice(hidden) if index == 0 else hidden
-        return hidden, _expand(rest, self.n_base, _twice)
+        return hidden, _expand(rest, self.n_base, 1, _twice)
 
     def attend(
         self,
@@ -264,53 +366,25 @@ class Step(Observer):
         return out * self.gains[layer_index(module)].to(out.dtype), weights
 
 
-def _twice(x: Tensor) -> Tensor:
-    return torch.cat([x, x])
+def _twice(x: Tensor, axis: int = 0) -> Tensor:
+    return torch.cat([x, x], axis)
 
 
-def _expand(value: Any, n_base: int, take: Callable[[Tensor], Tensor]) -> Any:
+def _expand(value: Any, n_base: int, n_query: int, take: Callable[[Tensor, int], Tensor]) -> Any:
     """What a layer is given beside its hidden states, with other rows where it has rows."""
     if isinstance(value, Tensor):
-        return take(value) if value.dim() >= 2 and len(value) == n_base else value
+        axis = _axis_of_rows(value, n_base, n_query)
+        return value if axis is None else take(value, axis)
     if isinstance(value, tuple | list):
-        return type(value)([_expand(v, n_base, take) for v in value])
+        return type(value)([_expand(v, n_base, n_query, take) for v in value])
     if isinstance(value, dict):
-        return {k: _expand(v, n_base, take) for k, v in value.items()}
+        return {k: _expand(v, n_base, n_query, take) for k, v in value.items()}
     return value
 
 
-# -- calls in parts --
-
-
-def part_of(call: dict[str, Any], past: int, length: int, a: int, b: int) -> dict[str, Any]:
-    """The arguments of a forward call for its tokens ``a`` to ``b`` only."""
-    part = dict(call)
-    for name in ("input_ids", "position_ids", "token_type_ids", "cache_position"):
-        if part.get(name) is not None:
-            part[name] = part[name][..., a:b]
-    if part.get("inputs_embeds") is not None:
-        part["inputs_embeds"] = part["inputs_embeds"][:, a:b]
-    mask = part.get("attention_mask")
-    if isinstance(mask, dict):
-        part["attention_mask"] = {
-            kind: _part_of_mask(m, part.get("past_key_values"), kind, length, a, b)
-            for kind, m in mask.items()
-        }
-    else:
-        part["attention_mask"] = _part_of_mask(
-            mask, part.get("past_key_values"), None, length, a, b
-        )
-    return part
-
-
-def _part_of_mask(mask: Any, cache: Any, kind: str | None, length: int, a: int, b: int) -> Any:
-    if not isinstance(mask, Tensor):
-        return mask
-    if mask.dim() == 2:
-        return mask[:, : mask.shape[1] - (length - b)]
-    if cache is None:
-        return mask
-    # Explicit masks have a column for each key that the layers of their kind see in this call.
-    alike = [i for i, s in enumerate(cache.is_sliding) if s == (kind == "sliding_attention")]
-    n_keys = cache.get_mask_sizes(b - a, alike[0] if kind and alike else 0)[0]
-    return mask[..., a:b, :n_keys] if b < length else mask[..., a:b, -n_keys:]
+def _axis_of_rows(x: Tensor, n_base: int, n_query: int) -> int | None:
+    """Where a tensor has the rows of a batch: first, or after the three or four kinds of positions
+    (in time, height and width) of models that see pictures."""
+    if x.dim() >= 3 and len(x) in (3, 4) and x.shape[1:3] == (n_base, n_query):
+        return 1
+    return 0 if x.dim() >= 2 and len(x) == n_base else None

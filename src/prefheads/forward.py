@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +17,22 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prefheads.attention import HeadLayout
 from prefheads.errors import SteeringError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One run of ``generate()``, as its arguments tell.
+
+    Attributes:
+        n_rows: Prompts, before any is repeated for beams or several answers; None if not known.
+        n_prompt: Their tokens, padding included; None if not known.
+    """
+
+    n_rows: int | None
+    n_prompt: int | None
+
+
+_running: ContextVar[Generation | None] = ContextVar("prefheads_generation", default=None)
 
 
 class Call:
@@ -28,6 +47,7 @@ class Call:
         keep: Last positions whose logits are asked for; 0 for all.
         predicting: Last positions that predict new tokens: one, or more where assisted generation
             (or scoring) gives tokens after the one to predict from.
+        generation: The run of ``generate()`` that the call is part of, if it is of one.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -44,6 +64,7 @@ class Call:
         self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.keep = int(keep)
         self.predicting: int = min(max(1, self.keep), self.length)
+        self.generation = _running.get()
 
     @property
     def cache(self) -> Any:
@@ -52,8 +73,30 @@ class Call:
 
     def begin_cache(self, model: PreTrainedModel) -> None:
         """Give a call without a cache one, as the model itself would."""
-        if self.cache is None:
+        if self.cache is None and self.arguments.get("use_cache") is not False:
             self.arguments["past_key_values"] = DynamicCache(config=model.config)
+
+    def last(self, start: int, cache: Any) -> dict[str, Any]:
+        """The arguments of a call for the tokens from ``start`` on alone, which have no pictures
+        and want nothing but logits.
+
+        Args:
+            cache: Of the tokens before.
+        """
+        given, part = self.arguments, {}
+        for name, value in given.items():
+            if name in ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids"):
+                part[name] = None if value is None else value[..., start:]
+            elif name == "inputs_embeds":
+                part[name] = None if value is None else value[:, start:]
+            elif not isinstance(value, Tensor | dict) and not name.startswith("output_"):
+                part[name] = value
+        mask = given.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:  # of which some models make positions
+            part["attention_mask"] = mask
+        part |= {"past_key_values": cache, "use_cache": True}
+        part["logits_to_keep"] = min(self.keep, self.length - start)
+        return part
 
 
 Forward = Callable[..., Any]
@@ -70,17 +113,22 @@ class Steps(Protocol):
 
 
 @contextmanager
-def forward_set_to(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's ``forward`` inside the block."""
-    own = module.__dict__.get("forward")  # set where a library (accelerate) has wrapped it already
-    module.forward = forward
+def attribute_set_to(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Replace a method of a module inside the block."""
+    own = vars(module).get(name)  # set where a library (accelerate) has wrapped it already
+    setattr(module, name, value)
     try:
         yield
     finally:
         if own is None:
-            del module.forward
+            delattr(module, name)
         else:
-            module.forward = own
+            setattr(module, name, own)
+
+
+def forward_set_to(module: nn.Module, forward: Callable[..., Any]) -> Any:
+    """Replace a module's ``forward`` inside the block."""
+    return attribute_set_to(module, "forward", forward)
 
 
 @contextmanager
@@ -99,7 +147,10 @@ def skipped(layout: HeadLayout, n: int) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(
-    model: PreTrainedModel, handle: Callable[[Forward, Call], Any], steps: Steps | None = None
+    model: PreTrainedModel,
+    handle: Callable[[Forward, Call], Any],
+    steps: Steps | None = None,
+    admit: Callable[[Generation], None] | None = None,
 ) -> Iterator[None]:
     """Let ``handle(forward, call)`` answer the calls of a model inside the block.
 
@@ -109,11 +160,16 @@ def replaced_forward(
     Args:
         steps: Where the model is compiled (``generate()`` does so for static caches on a GPU),
             steps that it takes run as a graph; all other calls run as they are.
+        admit: Refuses a run of ``generate()`` before any work.
+
+    Raises:
+        SteeringError: The block ends while another thread generates; that generation is stopped.
     """
-    forward = model.forward
+    forward, running = model.forward, _Generations(admit)
     signature = inspect.signature(forward)
 
     def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[Call, bool, bool]:
+        running.require_open()
         arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
         for name, parameter in signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -138,5 +194,95 @@ def replaced_forward(
         call, is_step, as_tuple = begin(torch.compiler.is_compiling(), args, kwargs)
         return end(call, forward(**call.arguments) if is_step else None, as_tuple)
 
-    with forward_set_to(model, replaced):
-        yield
+    with ExitStack() as stack:
+        stack.enter_context(attribute_set_to(model, "generate", running.watch(model)))
+        for name in ("generate_batch", "init_continuous_batching"):
+            if hasattr(model, name):
+                stack.enter_context(attribute_set_to(model, name, _refuse_paged))
+        stack.enter_context(forward_set_to(model, replaced))
+        try:
+            yield
+        except BaseException:
+            running.close()
+            raise
+        if running.close():
+            raise SteeringError(
+                "another thread was still generating when the block ended; end it inside the block"
+            )
+
+
+def _refuse_paged(*args: Any, **kwargs: Any) -> Any:
+    raise SteeringError("continuous batching is not steered; use generate(), or the vLLM plugin")
+
+
+class _Generations:
+    """The runs of ``generate()`` inside a block, in any thread."""
+
+    def __init__(self, admit: Callable[[Generation], None] | None) -> None:
+        self._admit = admit
+        self._threads: list[int] = []
+        self._changed = threading.Condition()
+        self._open = True
+
+    def watch(self, model: PreTrainedModel) -> Callable[..., Any]:
+        """The model's ``generate``, whose runs are known here."""
+        own: Any = model.generate
+
+        @functools.wraps(own)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            self.require_open()
+            generation = _described(model, args, kwargs)
+            if self._admit is not None:
+                self._admit(generation)
+            me, token = threading.get_ident(), _running.set(generation)
+            with self._changed:
+                self._threads.append(me)
+            try:
+                return own(*args, **kwargs)
+            finally:
+                _running.reset(token)
+                with self._changed:
+                    self._threads.remove(me)
+                    self._changed.notify_all()
+
+        return generate
+
+    def require_open(self) -> None:
+        """Refuse what goes on after the block."""
+        if not self._open:
+            raise SteeringError(
+                "the block that steered this generation has ended; end it inside the block"
+            )
+
+    def close(self, patience: float = 60.0) -> bool:
+        """End the block; runs of other threads stop at their next step, for which this waits.
+
+        Returns:
+            Whether there were any.
+        """
+        self._open = False
+        me = threading.get_ident()
+        with self._changed:
+            left = set(self._threads) - {me}
+            self._changed.wait_for(lambda: not set(self._threads) - {me}, patience)
+        return bool(left)
+
+
+def _described(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> Generation:
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+
+    def option(name: str) -> Any:
+        return kwargs.get(name, getattr(config, name, None))
+
+    if option("guidance_scale") not in (None, 1, 1.0):
+        raise SteeringError("guidance_scale asks for a second prompt, which is not steered")
+    if option("assistant_early_exit") is not None:
+        raise SteeringError("assistant_early_exit leaves out layers, which cannot be steered then")
+    ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+    embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    if embeds is not None:
+        known = mask if isinstance(mask, Tensor) and mask.dim() == 2 else embeds
+        return Generation(len(embeds), known.shape[1])
+    if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1]:
+        return Generation(*ids.shape)
+    return Generation(None, None)

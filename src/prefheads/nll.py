@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefheads.attention import input_device
+from prefheads.attention import input_device, positions
 from prefheads.forward import forward_set_to
 from prefheads.linear import linear
 
@@ -95,15 +95,15 @@ def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
 @torch.no_grad()
 def _makes_the_logits(head: nn.Linear, model: PreTrainedModel) -> bool:
     entered: list[Tensor] = []
-    version: list[int] = []  # which counts what is written into a tensor
+    as_it_was: list[Tensor] = []
 
     def note(hidden: Tensor) -> Tensor:
         entered.append(hidden)
-        version.append(hidden._version)
+        as_it_was.append(hidden.clone())
         return hidden
 
     ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
     with forward_set_to(head, note):
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False, **positions(model, 0, 2)).logits
     untouched = len(entered) == 1 and logits is entered[0]
-    return untouched and entered[0]._version == version[0]
+    return untouched and torch.equal(logits, as_it_was[0])

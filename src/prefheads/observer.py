@@ -15,7 +15,14 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class Observer:
-    """What sees the attention of a forward pass; by itself it leaves all as it is."""
+    """What sees the attention of a forward pass; by itself it leaves all as it is.
+
+    Attributes:
+        everywhere: Whether it sees all attention of the model, that of an image encoder or of a
+            draft head too, and not only the layers' that :func:`layer_index` knows.
+    """
+
+    everywhere = False
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Called with the input of each decoder layer; returns what the layer gets instead."""
@@ -35,9 +42,12 @@ class Observer:
         return inner(module, query, key, value, mask, **kwargs)
 
 
+LAYER = "prefheads_layer"  # attribute of an attention module that is reached: its layer's number
+
+
 def layer_index(module: nn.Module) -> int:
-    """The decoder layer that an attention module belongs to."""
-    return int(module.layer_idx)  # type: ignore[arg-type]  # modules type their attributes alike
+    """The decoder layer that an attention module belongs to, while its model is intercepted."""
+    return int(vars(module)[LAYER])
 
 
 class Listener(Observer):
@@ -88,6 +98,34 @@ def set_step(modules: Iterable[nn.Module], observer: Observer | None) -> None:
             vars(module).pop(STEP, None)
         else:
             vars(module)[STEP] = observer
+
+
+def observe(inner: AttentionFunction) -> AttentionFunction:
+    """The attention function ``inner``, shown to what observes the pass; the same one each time, so
+    that a graph which holds it stays valid."""
+    if inner not in _shown:
+
+        def attention(
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            **kwargs: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            observer = observer_of(module)
+            if observer is None or not (observer.everywhere or LAYER in module.__dict__):
+                result: tuple[Tensor, Tensor | None] = inner(
+                    module, query, key, value, attention_mask, **kwargs
+                )
+                return result
+            return observer.attend(inner, module, query, key, value, attention_mask, kwargs)
+
+        _shown[inner] = attention
+    return _shown[inner]
+
+
+_shown: dict[AttentionFunction, AttentionFunction] = {}
 
 
 @contextmanager

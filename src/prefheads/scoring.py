@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import head_layout, input_device
+from prefheads.attention import causal_model, evaluating, head_layout, input_device, positions
 from prefheads.encoding import Encoded, encode, pad_batch
-from prefheads.errors import DataError, ModelError
+from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example
-from prefheads.fork import Pass, Plan, Target, branch_plan
+from prefheads.fork import ALL, Pass, Plan, Target, Where, branch_plan
 from prefheads.forward import forward_set_to, skipped
 from prefheads.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.observer import observing
-from prefheads.shared import ReadOnly, Repeated
-from prefheads.sharing import can_share
-from prefheads.steering import Scope, Span, active_steering, response_span
+from prefheads.shared import Clean, NewOnly
+from prefheads.sharing import sharing_of
+from prefheads.steering import Scope, active_steering, response_from
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -63,7 +63,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class Unchanged(Pass):
-    """The pass of the unchanged model, and what it leaves for those that branch off.
+    """The pass of the unchanged model over the response, and what it leaves for those that branch
+    off.
 
     Attributes:
         inputs: ``(1, n, d)``, the hidden states that entered each layer.
@@ -75,20 +76,20 @@ class Unchanged(Pass):
     logits: Tensor
     hidden: Tensor | None = None
 
-    def __init__(self, plan: Plan, n_keys: int, prompt: ReadOnly | None) -> None:
+    def __init__(self, plan: Plan, n_keys: int, prompt: Clean | None) -> None:
         super().__init__(plan, n_keys, prompt=prompt)
-        self.inputs: list[Tensor] = []
-        self.rest: list[Any] = []
+        self.inputs: dict[int, Tensor] = {}
+        self.rest: dict[int, Any] = {}
 
     @property
     def nbytes(self) -> int:
         """Of what it leaves."""
-        return self.logits.nbytes + sum(x.nbytes for x in self.inputs)
+        return self.logits.nbytes + sum(x.nbytes for x in self.inputs.values())
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Keep the layer's input."""
-        self.inputs.append(hidden)
-        self.rest.append(rest)
+        self.inputs[index] = hidden
+        self.rest[index] = rest
         return super().enter_layer(index, hidden, rest)
 
 
@@ -100,8 +101,9 @@ class Scorer:
 
     Args:
         encoded: Prompt, response and profile mask of one example.
-        scope: ``"response"``: gains act at positions that predict the response, and the prompt's
-            keys and values are shared by all maps. ``"all"``: they act at every position.
+        scope: ``"response"``: gains act at positions that predict the response, and what attention
+            reads of the prompt is shared by all maps, where the model lets them share it
+            (:mod:`prefheads.sharing`). ``"all"``: they act at every position.
         budget: Tokens a pass, shared between examples so that it adapts once.
     """
 
@@ -114,22 +116,31 @@ class Scorer:
         prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)
         self.n_keys = len(prompt) + len(self.targets) - 1
         self.profile = nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
-        inputs = torch.cat([prompt, self.targets[:-1]])[None]
-        self.cache: ReadOnly | None = None  # of the prompt
-        self.prompt: ReadOnly | None = None  # the same, where all rows share it
-        if scope == "response":
-            cache = DynamicCache(config=model.config)
-            if len(prompt) > 1:
-                with torch.no_grad():
-                    model(
-                        input_ids=inputs[:, : len(prompt) - 1],
-                        past_key_values=cache,
-                        logits_to_keep=1,
-                    )
-            self.prompt = ReadOnly(cache) if can_share(model) else None
-            self.cache = self.prompt or Repeated(cache)
-            inputs = inputs[:, len(prompt) - 1 :]
-        self.inputs = inputs
+        self.inputs = torch.cat([prompt, self.targets[:-1]])[None]
+        self.first = 0  # position that passes begin at
+        self.where = Where(len(prompt) - 1) if scope == "response" else ALL
+        self.prompt: Clean | None = None  # what all rows share
+        sharing = sharing_of(model)
+        self.joins = sharing.joins
+        _forget_lengths(model)
+        if self.where.start and sharing.clean:
+            self.first, self.where = self.where.start, ALL
+            # The whole text: where tokens stand may be told by how many there are.
+            self.prompt = Clean(self.first)
+            with torch.no_grad(), observing(self.prompt):
+                model(
+                    input_ids=self.inputs,
+                    use_cache=False,
+                    logits_to_keep=1,
+                    **positions(model, 0, self.n_keys),
+                )
+            self.prompt.inputs.clear()
+            self.inputs = self.inputs[:, self.first :]
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept of the prompt and the unchanged model."""
+        return self.unchanged.nbytes + (0 if self.prompt is None else self.prompt.nbytes)
 
     @torch.no_grad()
     def logits(self, gains: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
@@ -154,8 +165,8 @@ class Scorer:
         order = branch_plan(gains, target)[1]
 
         def work(rows: slice) -> Tensor:
-            plan, _ = branch_plan(gains[order[rows]], target)
-            return answer(Pass(plan, self.n_keys, self.profile, self.prompt, self.unchanged.inputs))
+            plan, _ = branch_plan(gains[order[rows]], target, joins=self.joins)
+            return answer(self.branch(plan))
 
         for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
             yield order[rows], logits
@@ -175,17 +186,24 @@ class Scorer:
                 unchanged.logits = nn.functional.linear(unchanged.hidden, weight, bias)
         return unchanged
 
+    def branch(self, plan: Plan) -> Pass:
+        """A pass of rows that leave the unchanged one."""
+        return Pass(plan, self.n_keys, self.profile, self.prompt, self.unchanged.inputs, self.where)
+
     def run(self, running: Pass) -> Tensor:
         """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
+        layout = head_layout(self.model)
         first = 0 if running.entered is None else running.plan.first
-        with observing(running), skipped(head_layout(self.model), first):
+        cache = NewOnly(self.first, layout.shape[0]) if self.prompt is not None else None
+        with observing(running), skipped(layout, first):
             out = self.model(
                 input_ids=self.inputs,
-                past_key_values=self.cache,
-                use_cache=self.cache is not None,
+                past_key_values=cache,
+                use_cache=cache is not None,
                 logits_to_keep=len(self.targets),
+                **positions(self.model, self.first, self.n_keys),
             )
-        logits: Tensor = out.logits
+        logits: Tensor = out.logits[:, -len(self.targets) :]  # some models give all of them
         return logits
 
     def _hidden(self, running: Pass, projection: nn.Linear) -> Tensor:
@@ -221,6 +239,15 @@ class Scorer:
         return base, result
 
 
+def _forget_lengths(model: PreTrainedModel) -> None:
+    """Positions that scale with the longest text seen (dynamic NTK) go back to what they were in
+    the beginning when the model meets a short one."""
+    if "dynamic" in str(getattr(model.config.get_text_config(), "rope_parameters", None)):
+        ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False, **positions(model, 0, 2))
+
+
 def encode_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -239,13 +266,13 @@ def encode_all(
 def response_nll(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     *,
     batch_size: int = 8,
     end_of_turn: bool = False,
 ) -> Tensor:
     """Mean NLL of each example's response, in nats a token (Eq. 3), under whatever steering is
-    active.
+    active, in evaluation mode.
 
     Args:
         batch_size: Examples a pass. Under a steering for B users, ``examples`` are those users' in
@@ -257,11 +284,18 @@ def response_nll(
     Raises:
         DataError: An example has no response or does not fit the context.
         ModelError: The logits are not finite.
+        SteeringError: Not one example for each user of the steering.
     """
+    model, examples = causal_model(model), list(examples)
     encoded = encode_all(model, tokenizer, examples, end_of_turn)
     steering = active_steering(model)
     if steering is not None and steering.batch > 1:
-        batch_size = max(1, len(encoded))
+        batch_size = steering.batch
+        if len(encoded) != batch_size:
+            raise SteeringError(
+                f"a batch of {len(encoded)} does not fit steering for {batch_size} users: give one "
+                "example for each, in their order"
+            )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     device = input_device(model)
     values = []
@@ -269,16 +303,18 @@ def response_nll(
         batch = pad_batch(encoded[i : i + batch_size], pad)
         ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)[:, :-1].to(device)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)[:, :-1].to(device).long()
-        span = response_span.set(Span(batch.prompt_ids.shape[1] - 1, batch.profile_mask))
-        try:
+        given: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        with (
+            evaluating(model),
+            response_from(batch.prompt_ids.shape[1], profile_mask=batch.profile_mask),
+        ):
             logits = model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+                use_cache=False,
                 logits_to_keep=batch.response_ids.shape[1],
-            ).logits
-        finally:
-            response_span.reset(span)
+                **(given if positions(model, 0, 1) else {}),
+            ).logits[:, -batch.response_ids.shape[1] :]
         real = batch.response_mask.to(logits.device)
         nll = token_nll(logits, batch.response_ids.to(logits.device)).masked_fill(~real, 0)
         values.append((nll.sum(1) / real.sum(1)).cpu())

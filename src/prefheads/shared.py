@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
+from transformers.cache_utils import DynamicLayer
 
 from prefheads.masks import as_bias
-from prefheads.observer import AttentionFunction
+from prefheads.observer import AttentionFunction, Observer, layer_index
 
 Once = Callable[[Callable[[], Any]], Any]
 FEW = 16  # queries, or keys, of a row up to which they are computed in plain torch
@@ -41,45 +42,110 @@ class Prompt(Protocol):
             key: Of the rows, ``(rows, kv_heads, n, d)``; ``value`` alike.
         """
 
+    def mask(self, index: int, mask: Tensor | None) -> Tensor | None:
+        """The mask of a layer, from the one that the model made for this pass."""
 
-class ReadOnly(Cache):
-    """The filled cache of one prompt, which all rows share: it tells its lengths and keeps nothing;
-    new keys and values pass through, and :func:`attend_shared` adds the prompt's."""
 
-    apart = False
+class NewOnly(Cache):
+    """A cache in a pass whose attention is given the prompt otherwise: it tells how many tokens
+    that has, gives back new keys and values as they are, and keeps them.
 
-    def __init__(self, filled: Cache) -> None:
-        super().__init__(layers=filled.layers)
+    Args:
+        n_past: Tokens of the prompt.
+        n_layers: Of the model.
+
+    Attributes:
+        new: Keys and values of the pass by layer, ``(rows, kv_heads, n, d)``.
+    """
+
+    def __init__(self, n_past: int, n_layers: int) -> None:
+        super().__init__(layers=[DynamicLayer() for _ in range(n_layers)])
+        self.n_past = n_past
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the new keys and values unchanged."""
+        self.new[layer_idx] = key_states, value_states
         return key_states, value_states
 
-    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompt in one layer, ``(1, kv_heads, n_prompt, d)``."""
-        layers: list[Any] = self.layers
-        layer = layers[index] if index < len(layers) else None
-        if layer is None or layer.get_seq_length() == 0:
-            return key[:1, :, :0], value[:1, :, :0]
-        return layer.keys, layer.values
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the prompt."""
+        return self.n_past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Tokens that a mask is to cover, and the first of them."""
+        return self.n_past + query_length, 0
 
 
-class Repeated(ReadOnly):
-    """The same for models that cannot share (:func:`prefheads.sharing.can_share`): every row is
-    given the prompt's keys and values before its new ones, as a cache of its own would."""
+class Clean(Observer):
+    """The clean run: the model as it is on a whole text, and what that leaves for branches which
+    take off from it. They run its last tokens only, on the keys and values that attention read.
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return all keys and values of each row."""
-        new = key_states, value_states
-        held = self.held(layer_idx, *new)
-        keys, values = (
-            torch.cat([p.expand(len(x), -1, -1, -1), x], 2) for p, x in zip(held, new, strict=True)
-        )
-        return keys, values
+    Args:
+        start: First position of the call that branches run.
+        n_past: Tokens that the cache holds before the call.
+        first: First layer in which there are branches.
+
+    Attributes:
+        apart: Whether rows have masks of their own; not so where all branches are of one text.
+        inputs: What entered each layer at these positions, ``(B, n, d)``.
+    """
+
+    def __init__(self, start: int, n_past: int = 0, first: int = 0, *, apart: bool = False) -> None:
+        self.start, self.n_past, self.first, self.apart = start, n_past, first, apart
+        self.inputs: dict[int, Tensor] = {}
+        self._read: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._masks: dict[int, Tensor] = {}
+
+    def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
+        """Keep what enters."""
+        if index >= self.first:
+            # Copied, so that the rest of a long prompt does not stay in memory.
+            self.inputs[index] = hidden[:, self.start :].clone() if self.start else hidden
+        return hidden, rest
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Keep what is read: the prompt without padding of a cache after it, and the mask of the
+        positions that branches run."""
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        layer, n_query = layer_index(module), query.shape[2]
+        if self.start and layer >= self.first:
+            end = min(key.shape[2], self.n_past + n_query)
+            held = end - (n_query - self.start)
+            self._read[layer] = key[:, :, :held], value[:, :, :held], self._late(mask, end)
+        return out, weights
+
+    def _late(self, mask: Tensor | None, end: int) -> Tensor | None:
+        if mask is None:
+            return None
+        if id(mask) not in self._masks:
+            self._masks[id(mask)] = mask[..., self.start :, :end]
+        return self._masks[id(mask)]
+
+    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values before those positions in a layer, ``(B, kv_heads, n, d)``."""
+        return self._read[index][:2] if self.start else None
+
+    def mask(self, index: int, mask: Tensor | None) -> Tensor | None:
+        """The mask of those positions in a layer, for all keys up to the last of them."""
+        return self._read[index][2] if self.start else mask
+
+    @property
+    def nbytes(self) -> int:
+        """Of what it leaves."""
+        read = [x for keys, values, _ in self._read.values() for x in (keys, values)]
+        return sum(x.nbytes for x in [*read, *self.inputs.values()])
 
 
 def attend_shared(
@@ -111,7 +177,7 @@ def attend_shared(
     rows, _, n_query, _ = query.shape
     n_prompts, _, past, _ = prompt[0].shape
     n_key = past + key.shape[2]
-    told = _tells_normaliser(inner, query, kwargs)
+    told = value.shape[3] == query.shape[3] and _tells_normaliser(inner, query, kwargs)
     if past and (n_query <= FEW and _is_plain(inner, kwargs) if apart else told):
         seen = once(lambda: _split_mask(mask, query, key.shape[1], n_prompts, past, n_key))
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -119,13 +185,15 @@ def attend_shared(
     if apart:
         repeated = (p.repeat(rows // n_prompts, 1, 1, 1) for p in prompt)
         keys, values = (torch.cat(x, 2) for x in zip(repeated, (key, value), strict=True))
+        if mask is None and n_query > 1:  # which would stand for a text that begins here
+            mask = once(lambda: as_bias(None, query, n_key - n_query, n_key))
         return inner(module, query, keys, values, mask, **kwargs)
     folded = once(lambda: _fold_mask(mask, query, n_key, past))
     keys, values = (
         torch.cat([p, _fold(x, 1)], 2) for p, x in zip(prompt, (key, value), strict=True)
     )
     out, weights = inner(module, _fold(query, 1), keys, values, folded, **kwargs)
-    return out.reshape(rows, n_query, *out.shape[2:]), weights
+    return out.reshape(rows, n_query, *out.shape[2:]).contiguous(), weights
 
 
 # -- in two parts --
@@ -191,7 +259,7 @@ def _in_two_parts(
     own, log_own = part(query, (key, value), masks[1], scale)
     share = (_unfold(log_before.unsqueeze(-1), rows) - log_own.unsqueeze(-1)).sigmoid()
     out = torch.lerp(own.to(fine), _unfold(before, rows).to(fine), share)
-    return out.reshape(rows, heads, n_query, -1).transpose(1, 2).to(query.dtype)
+    return out.reshape(rows, heads, n_query, -1).transpose(1, 2).to(query.dtype).contiguous()
 
 
 def _told(

@@ -1,56 +1,63 @@
-"""Whether rows of a model may share the keys and values of a prompt.
+"""What branches of a model may share: a clean run's keys and values, and a cache's.
 
-They may where attention reads what the cache gave, as it gave it. Some models do more in between:
-they repeat or split values, or unfold them from something smaller that is cached.
+They may where a pass of the last tokens alone, on the keys and values that attention read for those
+before, says what the whole text does. Some models do more in between: they keep other state from
+token to token, or make a mask of all values.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from prefheads.attention import head_layout, input_device
-from prefheads.fork import Pass, Plan
-from prefheads.observer import AttentionFunction, layer_index, observing
-from prefheads.shared import ReadOnly
+from prefheads.attention import head_layout, input_device, positions
+from prefheads.fork import Pass, Plan, Where
+from prefheads.observer import AttentionFunction, Observer, layer_index, observing
+from prefheads.shared import Clean, NewOnly
 
-_found: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+N_TOKENS, N_LAST = 12, 2  # of the run that finds out
 
 
-def can_share(model: PreTrainedModel) -> bool:
-    """Found by running the model on three tokens, once; remembered for its lifetime.
+@dataclass(frozen=True)
+class Sharing:
+    """What branches may share.
+
+    Attributes:
+        clean: What attention read in a clean run.
+        cache: What a cache holds, because attention reads what the cache gives, as it gives it.
+        joins: Whether branches may leave in any layer; else all leave in the lowest, because layers
+            hand on more than hidden states.
+    """
+
+    clean: bool
+    cache: bool
+    joins: bool
+
+
+_found: weakref.WeakKeyDictionary[PreTrainedModel, Sharing] = weakref.WeakKeyDictionary()
+
+
+def sharing_of(model: PreTrainedModel) -> Sharing:
+    """Found by running the model on a few tokens, once; remembered for its lifetime.
 
     Must be used inside :func:`prefheads.attention.intercept`.
     """
     if model not in _found:
-        _found[model] = _same_when_shared(model)
+        _found[model] = _find(model)
     return _found[model]
 
 
-class _Noting(ReadOnly):
-    """Notes what it gives."""
-
-    def __init__(self, filled: Cache) -> None:
-        super().__init__(filled)
-        self.given: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        self.given[layer_idx] = key_states, value_states
-        return key_states, value_states
-
-
 class _Comparing(Pass):
-    """Compares what attention gets with what the cache gave."""
+    """Compares what attention gets with what the cache gave, and asked a mask for."""
 
-    def __init__(self, plan: Plan, n_keys: int, cache: _Noting) -> None:
-        super().__init__(plan, n_keys, prompt=cache)
-        self.cache, self.same = cache, True
+    cache: NewOnly
+    same = True
 
     def attend(
         self,
@@ -62,26 +69,44 @@ class _Comparing(Pass):
         mask: Tensor | None,
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
-        given = self.cache.given[layer_index(module)]
-        self.same &= all(torch.equal(x, y) for x, y in zip((key, value), given, strict=True))
+        given = self.cache.new[layer_index(module)]
+        self.same &= all(
+            x.shape == y.shape and torch.equal(x, y)
+            for x, y in zip((key, value), given, strict=True)
+        )
+        # One made of the values that it was given, not of all, has too few columns.
+        self.same &= mask is None or mask.shape[-1] == N_TOKENS
         return super().attend(inner, module, query, key, value, mask, kwargs)
 
 
 @torch.no_grad()
-def _same_when_shared(model: PreTrainedModel) -> bool:
-    ids = torch.tensor([[0, 1, 0]], device=input_device(model))
-    cache = DynamicCache(config=model.config)
-    model(input_ids=ids[:, :2], past_key_values=cache, logits_to_keep=1)
-    noting = _Noting(cache)
-    unchanged = Plan(torch.ones(1, *head_layout(model).shape), 1, [], [], "head")
-    comparing = _Comparing(unchanged, ids.shape[1], noting)
-    try:
-        with observing(comparing):
-            shared = model(input_ids=ids[:, 2:], past_key_values=noting).logits.float()
-    except Exception:  # whatever it is that does not fit, each row then has a prompt of its own
-        return False
-    stock = model(input_ids=ids[:, 2:], past_key_values=cache).logits
-    # Not a test of precision: it is for models that look at the cache in other ways.
-    slack = 1e-3 if stock.dtype == torch.float32 else 0.1
-    gap = (shared - stock.float()).abs().max()
-    return comparing.same and bool(gap <= slack * stock.float().abs().max())
+def _find(model: PreTrainedModel) -> Sharing:
+    layout, start = head_layout(model), N_TOKENS - N_LAST
+    last, slack = layout.shape[0] - 1, 1e-3 if model.dtype == torch.float32 else 0.1
+    ids = torch.arange(N_TOKENS, device=input_device(model))[None]
+    gains = torch.ones(3, *layout.shape)
+    gains[1, :, ::2] = gains[2, last, ::2] = 0  # of half of the heads, in two branches
+    at_once, apart = (Plan(gains, 1, [0, x], [0, 0], "head") for x in (0, last))
+
+    def run(first: int, observer: Observer, **options: Any) -> Tensor:
+        where = positions(model, first, N_TOKENS)
+        with observing(observer):
+            logits: Tensor = model(input_ids=ids[:, first:], **where, **options).logits
+        return logits[:, start - first :].float()
+
+    # Not a test of precision: it is for models that look at the text in other ways.
+    def is_right(run: Callable[[], Tensor]) -> bool:
+        try:
+            return bool((run() - whole).abs().max() <= slack * whole.abs().max())
+        except Exception:  # whatever it is that does not fit
+            return False
+
+    where = Where(start)
+    whole = run(0, Pass(at_once, N_TOKENS, where=where), use_cache=False)
+    joins = is_right(lambda: run(0, Pass(apart, N_TOKENS, where=where), use_cache=False))
+    clean, cache = Clean(start), NewOnly(start, last + 1)
+    run(0, clean, use_cache=False)
+    branches = _Comparing(at_once, N_TOKENS, prompt=clean, entered=clean.inputs)
+    branches.cache = cache
+    right = is_right(lambda: run(start, branches, past_key_values=cache, use_cache=True))
+    return Sharing(right, right and branches.same, joins)

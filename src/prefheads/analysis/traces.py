@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.analysis.headroles import token_text
-from prefheads.attention import input_device
+from prefheads.attention import input_device, positions
 from prefheads.encoding import Encoded
-from prefheads.steering import Span, response_span
+from prefheads.steering import response_from
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,14 @@ def response_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
     """Logits ``(T, vocab)`` of a response, under whatever steering is active; float32, on the
     CPU."""
     ids = torch.cat([encoded.prompt_ids, encoded.response_ids])[:-1]
-    span = response_span.set(Span(len(encoded.prompt_ids) - 1, encoded.profile_mask[None]))
-    try:
+    where = positions(model, 0, len(ids))
+    with response_from(len(encoded.prompt_ids), profile_mask=encoded.profile_mask):
         out = model(
-            input_ids=ids[None].to(input_device(model)), logits_to_keep=len(encoded.response_ids)
+            input_ids=ids[None].to(input_device(model)),
+            logits_to_keep=len(encoded.response_ids),
+            use_cache=False,
+            **where,
         )
-    finally:
-        response_span.reset(span)
     logits: Tensor = out.logits[0]
     return logits.float().cpu()
 

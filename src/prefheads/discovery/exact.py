@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -181,9 +181,7 @@ class _Scorers:
     def lend(self, encoded: Encoded) -> Scorer:
         """A scorer that will be asked for again."""
         scorer = Scorer(self.model, encoded, self.scope, self.budget)
-        layers: list[Any] = scorer.cache.layers if scorer.cache is not None else []
-        size = sum(x.keys.nbytes + x.values.nbytes for x in layers if x.get_seq_length())
-        size += scorer.unchanged.nbytes
+        size = scorer.nbytes
         if size <= self.room:
             self.room -= size
             self._kept[id(encoded)] = scorer

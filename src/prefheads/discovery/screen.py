@@ -54,9 +54,10 @@ class _Dials(Pass):
         context = scorer.n_keys, scorer.profile, scorer.prompt
         alike = torch.ones(rows, *layout.shape)
         plan = Plan(alike, 1, [first] * rows, [0] * rows, target)
-        super().__init__(plan, *context, scorer.unchanged.inputs)
+        super().__init__(plan, *context, scorer.unchanged.inputs, scorer.where)
         hidden = Plan(torch.zeros(1, *layout.shape), 1, [], [], target)
-        self.hiding = Pass(hidden, *context) if target == "profile" else None
+        hiding = Pass(hidden, *context, where=scorer.where)
+        self.hiding = hiding if target == "profile" else None
         self.inputs: dict[int, Tensor] = {}  # of each layer that has run
         self.dials: dict[int, Tensor] = {}
 
@@ -88,8 +89,17 @@ class _Dials(Pass):
                 )
         dial = torch.ones(len(out), 1, out.shape[2], 1, device=out.device, requires_grad=True)
         self.dials[layer_index(module)] = dial
+        change = out - ablated
+        if self.where.start:
+            change = change * self._acts(change)
         # Exactly the unchanged output where the dial is 1.
-        return out + (dial - 1).to(out.dtype) * (out - ablated), weights
+        return out + (dial - 1).to(out.dtype) * change, weights
+
+    def _acts(self, out: Tensor) -> Tensor:
+        """1 at positions where gains act, else 0."""
+        active = self.where.active(0, out.shape[1], out.device)
+        assert active is not None
+        return active[0, :, None, None].to(out.dtype)
 
 
 def estimate_scores(
@@ -174,13 +184,11 @@ def _moved(scorer: Scorer, layout: HeadLayout, target: Target, index: int) -> Te
     n_heads = layout.n_heads
     gains = torch.ones(n_heads, *layout.shape)
     gains[range(n_heads), index, range(n_heads)] = 0
-    before, after = scorer.unchanged.inputs[index : index + 2]
+    before, after = (scorer.unchanged.inputs[i] for i in (index, index + 1))
 
     def work(rows: slice) -> Tensor:
         plan, _ = branch_plan(gains[rows], target)
-        with observing(
-            Pass(plan, scorer.n_keys, scorer.profile, scorer.prompt, scorer.unchanged.inputs)
-        ):
+        with observing(scorer.branch(plan)):
             return _call(layout.layers[index], before, scorer.unchanged.rest[index]) - after
 
     parts = scorer.budget.run(n_heads, before.shape[1], work)
