@@ -249,9 +249,9 @@ def error_of(cell: Cell) -> float:
     tiny = torch.full_like(gammas, 1e-6)
     try:
         if own > OWN:
-            plain, wanted = generated(model, cell)
+            _, wanted = generated(model, cell)
             with steer(model, maps, tiny, **how):
-                new, logits = generated(model, cell)
+                _, logits = generated(model, cell)
             return gap(logits[:, 0], wanted[:, 0])
         with steer(model, maps, gammas, **how):
             new, logits = generated(model, cell)

@@ -124,7 +124,7 @@ def test_one_copy_gives_the_logits_of_two(kind, how, monkeypatch) -> None:
     options = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 6}
     options |= {"do_sample": False, "input_ids": torch.stack([PROMPTS[0], PROMPTS[0].flip(0)])}
     for share in (True, False):
-        monkeypatch.setattr("prefheads.steering.Steering._shares", lambda *_, s=share: s)
+        monkeypatch.setattr("prefheads.steered.SteeredForward._shares", lambda *_, s=share: s)
         with steer(model, SOFT, 1.5, profile_mask=PROFILE_MASK[:2], **how):
             seen.append(torch.stack(model.generate(**options).logits))
     assert (seen[0] - seen[1]).abs().max() < 1e-4

@@ -107,7 +107,7 @@ def test_an_error_leaves_nothing_behind(monkeypatch) -> None:
     def broken(*args):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("prefheads.steering.Steering.end_step", broken)
+    monkeypatch.setattr("prefheads.steered.SteeredForward.end_step", broken)
     with steer(model, SOFT, 1.5):
         with pytest.raises(RuntimeError, match="broken"):
             generate(model, PROMPTS[0], **options())

@@ -21,14 +21,15 @@ from prefheads.weights import HeadWeights
 
 
 class _Gate(nn.Module):
-    """A projection whose input is gated first."""
+    """A projection whose input is gated first, each number by a weight of its own."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()
         self.inner = inner
+        self.gate = nn.Parameter(torch.rand(32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x * torch.sigmoid(x.mean(-1, keepdim=True)))
+        return self.inner(x * self.gate)
 
 
 class _TwoReaders(nn.Module):
@@ -37,7 +38,7 @@ class _TwoReaders(nn.Module):
         self.inner, self.gate = inner, nn.Linear(32, 32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) * torch.sigmoid(self.gate(x))
+        return self.inner(x) + self.gate(x)
 
 
 class _Packed(nn.Linear):
@@ -70,7 +71,7 @@ def _float8(inner: nn.Linear) -> nn.Module:
     ("change", "part"),
     [
         (_Gate, "something between the heads of layer 1"),
-        (_norm_first, "LayerNorm"),
+        (_norm_first, "together before it projects them"),
         (_TwoReaders, "only a single projection"),
         (_packed, "a _Packed"),
         (_float8, "float8"),

@@ -36,7 +36,8 @@ from steered import (
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from prefheads.steering import response_from, steer
+from prefheads.response import response_from
+from prefheads.steering import steer
 
 ROLLBACK = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.20"),

@@ -19,9 +19,10 @@ from prefheads.examples import Example, load_examples, split_users
 from prefheads.heads import HeadScores, HeadWeights
 from prefheads.layout import set_layers
 from prefheads.loading import load_model
+from prefheads.response import response_from
 from prefheads.scoring import response_nll
 from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import response_from, steer
+from prefheads.steering import steer
 
 try:
     __version__ = version("prefheads")

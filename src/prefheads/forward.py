@@ -35,6 +35,18 @@ class Generation:
 _running: ContextVar[Generation | None] = ContextVar("prefheads_generation", default=None)
 
 
+# What tells of text: its tokens, where they stand, and which of them are seen.
+TEXT = {
+    "attention_mask",
+    "cache_position",
+    "input_ids",
+    "inputs_embeds",
+    "mm_token_type_ids",
+    "position_ids",
+    "token_type_ids",
+}
+
+
 class Call:
     """The arguments of one forward call by name, and what they say about its tokens.
 
@@ -75,6 +87,14 @@ class Call:
         """Give a call without a cache one, as the model itself would."""
         if self.cache is None and self.arguments.get("use_cache") is not False:
             self.arguments["past_key_values"] = DynamicCache(config=model.config)
+
+    @property
+    def shows_more(self) -> bool:
+        """Whether the call holds more than text, such as pictures."""
+        return any(
+            isinstance(value, Tensor | dict) and name not in TEXT
+            for name, value in self.arguments.items()
+        )
 
     def last(self, start: int, cache: Any) -> dict[str, Any]:
         """The arguments of a call for the tokens from ``start`` on alone, which have no pictures

@@ -15,13 +15,15 @@ from prefheads.attention import causal_model, evaluating, head_layout, input_dev
 from prefheads.encoding import Encoded, encode, pad_batch
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example
-from prefheads.fork import ALL, Pass, Plan, Target, Where, branch_plan
+from prefheads.fork import Pass
 from prefheads.forward import forward_set_to, skipped
 from prefheads.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.observer import observing
+from prefheads.plan import ALL, Plan, Target, Where, branch_plan
+from prefheads.response import response_from
 from prefheads.shared import Clean, NewOnly
 from prefheads.sharing import sharing_of
-from prefheads.steering import Scope, active_steering, response_from
+from prefheads.steering import Scope, active_steering
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -311,7 +313,6 @@ def response_nll(
             logits = model(
                 input_ids=ids,
                 attention_mask=mask,
-                use_cache=False,
                 logits_to_keep=batch.response_ids.shape[1],
                 **(given if positions(model, 0, 1) else {}),
             ).logits[:, -batch.response_ids.shape[1] :]

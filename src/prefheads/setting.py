@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefheads.contrast import combine, entropy_strength
 from prefheads.errors import SteeringError
-from prefheads.fork import Target
+from prefheads.plan import Target
 from prefheads.steering import Mode, Schedule
 
 

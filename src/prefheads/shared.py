@@ -97,7 +97,7 @@ class Clean(Observer):
         self.start, self.n_past, self.first, self.apart = start, n_past, first, apart
         self.inputs: dict[int, Tensor] = {}
         self._read: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
-        self._masks: dict[int, Tensor] = {}
+        self._masks: dict[int, tuple[int, Tensor]] = {}
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Keep what enters."""
@@ -122,15 +122,21 @@ class Clean(Observer):
         layer, n_query = layer_index(module), query.shape[2]
         if self.start and layer >= self.first:
             end = min(key.shape[2], self.n_past + n_query)
-            held = end - (n_query - self.start)
-            self._read[layer] = key[:, :, :held], value[:, :, :held], self._late(mask, end)
+            begin, late = self._late(mask, end)
+            held = slice(begin, end - (n_query - self.start))
+            self._read[layer] = key[:, :, held], value[:, :, held], late
         return out, weights
 
-    def _late(self, mask: Tensor | None, end: int) -> Tensor | None:
+    def _late(self, mask: Tensor | None, end: int) -> tuple[int, Tensor | None]:
+        """The mask of the positions that branches run, and the first key that one of them sees: in a
+        layer with a window few of many."""
         if mask is None:
-            return None
+            return 0, None
         if id(mask) not in self._masks:
-            self._masks[id(mask)] = mask[..., self.start :, :end]
+            late = mask[..., self.start :, :end]
+            seen = late if late.dtype == torch.bool else late > torch.finfo(late.dtype).min / 2
+            begin = int(seen.flatten(0, -2).any(0).int().argmax())
+            self._masks[id(mask)] = min(begin, end - late.shape[-2]), late[..., begin:]
         return self._masks[id(mask)]
 
     def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefheads.attention import head_layout, input_device, positions
-from prefheads.fork import Pass, Plan, Where
+from prefheads.fork import Pass
 from prefheads.observer import AttentionFunction, Observer, layer_index, observing
+from prefheads.plan import Plan, Where
 from prefheads.shared import Clean, NewOnly
 
 N_TOKENS, N_LAST = 12, 2  # of the run that finds out

@@ -17,9 +17,9 @@ from prefheads.calibrate import Calibration, Objective, calibrate
 from prefheads.discovery import Reference, discover
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, split_users, spread
-from prefheads.fork import Target
 from prefheads.generation import generate_texts
 from prefheads.heads import HeadScores, HeadWeights
+from prefheads.plan import Target
 from prefheads.scoring import encode_all
 from prefheads.setting import Setting, percent
 from prefheads.steering import Mode, Scope

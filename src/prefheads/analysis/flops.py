@@ -143,17 +143,17 @@ class ModelCost:
         return self.forward(prompt) + sum(steps)
 
     def amplify(self, prompt: int, new: int) -> int:
-        """Steering with one branch: the prompt but for its last token, then token by token.
-
-        The first pass computes the logits of one position that nobody needs: a model cannot be
-        asked for none.
-        """
-        return self._steered(prompt, new, [1] * len(self.layers))
+        """Steering with one branch costs what plain decoding does."""
+        return self.plain(prompt, new)
 
     def contrast(self, prompt: int, new: int, fork: int = 0) -> int:
-        """DPS: like :meth:`amplify`, with a second row from layer ``fork`` on, the first that
-        holds a suppressed head."""
-        return self._steered(prompt, new, [1] * fork + [2] * (len(self.layers) - fork))
+        """DPS: the prompt as it is, its last token once more with both branches from layer ``fork``
+        on, the first that holds a suppressed head, then token by token with a second row there."""
+        above = [2] * (len(self.layers) - fork)
+        steps = (self.forward(1, prompt + i, rows=[1] * fork + above) for i in range(new - 1))
+        rows = [0] * fork + above
+        first = self.forward(1, prompt - 1, rows=rows if prompt > 1 else [1] * fork + above)
+        return (self.forward(prompt) if prompt > 1 else 0) + first + sum(steps)
 
     def cad(self, prompt: int, new: int, bare: int) -> int:
         """Context-aware decoding: all of it again for a prompt of ``bare`` tokens."""
@@ -162,10 +162,6 @@ class ModelCost:
     def dola(self, prompt: int, new: int, early: int) -> int:
         """Contrasting layers: ``early`` more vocabulary projections a token."""
         return self.plain(prompt, new) + new * early * self.vocabulary
-
-    def _steered(self, prompt: int, new: int, rows: Sequence[int]) -> int:
-        before = self.forward(prompt - 1) if prompt > 1 else 0
-        return before + sum(self.forward(1, prompt - 1 + i, rows=rows) for i in range(new))
 
     # -- discovery: PCS of all heads on one example --
 
@@ -189,14 +185,17 @@ class ModelCost:
     ) -> int:
         """:func:`prefheads.discover`: passes in which the row of each head joins at its layer.
 
-        With scope ``"response"`` the prompt is encoded once; with ``"all"`` each row holds it.
+        With scope ``"response"`` the whole text runs once, and then its response alone; with
+        ``"all"`` each row holds all of it.
         Eager attention multiplies each row's queries with the other rows' keys too, which are
         masked; sdpa's on a CPU, which the count does not see, leaves them out.
         """
         if scope == "all":
             return self._ablations(prompt + response - 1, 0, response, False, tokens_per_pass)
-        before = self.forward(prompt - 1) if prompt > 1 else 0
-        return before + self._ablations(response, prompt - 1, response, True, tokens_per_pass)
+        if prompt == 1:
+            return self._ablations(response, 0, response, False, tokens_per_pass)
+        whole = self.forward(prompt + response - 1)
+        return whole + self._ablations(response, prompt - 1, response, True, tokens_per_pass)
 
     def _ablations(self, new: int, past: int, logits: int, folded: bool, budget: int) -> int:
         n_layers = len(self.layers)

@@ -16,11 +16,11 @@ from prefheads.divergence import divergence, require_numbers
 from prefheads.encoding import Encoded
 from prefheads.errors import DataError
 from prefheads.examples import Example
-from prefheads.fork import Target
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.masks import masked_backend
 from prefheads.nll import token_nll
 from prefheads.observer import Listener, layer_index, observing, shown
+from prefheads.plan import Target
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.steering import Scope
 from prefheads.weights import Head

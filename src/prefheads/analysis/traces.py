@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.analysis.headroles import token_text
 from prefheads.attention import input_device, positions
 from prefheads.encoding import Encoded
-from prefheads.steering import response_from
+from prefheads.response import response_from
 
 
 @dataclass(frozen=True)

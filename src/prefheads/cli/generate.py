@@ -14,9 +14,9 @@ from transformers import set_seed
 from prefheads.cli import options, session
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, load_examples
-from prefheads.fork import Target
 from prefheads.generation import generate_texts
 from prefheads.loading import load_config
+from prefheads.plan import Target
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steering import Scope

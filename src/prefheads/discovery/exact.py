@@ -28,9 +28,9 @@ from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_s
 from prefheads.encoding import Encoded
 from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
-from prefheads.fork import Target
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.masks import masked_backend
+from prefheads.plan import Target
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.steering import Scope
 

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from prefheads.attention import HeadLayout
 from prefheads.errors import ModelError
-from prefheads.fork import Pass, Plan, Target, branch_plan
+from prefheads.fork import Pass
 from prefheads.nll import token_nll
 from prefheads.observer import AttentionFunction, layer_index, observing
+from prefheads.plan import Plan, Target, branch_plan
 from prefheads.scoring import Scorer, out_of_memory
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.

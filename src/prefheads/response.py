@@ -1,0 +1,57 @@
+"""Where the response begins in a forward call, for calls outside of ``generate()``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefheads.errors import SteeringError
+
+
+@dataclass(frozen=True)
+class Response:
+    """Where the response of a forward call begins.
+
+    Attributes:
+        n_prompt: Columns of the prompt; one number, or one a row ``(B,)``.
+        profile_mask: ``(B, n_prompt)`` bool, or None for that of the steering.
+    """
+
+    n_prompt: int | Tensor
+    profile_mask: Tensor | None = None
+
+
+current: ContextVar[Response | None] = ContextVar("prefheads_response", default=None)
+
+
+@contextmanager
+def response_from(
+    n_prompt: int | Sequence[int] | Tensor, *, profile_mask: Tensor | None = None
+) -> Iterator[None]:
+    """Say where the response begins in forward calls of a steered model, which score it at once.
+
+    With scope ``"response"`` the positions that predict it are steered, from the last prompt token
+    on. ``generate()`` needs no such word, and no call of scope ``"all"`` does.
+
+    Args:
+        n_prompt: Tokens before the response, padding on the left included; one number for all rows,
+            or one a row.
+        profile_mask: The profile's tokens in these prompts ``(B, n_prompt)``, in place of those
+            given to :func:`prefheads.steer`.
+
+    Raises:
+        SteeringError: Less than one token.
+    """
+    columns = n_prompt if isinstance(n_prompt, int) else torch.as_tensor(n_prompt).reshape(-1)
+    if (torch.as_tensor(columns) < 1).any():
+        raise SteeringError("a response begins after at least one token of a prompt")
+    token = current.set(Response(columns, profile_mask))
+    try:
+        yield
+    finally:
+        current.reset(token)
