@@ -47,7 +47,8 @@ def layer_contrast(
 
     Raises:
         SteeringError: Unknown layers, or a model that something acts on already.
-        ModelError: The model cannot be handled, or has no output embeddings.
+        ModelError: The model cannot be handled, or has no output embeddings; in its first call, if
+            these cannot read what enters its layers.
     """
     require_plausibility(plausibility)
     with intercept(model) as layout:
@@ -58,6 +59,7 @@ def layer_contrast(
             tap = _Tap(candidates, call.keep)
             with observing(tap):
                 out = forward(**call.arguments)
+            _require_readable(model, head, tap)
             early = (head(hidden).to(out.logits.device) for hidden in tap.hidden.values())
             out.logits = contrast_layers(out.logits, early, plausibility)
             return out
@@ -94,6 +96,17 @@ def _is_tied(model: PreTrainedModel) -> bool:
     if head is None:
         raise ModelError(f"{type(model).__name__} has no output embeddings to read layers with")
     return head.weight is model.get_input_embeddings().weight
+
+
+def _require_readable(model: PreTrainedModel, head: Any, tap: _Tap) -> None:
+    """Refuse layers that hand on several streams, or states of a width that only something between
+    the last of them and the output embeddings changes to theirs."""
+    for hidden in tap.hidden.values():
+        if hidden.dim() != 3 or hidden.shape[-1] != getattr(head, "in_features", hidden.shape[-1]):
+            raise ModelError(
+                f"{type(model).__name__} hands other things from layer to layer than its output "
+                "embeddings read: its layers cannot be contrasted"
+            )
 
 
 class _Tap(Observer):
