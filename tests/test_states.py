@@ -3,28 +3,23 @@ trainer's, inference mode, other threads."""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from families import tiny_family
 from matrix import gap
-from models import SHAPE, random_ids, shared, tiny
-from reference import plain_logits, steered_logits
-from steered import EXAMPLES, PROMPTS, SOFT, assert_untouched, generate, step_logits
+from models import random_ids, shared, tiny
+from reference import steered_logits
+from steered import EXAMPLES, PROMPTS, SOFT, generate, step_logits
 from transformers import AttentionInterface, cache_utils, modeling_utils
-from transformers.generation.streamers import BaseStreamer
 from transformers.masking_utils import AttentionMaskInterface
 
 from prefheads import discover, response_from, response_nll, steer
 from prefheads.attention import head_layout
-from prefheads.contrast.cad import context_contrast
-from prefheads.contrast.dola import layer_contrast
-from prefheads.errors import ModelError, SteeringError
+from prefheads.errors import DataError, ModelError
 
 EXACT = 1e-5  # of the largest logit
 both_modes = pytest.mark.parametrize("mode", ["contrast", "amplify"])
@@ -69,7 +64,7 @@ def test_models_that_choose_by_that_name_are_as_they_were(kind, attention, mode)
 def registries() -> list[Any]:
     """What transformers holds for all models: kinds of attention, of masks, of cache layers."""
     functions = modeling_utils.ALL_ATTENTION_FUNCTIONS
-    return [
+    found = [
         dict(functions),
         dict(functions._local_mapping),
         dict(vars(functions)),
@@ -79,6 +74,9 @@ def registries() -> list[Any]:
         dict(cache_utils.DYNAMIC_LAYER_TYPE_MAPPING),
         dict(cache_utils.STATIC_LAYER_TYPE_MAPPING),
     ]
+    files = {str(getattr(x, "__module__", "")) for registry in found for x in registry.values()}
+    assert not any(file.startswith("prefheads") for file in files)
+    return found
 
 
 @both_modes
@@ -250,11 +248,20 @@ def test_discovery_in_inference_mode(scope, characters) -> None:
 
 
 def test_screening_in_inference_mode(characters) -> None:
+    """Where the model itself was made in it, there are no gradients."""
     how = {"method": "screen", "candidates": 0.25, "progress": False}
     wanted = discover(shared("llama"), characters, EXAMPLES, **how)
+    model = tiny("llama")
     with torch.inference_mode():
-        found = discover(tiny("llama"), characters, EXAMPLES, **how)
-    assert (found.values - wanted.values).abs().max() < 1e-5
+        found = discover(model, characters, EXAMPLES, **how)
+        born = tiny("llama")
+        with pytest.raises(ModelError, match="'exact'") as caught:
+            discover(born, characters, EXAMPLES, **how)
+        exact = discover(born, characters, EXAMPLES, progress=False)
+    assert "\n" not in str(caught.value)
+    measured = wanted.values != 0
+    for scores in (found, exact):
+        assert (scores.values - wanted.values)[measured].abs().max() < 1e-5
 
 
 @both_modes
@@ -276,4 +283,41 @@ def test_steering_in_inference_mode(target, mode, characters) -> None:
     assert gap(whole, steered_logits(model, PROMPTS[0], 9, SOFT, 1.5, **how)) < EXACT
     with steer(model, SOFT, 1.5, mode=mode):  # the same model, outside of it
         assert (nll - response_nll(model, characters, EXAMPLES)).abs().max() < 1e-5
-        assert gap(step_logits(model, PROMPTS[0])[1][0][:1], steered_logits(model, PROMPTS[0], 17, SOFT, 1.5, mode=mode)[-1:]) < EXACT
+
+
+@both_modes
+@pytest.mark.parametrize("scope", ["response", "all"])
+@pytest.mark.parametrize("target", ["head", "profile"])
+def test_a_block_in_which_inference_mode_comes_and_goes(target, scope, mode) -> None:
+    model, ids, profile = tiny("llama"), PROMPTS[0][None], torch.arange(17) < 9
+    how = {"mode": mode, "target": target, "scope": scope}
+    with steer(model, SOFT, 1.5, profile_mask=profile, **how):
+        with torch.inference_mode():
+            steps_of(model)
+            cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            model(input_ids=ids[:, :1], past_key_values=cache)
+        with torch.no_grad():
+            after = model(input_ids=ids[:, 1:2], past_key_values=cache).logits[0]
+        logits = model(input_ids=ids, logits_to_keep=1).logits[0]  # keeps track of gradients
+    assert logits.requires_grad
+    text = torch.cat([PROMPTS[0], PROMPTS[0][:2]])
+    wanted = steered_logits(model, text, 17, SOFT, 1.5, profile=profile, **how)
+    assert gap(logits.detach(), wanted[16:17]) < EXACT
+    assert gap(after, wanted[18:]) < EXACT
+
+
+# -- examples that come one by one -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", [None, "other-profile"])
+@pytest.mark.parametrize("method", ["exact", "screen"])
+def test_examples_may_come_from_an_iterator(method, reference, characters) -> None:
+    model, examples = shared("llama"), [e for e in EXAMPLES if e.profile]
+    how = {"method": method, "reference": reference, "candidates": 0.5, "progress": False}
+    wanted = discover(model, characters, examples, **how)
+    for some in (iter(examples), (e for e in examples), tuple(examples)):
+        found = discover(model, characters, some, **how)
+        assert torch.equal(found.values, wanted.values)
+        assert found.example_ids == wanted.example_ids and found.info == wanted.info
+    with pytest.raises(DataError, match="no examples"):
+        discover(model, characters, iter(()), **how)

@@ -6,6 +6,7 @@ Interpretable Personalization" (Differential Preference Steering, DPS).
 
 from importlib.metadata import PackageNotFoundError, version
 
+from prefheads.check import Check, check
 from prefheads.discovery import discover
 from prefheads.encoding import Encoded, encode
 from prefheads.errors import (
@@ -31,6 +32,7 @@ except PackageNotFoundError:  # run from a source tree
 
 __all__ = [
     "ArtifactError",
+    "Check",
     "DataError",
     "Encoded",
     "Example",
@@ -40,6 +42,7 @@ __all__ = [
     "PreferenceSteerer",
     "PrefheadsError",
     "SteeringError",
+    "check",
     "discover",
     "encode",
     "load_examples",

@@ -103,7 +103,7 @@ def load_examples(
 
 
 def split_users(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     fractions: Sequence[float] = (0.5, 0.25, 0.25),
     seed: int = 0,
 ) -> tuple[list[Example], ...]:
@@ -122,6 +122,7 @@ def split_users(
     """
     if not (len(fractions) and min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):
         raise DataError(f"fractions must be positive and sum to 1, not {tuple(fractions)}")
+    examples = list(examples)
     users = _shuffled_users(examples, seed)
     parts = len(fractions)
     if len(users) < parts:

@@ -143,6 +143,10 @@ class Pass(Observer):
         if mask is None:
             n_key = min(key.shape[2], self.n_keys)
             mask = as_bias(None, query, n_key - query.shape[2], key.shape[2])
+        n_query, kwargs = query.shape[2], dict(kwargs)
+        for name, given in kwargs.items():  # such as a bias of positions, for each query
+            if isinstance(given, Tensor) and given.dim() == 4 and given.shape[2] == n_query:
+                kwargs[name] = given[:, :, start:]
         late, _ = self._attend(
             inner, module, query[:, :, start:], key, value, mask[..., start:, :], gain, None, kwargs
         )

@@ -290,3 +290,48 @@ def _bent(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
         for handle in handles:
             handle.remove()
     return bent
+
+
+class _Keys(Observer):
+    """Notes whether attention looks at the tokens of the text and nothing else."""
+
+    everywhere = True
+
+    def __init__(self, attentions: Sequence[nn.Module]) -> None:
+        self.attentions, self.are_tokens = set(attentions), True
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        if module in self.attentions:
+            self.are_tokens &= key.shape[2] == query.shape[2]
+        return inner(module, query, key, value, mask, **kwargs)
+
+
+_of_tokens: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
+    """Refuse gains on the profile where attention reads more than one key for each token.
+
+    Raises:
+        ModelError: It does, as where it sums up parts of the text.
+    """
+    if model not in _of_tokens:
+        keys = _Keys(layout.attentions)
+        with observing(keys), reached(model):
+            _run(model, 40)
+        _of_tokens[model] = keys.are_tokens
+    if not _of_tokens[model]:
+        raise ModelError(
+            f"{type(model).__name__} reads other keys than those of the text's tokens, so it cannot "
+            "be told what is read of the profile; use target='head'"
+        )

@@ -27,6 +27,7 @@ class Plan:
             profile tokens.
     """
 
+    @torch.inference_mode(False)  # its tensors may be used later, where there are gradients
     def __init__(
         self,
         gains: Tensor,
@@ -35,7 +36,7 @@ class Plan:
         origins: Sequence[int],
         target: Target,
     ) -> None:
-        self.gains = gains.float()
+        self.gains = gains.float().clone()
         self.n_base = n_base
         self.target = target
         self.starts = list(starts)
@@ -56,7 +57,8 @@ class Plan:
         """Gains of the rows present in a layer, ``(rows, n_heads)``, on ``device``."""
         key = (layer, device)
         if key not in self._cached:
-            self._cached[key] = self.gains[: self.rows(layer), layer].to(device)
+            with torch.inference_mode(False):
+                self._cached[key] = self.gains[: self.rows(layer), layer].to(device)
         return self._cached[key]
 
 

@@ -17,6 +17,7 @@ from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example
 from prefheads.fork import Pass
 from prefheads.forward import forward_set_to, skipped
+from prefheads.layout import require_keys_of_tokens
 from prefheads.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.observer import observing
 from prefheads.plan import ALL, Plan, Target, Where, branch_plan
@@ -163,6 +164,8 @@ class Scorer:
         self, gains: Tensor, target: Target, answer: Callable[[Pass], Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Like :meth:`logits`, without the unchanged model; yields rows and ``answer(pass)``."""
+        if target == "profile":
+            require_keys_of_tokens(self.model, head_layout(self.model))
         # Rows that leave at about the same layer share a pass.
         order = branch_plan(gains, target)[1]
 

@@ -128,8 +128,8 @@ class Clean(Observer):
         return out, weights
 
     def _late(self, mask: Tensor | None, end: int) -> tuple[int, Tensor | None]:
-        """The mask of the positions that branches run, and the first key that one of them sees: in a
-        layer with a window few of many."""
+        """The mask of the positions that branches run, and the first key that one of them sees: in
+        a layer with a window few of many."""
         if mask is None:
             return 0, None
         if id(mask) not in self._masks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -69,7 +69,7 @@ class PreferenceSteerer:
         cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Example],
+        examples: Iterable[Example],
         n_clusters: int | None = None,
         *,
         fractions: Sequence[float] = (0.5, 0.25, 0.25),

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from prefheads.attention import (
     HeadLayout,
     causal_model,
+    evaluating,
     head_layout,
     intercept,
     occupied,
@@ -28,6 +29,7 @@ from prefheads.contrast.combine import combine, entropy_strength, require_plausi
 from prefheads.errors import SteeringError
 from prefheads.forward import Generation, replaced_forward
 from prefheads.heads import HeadWeights, fingerprint
+from prefheads.layout import require_keys_of_tokens
 from prefheads.linear import fast_steps
 from prefheads.masks import masked_backend
 from prefheads.observer import set_step
@@ -102,10 +104,13 @@ def steer(
     if isinstance(weights, HeadWeights):
         _require_fit(weights, model, scope)
     if steering.idle:
-        with occupied(model):  # as one that acts would
+        with occupied(model), evaluating(model):  # as one that acts would
             yield steering
         return
-    backend = masked_backend(model) if target == "profile" else None
+    backend = None
+    if target == "profile":
+        backend = masked_backend(model)
+        require_keys_of_tokens(model, layout)
     branches = mode == "contrast"
     with intercept(model, backend, entries=branches):
         steered = SteeredForward(model, layout, steering)

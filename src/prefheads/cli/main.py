@@ -18,6 +18,7 @@ from typer.main import get_command
 import prefheads
 from prefheads.cli import data, judge
 from prefheads.cli.analyze import analyze
+from prefheads.cli.check import check
 from prefheads.cli.demo import demo
 from prefheads.cli.discover import discover
 from prefheads.cli.eval import evaluate
@@ -40,7 +41,10 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (discover, fit, generate, validate, inspect, export, analyze, demo, flops, serve):
+COMMANDS = (
+    check, discover, fit, generate, validate, inspect, export, analyze, demo, flops, serve,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data.app)

@@ -12,7 +12,7 @@ Screened discovery does this for the heads alone whose estimated score is high
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import HeadLayout, head_layout, intercept
+from prefheads.attention import HeadLayout, causal_model, head_layout, intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.encoding import Encoded
@@ -39,10 +39,11 @@ Method = Literal["exact", "screen"]
 KEPT_BYTES = 2**30  # prompts kept between screening and ablation; others are encoded twice
 
 
+@torch.inference_mode(False)  # screening takes gradients
 def discover(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     *,
     scope: Scope = "response",
     target: Target = "head",
@@ -99,6 +100,7 @@ def discover(
             raise SteeringError(f"unknown {name} {value!r}; choose from {choices}")
     if not 0 < candidates <= 1:
         raise SteeringError(f"candidates={candidates}: give a share of the heads in (0, 1]")
+    model, examples = causal_model(model), list(examples)
     if not examples:
         raise DataError("no examples to discover heads on")
     layout = head_layout(model)
