@@ -23,8 +23,8 @@ from prefheads.sharing import sharing_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 WHY = {
-    "no attention heads behind the AttentionInterface": "Some or all layers have no attention heads, "
-    "or attention that does not ask transformers' `AttentionInterface` for its function",
+    "no attention heads behind the AttentionInterface": "Some or all layers have no attention "
+    "heads, or attention that does not ask transformers' `AttentionInterface` for its function",
     "together before it projects them": "A norm over all heads stands between them and their "
     "projection, so the output of one head alone is not defined",
     "looks ahead": "Looks ahead: not a causal language model",
@@ -40,7 +40,7 @@ WHY = {
 def names(kinds) -> str:
     """Kinds in lines, as a paragraph or the end of an item of a list."""
     listed = ", ".join(f"`{kind}`" for kind in sorted(kinds))
-    return textwrap.fill(listed, 108, break_on_hyphens=False).replace("\n", "\n  ")
+    return textwrap.fill(listed, 98, break_on_hyphens=False).replace("\n", "\n  ")
 
 
 def page() -> str:
@@ -61,36 +61,39 @@ def page() -> str:
     refused = "\n\n".join(f"- {WHY[why]}:\n  {names(kinds)}" for why, kinds in REFUSED.items())
     cannot = "\n".join(f"- `{kind}`: {why}" for kind, why in UNBUILDABLE.items())
     pictures = [kind for kind in PICTURES if kind not in REFUSED_PICTURES]
+    torch_version = torch.__version__.partition("+")[0]
     return f"""# Models
 
-What follows was tried with transformers {version} and torch {torch.__version__.partition("+")[0]} on a CPU, on a tiny random model
-of each of the {len(FAMILIES)} causal language model families that transformers has. Written by `make models-page`;
-tried by `make test-families`.
+What follows was tried with transformers {version} and torch {torch_version} on a CPU, on a tiny
+random model of each of the {len(FAMILIES)} causal language model families that transformers has.
+Written by `make models-page`; tried by `make test-families`.
 
 On your own model, device, precision and attention: `prefheads check --model MODEL`.
 
-**{len(right)} families are right** in every way that transformers itself offers for them, {len(REASON)} are refused
-before any work, in one line that says why, and {len(UNBUILDABLE)} could not be tried. Right means: the logits of every step
-differ from those of slow full passes by at most {EXACT:.0e} of the largest logit, in float32. The ways: sdpa and
-eager attention, dynamic and static cache, contrast and amplification, target `head` and `profile`, scope
-`response` and `all`, one text and a left-padded batch of different users; the NLL of a response under ablated
-heads is that of full passes to 1e-4 nats.
+**{len(right)} families are right** in every way that transformers itself offers for them,
+{len(REASON)} are refused before any work, in one line that says why, and {len(UNBUILDABLE)} could
+not be tried. Right means: the logits of every step differ from those of slow full passes by at most
+{EXACT:.0e} of the largest logit, in float32. The ways: sdpa and eager attention, dynamic and static
+cache, contrast and amplification, target `head` and `profile`, scope `response` and `all`, one text
+and a left-padded batch of different users. The NLL of a response under ablated heads is that of
+full passes to 1e-4 nats.
 
 ## Right
 
 {names(right)}
 
-- These run whole texts for each branch, because they keep more than keys and values from token to token, or
-  look at the text in other ways; a contrast's prompt and discovery take longer on them:
+- These run whole texts for each branch, because they keep more than keys and values from token to
+  token, or look at the text in other ways; a contrast's prompt and discovery take longer on them:
   {names(whole)}.
-- The decoding of these, without any steering, differs from their full passes in a left-padded batch, because
-  they take no positions; there it was tried that steering by next to nothing is that decoding:
+- The decoding of these, without any steering, differs from their full passes in a left-padded
+  batch, most because they take no positions; there it was tried that steering by next to nothing
+  is that decoding:
   {names(own)}.
-- Target `profile` is refused where attention reads other keys than those of the text's tokens (`deepseek_v4`), and
-  with kernels that take no biases (flash attention).
+- Target `profile` is refused where attention reads other keys than those of the text's tokens
+  (`deepseek_v4`), and with kernels that take no biases (flash attention).
 
 Prompts with pictures are right in all these ways, for
-  {names(pictures)}. Refused: {names(REFUSED_PICTURES)}.
+{names(pictures)}. Refused: {names(REFUSED_PICTURES)}.
 
 ## Refused
 
@@ -102,12 +105,12 @@ Not tried:
 
 ## A model of your own
 
-The attention modules are those that ask transformers' `AttentionInterface` for an attention function; each needs
-a `layer_idx`, and each decoder layer is a `GradientCheckpointingLayer`, as in transformers' own models. Layers that
-are not marked so are named by hand:
+The attention modules are those that ask transformers' `AttentionInterface` for an attention
+function; each needs a `layer_idx`, and each decoder layer is a `GradientCheckpointingLayer`, as in
+transformers' own models. Layers that are not marked so are named by hand:
 
 ```python
-prefheads.set_layers(model, "transformer.h")    # the path of the list of layers, or the modules
+prefheads.set_layers(model, "transformer.h")  # the path of the list of layers, or the modules
 ```
 
 Models with LoRA or other adapters of PEFT are taken as they are.
