@@ -253,6 +253,7 @@ def _forget_lengths(model: PreTrainedModel) -> None:
             model(input_ids=ids, use_cache=False, **positions(model, 0, 2))
 
 
+@torch.inference_mode(False)  # screening differentiates with what this makes
 def encode_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

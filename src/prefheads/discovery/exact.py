@@ -26,12 +26,13 @@ from prefheads.attention import HeadLayout, causal_model, head_layout, intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.encoding import Encoded
-from prefheads.errors import DataError, SteeringError
+from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.masks import masked_backend
 from prefheads.plan import Target
 from prefheads.scoring import Budget, Scorer, encode_all
+from prefheads.sharing import sharing_of
 from prefheads.steering import Scope
 
 Reference = Literal["no-profile", "other-profile"]
@@ -39,7 +40,6 @@ Method = Literal["exact", "screen"]
 KEPT_BYTES = 2**30  # prompts kept between screening and ablation; others are encoded twice
 
 
-@torch.inference_mode(False)  # screening takes gradients
 def discover(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -128,9 +128,20 @@ def discover(
     options = [asdict(info), *([candidates] if screened else []), *model_marks(model)]
     run = digest(options, [*encoded, *(others or [])])
     scorers = _Scorers(model, scope, Budget(tokens_per_pass), KEPT_BYTES if screened else 0)
-    with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
+    # Screening takes gradients, which inference mode has none of.
+    without_gradients = torch.is_inference_mode_enabled() and not screened
+    with (
+        torch.inference_mode(without_gradients),
+        intercept(model, masked_backend(model)),
+        Checkpoint(checkpoint, run) as store,
+    ):
         done, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
         if screened:
+            if not sharing_of(model).joins:
+                raise ModelError(
+                    f"{type(model).__name__} hands more than hidden states from layer to layer, "
+                    "so one alone cannot be differentiated; use method 'exact'"
+                )
 
             def estimate(e: Encoded) -> tuple[Tensor, Tensor]:
                 return estimate_scores(scorers.lend(e), layout, target, seed)
