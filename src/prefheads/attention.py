@@ -102,6 +102,7 @@ def intercept(
         SteeringError: The model is already intercepted, by this thread or another: two
             interventions on one model at once would act on each other's output.
     """
+    model = causal_model(model)
     layout = head_layout(model)
     with ExitStack() as stack:
         stack.enter_context(occupied(model))

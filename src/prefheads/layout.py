@@ -106,7 +106,7 @@ def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
             themselves, in order.
 
     Raises:
-        ModelError: No such path, or no list of modules.
+        ModelError: No such path, or no list of modules, each beside the others.
     """
     model = causal_model(model)
     try:
@@ -117,6 +117,8 @@ def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
     inside = set(model.modules())
     if not modules or not all(isinstance(m, nn.Module) and m in inside for m in modules):
         raise ModelError(f"the layers of {type(model).__name__} must be modules of it")
+    if any(part in modules for m in modules for part in m.modules() if part is not m):
+        raise ModelError(f"the layers of {type(model).__name__} must not lie in one another")
     _named[model] = modules
     known.pop(model, None)
 

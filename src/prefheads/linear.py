@@ -52,6 +52,7 @@ def fast_steps(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if (
                 type(module) is nn.Linear
+                and {"weight", "bias"} <= module._parameters.keys()  # not so where it was pruned
                 and module.weight.device.type == "cpu"
                 and module.weight.dtype == torch.float32
                 and "forward" not in module.__dict__

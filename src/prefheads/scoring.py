@@ -113,7 +113,8 @@ class Scorer:
     def __init__(
         self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None
     ) -> None:
-        self.model, self.encoded = model, encoded
+        self.model = model = causal_model(model)
+        self.encoded = encoded
         self.budget = budget or Budget()
         device = input_device(model)
         prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)

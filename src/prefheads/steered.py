@@ -262,10 +262,15 @@ def _personalised(out: Any, n: int) -> Any:
 
 def _require_one_adapter(model: PreTrainedModel) -> None:
     """Refuse PEFT's ``adapter_names``, one a row, which know nothing of the second branch."""
-    for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, functools.partial) and "adapter_names" in hook.keywords:
-                raise SteeringError(
-                    "adapter_names, one a row, cannot be contrasted; use mode='amplify', or one "
-                    "adapter"
-                )
+    given = [
+        (module, key)
+        for module in model.modules()
+        for key, hook in module._forward_pre_hooks.items()
+        if isinstance(hook, functools.partial) and "adapter_names" in hook.keywords
+    ]
+    for module, key in given:  # PEFT would leave them there after an error
+        del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+    if given:
+        raise SteeringError(
+            "adapter_names, one a row, cannot be contrasted; use mode='amplify', or one adapter"
+        )

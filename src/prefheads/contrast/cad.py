@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from prefheads.attention import intercept
+from prefheads.attention import causal_model, intercept
 from prefheads.contrast.combine import combine, require_plausibility
 from prefheads.errors import SteeringError
 from prefheads.forward import Call, Forward, replaced_forward
@@ -54,6 +54,7 @@ def context_contrast(
             that something acts on already.
         ModelError: The model cannot be handled.
     """
+    model = causal_model(model)
     contrast = _ContextContrast(model, bare_ids, bare_mask, gamma, plausibility)
     if gamma == 0:
         yield

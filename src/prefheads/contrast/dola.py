@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads.attention import intercept
+from prefheads.attention import causal_model, intercept
 from prefheads.contrast.combine import contrast_layers, require_plausibility
 from prefheads.errors import ModelError, SteeringError
 from prefheads.forward import Call, Forward, replaced_forward
@@ -51,6 +51,7 @@ def layer_contrast(
             these cannot read what enters its layers.
     """
     require_plausibility(plausibility)
+    model = causal_model(model)
     with intercept(model) as layout:
         candidates = candidate_layers(layers, layout.shape[0], _is_tied(model))
         head = model.get_output_embeddings()
