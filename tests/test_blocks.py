@@ -1,5 +1,5 @@
-"""The end of a block of steering: no generation goes on after it; and what is refused inside it
-before any work."""
+"""A block of steering: no generation goes on after it, no other one begins inside it, and what it
+refuses is refused before any work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from matrix import gap
-from models import SHAPE, tiny
-from reference import plain_logits
+from models import SHAPE, shared, tiny
+from reference import plain_logits, steered_logits
 from steered import PROMPTS, SOFT, assert_untouched, generate
 from test_states import registries, steps_of
 from transformers.generation.streamers import BaseStreamer
@@ -21,6 +21,8 @@ from prefheads import steer
 from prefheads.contrast.cad import context_contrast
 from prefheads.contrast.dola import layer_contrast
 from prefheads.errors import SteeringError
+
+EXACT = 5e-5  # of the largest logit
 
 # -- generations that outlive the block --------------------------------------------------------
 
@@ -79,6 +81,25 @@ def test_a_generation_of_another_thread_ends_with_the_block(block, own) -> None:
     assert torch.equal(steps_of(model), plain)
     with BLOCKS[block](model):
         assert gap(steps_of(model), plain) > 0.01
+
+
+# -- one block at a time ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("outside", "inside"), [(1.5, 0.0), (0.0, 1.5), (0.0, 0.0)])
+def test_steering_by_nothing_is_a_steering_too(outside, inside) -> None:
+    model = shared("llama")
+    plain = plain_logits(model, PROMPTS[0])
+    with (
+        steer(model, SOFT, outside),
+        pytest.raises(SteeringError, match="already"),
+        steer(model, SOFT, inside),
+    ):
+        pytest.fail("the block was entered")
+    with torch.no_grad(), steer(model, SOFT, inside):
+        logits = model(input_ids=PROMPTS[0][None], logits_to_keep=1).logits[0]
+    assert gap(logits, steered_logits(model, PROMPTS[0], 17, SOFT, inside)[-1:]) < EXACT
+    assert torch.equal(plain_logits(model, PROMPTS[0]), plain)
 
 
 # -- options that cannot be honoured -----------------------------------------------------------

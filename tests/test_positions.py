@@ -18,7 +18,7 @@ from prefheads.encoding import encode
 from prefheads.examples import Example
 from prefheads.scoring import Scorer
 
-EXACT = 1e-5  # of the largest logit
+EXACT = 5e-5  # of the largest logit
 SWITCH = 40  # tokens up to which a text is short
 BOTH = [(mode, target) for mode in ("contrast", "amplify") for target in ("head", "profile")]
 each_mode_and_target = pytest.mark.parametrize(("mode", "target"), BOTH)
