@@ -75,7 +75,8 @@ class SteeredForward:
             with observing(Pass(plan, call.past + call.length, columns, where=where)):
                 out = forward(**call.arguments)
         else:
-            _require_one_adapter(self.model)
+            if begins or cache is None:
+                _require_one_adapter(self.model)
             if where.start > 0 and self.sharing.clean and is_known(cache, plan.first):
                 out = self._branch_off(forward, call, where, plan, columns)
             elif call.shows_more and not call.past and is_known(cache, plan.first):
