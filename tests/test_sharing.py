@@ -36,7 +36,7 @@ def test_who_can_share(kind) -> None:
 
 def test_it_is_looked_for_once(monkeypatch) -> None:
     model, looked = shared("jetmoe"), []
-    sharing._found.pop(model, None)
+    sharing._found.pop(head_layout(model), None)
     look = sharing._find
     monkeypatch.setattr(sharing, "_find", lambda m: looked.append(m) or look(m))
     for _ in range(2):

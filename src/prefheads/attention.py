@@ -46,6 +46,10 @@ def head_layout(model: Any) -> HeadLayout:
     """
     model = causal_model(model)
     with lock:
+        # Layers may have been cut or replaced since; not while something acts on the model.
+        old = known.get(model)
+        if old is not None and model not in _busy and not set(old.modules) <= {*model.modules()}:
+            del known[model]
         if model not in known:
             with occupied(model), evaluating(model):
                 known[model] = probe_layout(model)
@@ -111,9 +115,15 @@ def intercept(
             if backend not in (None, attention_backend(model)):
                 stack.enter_context(attention_set_to(model, str(backend)))
             stack.enter_context(reached(model))
-        for index, module in enumerate(layout.attentions):
-            vars(module)[LAYER] = index
-            stack.callback(vars(module).pop, LAYER, None)
+        with lock:
+            if any(LAYER in vars(module) for module in layout.attentions):
+                raise SteeringError(
+                    "this model shares its layers with one that is already being steered or "
+                    "measured"
+                )
+            for index, module in enumerate(layout.attentions):
+                vars(module)[LAYER] = index
+                stack.callback(vars(module).pop, LAYER, None)
         for index, layer in enumerate(layout.layers if entries else ()):
             hook = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
             stack.callback(hook.remove)

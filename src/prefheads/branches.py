@@ -65,7 +65,7 @@ def fork_cache(
         if filled and type(layer) not in KNOWN:
             raise SteeringError(
                 f"a contrast cannot fork a filled {type(layer).__name__}; give the call a fresh "
-                "cache, or a dynamic one"
+                "cache"
             )
         if type(layer) is DynamicLayer and filled and share and not offloading:
             layers[i] = BranchedLayer(layer, own)
@@ -100,6 +100,11 @@ def _of_both(stock: Any) -> Any:
         _layer_type = None  # else transformers would put it in the place of the stock one
         is_of_both = True
 
+        def update(self: Any, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.is_initialized and self.keys is not None and self.keys.numel():
+                _require_rows(key_states, self.keys)
+            return super().update(key_states, *args, **kwargs)
+
         def reorder_cache(self, beam_idx: Tensor) -> None:
             super().reorder_cache(self._rows(beam_idx))
 
@@ -123,7 +128,7 @@ def _n_rows(layer: Any) -> int:
 
 def is_forked(cache: Cache) -> bool:
     """Whether a cache has been forked."""
-    return any(_is_forked(layer) for layer in cache.layers)
+    return any(_is_forked(layer) for layer in getattr(cache, "layers", ()))
 
 
 def _is_forked(layer: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from prefheads.attention import HeadLayout
+from prefheads.attention import HeadLayout, attention_backend
 from prefheads.errors import SteeringError
 
 
@@ -65,16 +65,19 @@ class Call:
     def __init__(self, arguments: dict[str, Any]) -> None:
         if arguments.get("labels") is not None:
             raise SteeringError("a steered model computes no loss; use prefheads.response_nll")
-        keep = arguments.get("logits_to_keep", 0)
+        keep = arguments.get("logits_to_keep")
         if isinstance(keep, Tensor):
             raise SteeringError("logits_to_keep must be a number under steering")
         self.arguments = arguments
         ids = arguments.get("input_ids")
-        self.inputs: Tensor = arguments["inputs_embeds"] if ids is None else ids
+        inputs = arguments.get("inputs_embeds") if ids is None else ids
+        if not isinstance(inputs, Tensor) or inputs.dim() < 2:
+            raise SteeringError("give a steered model input_ids (B, n) or inputs_embeds (B, n, d)")
+        self.inputs: Tensor = inputs
         self.n_rows: int = self.inputs.shape[0]
         self.length: int = self.inputs.shape[1]
         self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
-        self.keep = int(keep)
+        self.keep = int(keep or 0)
         self.predicting: int = min(max(1, self.keep), self.length)
         self.generation = _running.get()
 
@@ -85,7 +88,10 @@ class Call:
 
     def begin_cache(self, model: PreTrainedModel) -> None:
         """Give a call without a cache one, as the model itself would."""
-        if self.cache is None and self.arguments.get("use_cache") is not False:
+        wanted = self.arguments.get("use_cache")
+        if wanted is None:
+            wanted = getattr(model.config.get_text_config(), "use_cache", True)
+        if self.cache is None and wanted:
             self.arguments["past_key_values"] = DynamicCache(config=model.config)
 
     @property
@@ -186,10 +192,14 @@ def replaced_forward(
         SteeringError: The block ends while another thread generates; that generation is stopped.
     """
     forward, running = model.forward, _Generations(admit)
-    signature = inspect.signature(forward)
+    signature, backend = inspect.signature(forward), attention_backend(model)
 
     def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[Call, bool, bool]:
         running.require_open()
+        if attention_backend(model) != backend:
+            raise SteeringError("the model's attention was changed inside the block; do it before")
+        if model.training and model.is_gradient_checkpointing:
+            raise SteeringError("gradient checkpointing cannot be steered; call model.eval()")
         arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
         for name, parameter in signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -216,6 +226,7 @@ def replaced_forward(
 
     with ExitStack() as stack:
         stack.enter_context(attribute_set_to(model, "generate", running.watch(model)))
+        stack.enter_context(attribute_set_to(model, "__deepcopy__", _refuse_copy))
         for name in ("generate_batch", "init_continuous_batching"):
             if hasattr(model, name):
                 stack.enter_context(attribute_set_to(model, name, _refuse_paged))
@@ -229,6 +240,10 @@ def replaced_forward(
             raise SteeringError(
                 "another thread was still generating when the block ended; end it inside the block"
             )
+
+
+def _refuse_copy(*args: Any) -> Any:
+    raise SteeringError("a model cannot be copied while it is steered; copy it outside the block")
 
 
 def _refuse_paged(*args: Any, **kwargs: Any) -> Any:
@@ -300,9 +315,13 @@ def _described(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> Gen
         raise SteeringError("assistant_early_exit leaves out layers, which cannot be steered then")
     ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-    if embeds is not None:
-        known = mask if isinstance(mask, Tensor) and mask.dim() == 2 else embeds
-        return Generation(len(embeds), known.shape[1])
-    if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1]:
-        return Generation(*ids.shape)
-    return Generation(None, None)
+    given = ids if embeds is None else embeds
+    if not isinstance(given, Tensor) or given.dim() < 2 or not given.shape[1]:
+        return Generation(None, None)
+    n, n_prompt = given.shape[:2]
+    if isinstance(mask, Tensor) and mask.dim() == 2:  # of the cached tokens too
+        n_prompt = max(n_prompt, mask.shape[1])
+    cache = kwargs.get("past_key_values")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    # Tokens that the cache holds may be given again, or only those that come after them.
+    return Generation(n, n_prompt if n_prompt > past else past + given.shape[1])

@@ -317,7 +317,7 @@ class _Keys(Observer):
         return inner(module, query, key, value, mask, **kwargs)
 
 
-_of_tokens: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -327,12 +327,12 @@ def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
     Raises:
         ModelError: It does, as where it sums up parts of the text.
     """
-    if model not in _of_tokens:
+    if layout not in _of_tokens:
         keys = _Keys(layout.attentions)
         with observing(keys), reached(model):
             _run(model, 40)
-        _of_tokens[model] = keys.are_tokens
-    if not _of_tokens[model]:
+        _of_tokens[layout] = keys.are_tokens
+    if not _of_tokens[layout]:
         raise ModelError(
             f"{type(model).__name__} reads other keys than those of the text's tokens, so it "
             "cannot be told what is read of the profile; use target='head'"

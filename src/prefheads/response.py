@@ -47,8 +47,15 @@ def response_from(
     Raises:
         SteeringError: Less than one token.
     """
-    columns = n_prompt if isinstance(n_prompt, int) else torch.as_tensor(n_prompt).reshape(-1)
-    if (torch.as_tensor(columns) < 1).any():
+    try:
+        numbers = torch.as_tensor(n_prompt)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.full((1,), torch.nan)
+    whole = numbers.dtype in (torch.int32, torch.int64, torch.int16, torch.uint8)
+    if not whole and numbers.numel():
+        raise SteeringError(f"n_prompt is a whole number of tokens, or one a row; not {n_prompt!r}")
+    columns = n_prompt if isinstance(n_prompt, int) else numbers.reshape(-1)
+    if (numbers < 1).any():
         raise SteeringError("a response begins after at least one token of a prompt")
     token = current.set(Response(columns, profile_mask))
     try:

@@ -62,6 +62,11 @@ class SteeredForward:
             )
         where = self._where(call)
         if where.start >= call.length:  # a part of the prompt
+            if self.steering.mode == "contrast" and not self._may_fork(call):
+                raise SteeringError(
+                    "a contrast of this model, or on this cache, needs the prompt in one call: no "
+                    "chunked prefill"
+                )
             return forward(**call.arguments)
         call.begin_cache(self.model)
         cache, plan = call.cache, self._plan(call)
@@ -70,6 +75,10 @@ class SteeredForward:
             raise SteeringError(
                 "this cache was forked by another steering; give the call a new one"
             )
+        if self.steering.mode == "contrast" and cache is not None and not hasattr(cache, "layers"):
+            raise SteeringError(
+                f"a contrast cannot fork a {type(cache).__name__}; use a DynamicCache"
+            )
         columns = self._profile(call, where if begins or cache is None else None)
         if self.steering.mode == "amplify":
             with observing(Pass(plan, call.past + call.length, columns, where=where)):
@@ -77,7 +86,7 @@ class SteeredForward:
         else:
             if begins or cache is None:
                 _require_one_adapter(self.model)
-            if where.start > 0 and self.sharing.clean and is_known(cache, plan.first):
+            if where.start > 0 and self._may_fork(call):
                 out = self._branch_off(forward, call, where, plan, columns)
             elif call.shows_more and not call.past and is_known(cache, plan.first):
                 out = self._run_twice(forward, call, where, plan, columns)
@@ -86,6 +95,10 @@ class SteeredForward:
         if cache is not None:
             self._begun.add(cache)
         return out
+
+    def _may_fork(self, call: Call) -> bool:
+        """Whether both branches may go on from a call that ran as it is."""
+        return self.sharing.clean and is_known(call.cache, self._plan(call).first)
 
     def _plan(self, call: Call) -> Plan:
         # Steps on a static cache may be compiled: all maps fork at the bottom, as one graph.
@@ -184,7 +197,7 @@ class SteeredForward:
                 )
             return ALL
         told, generation = response.current.get(), call.generation
-        if told is not None:
+        if told is not None and generation is None:
             return _told(told, call)
         if generation is not None and generation.n_prompt is not None:
             # Also where a model begins again in the middle, with a new cache or without any.

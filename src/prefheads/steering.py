@@ -11,7 +11,8 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from prefheads.attention import (
     HeadLayout,
+    attention_backend,
     causal_model,
     evaluating,
     head_layout,
@@ -107,11 +109,11 @@ def steer(
         with occupied(model), evaluating(model):  # as one that acts would
             yield steering
         return
-    backend = None
-    if target == "profile":
+    backend, branches = None, mode == "contrast"
+    if target == "profile" or (branches and attention_backend(model) == "flex_attention"):
         backend = masked_backend(model)
+    if target == "profile":
         require_keys_of_tokens(model, layout)
-    branches = mode == "contrast"
     with intercept(model, backend, entries=branches):
         steered = SteeredForward(model, layout, steering)
         with (
@@ -147,8 +149,8 @@ def active_steering(model: PreTrainedModel) -> Steering | None:
 
 
 def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
-    values = weights.values if isinstance(weights, HeadWeights) else torch.as_tensor(weights)
-    values = values.detach().float()
+    given = weights.values if isinstance(weights, HeadWeights) else weights
+    values = _numbers("weights", given).detach()
     shape = tuple(values.shape)
     if values.dim() == 2:
         values = values[None]
@@ -162,6 +164,19 @@ def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
     if values.min() < 0 or values.max() > 1:
         raise SteeringError("weights must lie in [0, 1]")
     return values
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    """A tensor of at least one real number, float32."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise SteeringError(f"{name} must be numbers, not {value!r}") from None
+    if tensor.is_complex() or not tensor.numel():
+        raise SteeringError(
+            f"{name} must be real numbers, at least one; not of shape {tuple(tensor.shape)}"
+        )
+    return tensor.float()
 
 
 class Steering:
@@ -194,20 +209,26 @@ class Steering:
                 raise SteeringError(
                     f"unknown {name} {value!r}; choose from {', '.join(get_args(allowed))}"
                 )
-        self.gamma = torch.as_tensor(gamma, dtype=torch.float32).reshape(-1)
+        numbers = {"suppression": suppression, "cap": cap, "plausibility": plausibility}
+        for option, number in numbers.items():
+            if not isinstance(number, Real) and (number is not None or option == "suppression"):
+                raise SteeringError(f"{option} must be a number, not {number!r}")
+        self.gamma = _numbers("gamma", gamma).reshape(-1)
         if not torch.isfinite(self.gamma).all() or (self.gamma < 0).any():
             raise SteeringError("gamma must be a finite number of at least 0")
         if not 0 <= suppression <= 1:
             raise SteeringError("suppression must lie in [0, 1]")
         require_plausibility(plausibility)
-        if cap is not None and (schedule != "entropy" or cap < 0):
+        if cap is not None and (schedule != "entropy" or not cap >= 0):
             raise SteeringError("cap is a bound of at least 0, of schedule='entropy'")
         if mode == "amplify" and (schedule != "constant" or plausibility is not None):
             raise SteeringError("schedule and plausibility are for mode='contrast'")
         self.model, self.weights = model, weights
         self.mode, self.target, self.scope = mode, target, scope
         self.suppression = suppression
-        self.profile_mask = None if profile_mask is None else torch.atleast_2d(profile_mask).bool()
+        self.profile_mask = None
+        if profile_mask is not None:
+            self.profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
         self.schedule, self.cap, self.plausibility = schedule, cap, plausibility
         sizes = {len(weights), len(self.gamma)} - {1}
         if len(sizes) > 1:
