@@ -97,7 +97,7 @@ class Clean(Observer):
         self.start, self.n_past, self.first, self.apart = start, n_past, first, apart
         self.inputs: dict[int, Tensor] = {}
         self._read: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
-        self._masks: dict[int, tuple[int, Tensor]] = {}
+        self._masks: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Keep what enters."""
@@ -135,9 +135,11 @@ class Clean(Observer):
         if id(mask) not in self._masks:
             late = mask[..., self.start :, :end]
             seen = late if late.dtype == torch.bool else late > torch.finfo(late.dtype).min / 2
-            begin = int(seen.flatten(0, -2).any(0).int().argmax())
-            self._masks[id(mask)] = min(begin, end - late.shape[-2]), late[..., begin:]
-        return self._masks[id(mask)]
+            first = int(seen.flatten(0, -2).any(0).int().argmax())
+            begin = min(first, end - late.shape[-2])
+            # The mask is kept too, so that its id stays taken: layers may have masks of their own.
+            self._masks[id(mask)] = mask, begin, late[..., begin:]
+        return self._masks[id(mask)][1:]
 
     def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
         """Keys and values before those positions in a layer, ``(B, kv_heads, n, d)``."""
