@@ -138,6 +138,12 @@ _QWEN4: dict[str, Any] = {
     "indexer_compress_ratio": 2,
 }
 EXTRA: dict[str, dict[str, Any]] = {
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+        "index_n_heads": 2,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
     "bamba": {"attn_layer_indices": [1, 3]},
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},

@@ -173,6 +173,10 @@ class Pass(Observer):
         source = mask
         if gain is not None:
             mask, blind = self._hide(gain, mask, query, past + key.shape[2])
+            if shared is None and source is not None and source.dtype == torch.bool:
+                # Queries that see nothing, of padding, are left to the attention function.
+                nothing = ~source[..., : mask.shape[-1]].any(-1, keepdim=True)
+                mask = mask.masked_fill(nothing, float("-inf"))
         if self.prompt is None or shared is None:
             out, weights = inner(module, query, key, value, mask, **kwargs)
         else:
