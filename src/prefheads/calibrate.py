@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import intercept
@@ -27,6 +26,7 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles
 from prefheads.masks import masked_backend
 from prefheads.nll import mean_nll
+from prefheads.progress import track
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.setting import PLAIN, Setting, grid
 from prefheads.stats import Array, user_means
@@ -311,7 +311,7 @@ def sweep(
     run = digest(options, itertools.chain(*encoded), list(maps.values()))
     with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
         done, n = len(store.rows), len(encoded[0])
-        bar = tqdm(range(done, n), label, n, unit="example", initial=done, disable=not progress)
+        bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
         for i in bar:
             own = {name: m[i] if m.dim() == 3 else m for name, m in maps.items()}
             scored = [

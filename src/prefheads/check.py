@@ -19,13 +19,13 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import causal_model, evaluating, head_layout, input_device, intercept
 from prefheads.errors import PrefheadsError
 from prefheads.masks import masked_backend
 from prefheads.plan import Target
+from prefheads.progress import track
 from prefheads.scoring import Scorer
 from prefheads.steering import Mode, Scope, steer
 from prefheads.subject import BATCH, CACHES, ONE, Subject, gap, marks
@@ -105,7 +105,7 @@ def check(
     with evaluating(model), torch.no_grad():
         what = _Tests(Subject(model, tokenizer))
         tests = list(what.all())
-        findings = [test() for test in tqdm(tests, "check", disable=not progress)]
+        findings = [test() for test in track(tests, "check", unit="test", disable=not progress)]
     after = marks(model)
     left = [name for name in before if before[name] != after[name]]
     findings.append(Finding("left on the model afterwards", float(len(left)), 0, ", ".join(left)))

@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import input_device, intercept
@@ -21,6 +20,7 @@ from prefheads.masks import masked_backend
 from prefheads.nll import token_nll
 from prefheads.observer import Listener, layer_index, observing, shown
 from prefheads.plan import Target
+from prefheads.progress import track
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.steering import Scope
 from prefheads.weights import Head
@@ -143,7 +143,7 @@ def profile_attention(
     """
     shares, losses = [], []
     with intercept(model, "eager") as layout:
-        for e in tqdm(encoded, "attention", unit="example", disable=not progress):
+        for e in track(encoded, "attention", unit="example", disable=not progress):
             ids, targets = torch.cat([e.prompt_ids, e.response_ids[:-1]]), e.response_ids
             look = _Look(len(targets), e.profile_mask)
             with observing(look):
@@ -203,7 +203,7 @@ def head_effects(
     sums: dict[Target, _Sums] = {}
     budget = Budget()
     with intercept(model, masked_backend(model)) as layout:
-        for e in tqdm(encoded, "effect of heads", unit="example", disable=not progress):
+        for e in track(encoded, "effect of heads", unit="example", disable=not progress):
             scorer = Scorer(model, e, scope, budget)
             for target, groups in heads.items():
                 places = [head for group in groups.values() for head in group]

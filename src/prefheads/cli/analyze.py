@@ -66,7 +66,7 @@ def analyze(
         n_samples=samples,
         n_texts=texts,
         seed=seed,
-        progress=session.show_progress(quiet, as_json),
+        progress=not quiet,
     )
     with session.notes() as prompts:
         entries, readings = analyzed(run, about, measuring, data, seed)

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from prefheads.cli import options
-from prefheads.cli.session import emit, load, show_progress
+from prefheads.cli.session import emit, load
 
 WRONG = 1
 
@@ -38,7 +38,7 @@ def check(
     loaded, tokenizer = load(model, device, dtype, seed)
     if attention is not None:
         _set_attention(loaded, attention)
-    result = run(loaded, tokenizer, progress=show_progress(quiet, as_json))
+    result = run(loaded, tokenizer, progress=not quiet)
     table = Table("what", "largest difference", "limit", "", title_justify="left")
     for finding in result.findings:
         found = "n/a" if finding.difference is None else f"{finding.difference:.1e}"

@@ -51,7 +51,7 @@ def download(
 ) -> None:
     """Fetch splits of LaMP or LongLaMP, resuming what an earlier run left off."""
     splits = [name for part in split.split(",") if (name := part.strip())]
-    progress = session.show_progress(quiet, as_json)
+    progress = not quiet
     files = fetch(tasks, splits, out, setting=setting, base_url=base_url, progress=progress)
     session.emit(as_json, {"files": files}, [str(path) for path in files])
 

@@ -84,8 +84,8 @@ def demo(
         QUICK if quick else FULL,
         seed=seed,
         command=f"prefheads demo --seed {seed}{' --quick' if quick else ''}",
-        progress=session.show_progress(quiet, as_json),
-        console=Console(stderr=True, quiet=quiet or as_json),
+        progress=not quiet,
+        console=Console(stderr=True, quiet=quiet),
     )
     session.emit(as_json, as_data(result), summary(result))
 

@@ -69,7 +69,7 @@ def discover(
             method=method,
             checkpoint=out / "unfinished.safetensors",
             seed=seed,
-            progress=session.show_progress(quiet, as_json),
+            progress=not quiet,
         )
         heads = scores.top(fraction=fraction)
     scores.save(out / "scores.safetensors")

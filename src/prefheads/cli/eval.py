@@ -144,7 +144,7 @@ def evaluate(
         min_samples=min_samples,
         encoder=encoder,
         seed=seed,
-        progress=session.show_progress(quiet, as_json),
+        progress=not quiet,
     )
     measured: list[Measured] = []
     with session.notes() as prompts:

@@ -138,7 +138,7 @@ def fit(
             encoder=encoder,
             run=out,
             seed=seed,
-            progress=session.show_progress(quiet, as_json),
+            progress=not quiet,
         )
     steerer.save(out)
     result = {

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
-from tqdm import tqdm
 
 from prefheads.cli import options, session
 from prefheads.errors import DataError, ModelError
 from prefheads.judge.pairs import Study, load_study
 from prefheads.listening import listen
+from prefheads.progress import track
 from prefheads.stats import Estimate
 from prefheads.storage import write_atomic
 
@@ -134,8 +134,8 @@ def llm(
     endpoint = Endpoint(base_url, os.environ.get(key_env, "").strip(), timeout=timeout)
     study = _study(run, methods, task, n, seed)
     answers = Answers(cache or run / "judge-answers.sqlite")
-    hidden = not session.show_progress(quiet, as_json)
-    with tqdm(total=len(ORDERS) * len(study.differing), disable=hidden, desc="judging") as bar:
+    total = len(ORDERS) * len(study.differing)
+    with track(total=total, desc="judging", unit="rating", disable=quiet) as bar:
         ratings = rate(
             study,
             endpoint,

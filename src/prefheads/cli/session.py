@@ -136,11 +136,6 @@ def load_heads(folder: Path, config: PreTrainedConfig) -> HeadWeights:
     return HeadWeights.load(path, model=config)
 
 
-def show_progress(quiet: bool, as_json: bool) -> bool:
-    """Whether to draw bars: on a terminal only, since a log holds every redrawing of them."""
-    return not (quiet or as_json) and sys.stderr.isatty()
-
-
 @contextmanager
 def notes() -> Iterator[list[int]]:
     """Collect warnings and tell them once, in a line each, when the block has succeeded.

@@ -38,7 +38,7 @@ def validate(
             examples,
             checkpoint=checkpoint,
             seed=seed,
-            progress=session.show_progress(quiet, as_json),
+            progress=not quiet,
         )
         tested = len(result.example_ids)
         prompts.append(tested)

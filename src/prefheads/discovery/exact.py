@@ -19,7 +19,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import HeadLayout, causal_model, head_layout, intercept
@@ -31,6 +30,7 @@ from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.masks import masked_backend
 from prefheads.plan import Target
+from prefheads.progress import track
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.sharing import sharing_of
 from prefheads.steering import Scope
@@ -174,7 +174,7 @@ def _fill(
     """Fill the rows of a checkpoint from ``first`` on, one an example; those rows, stacked."""
     n = len(encoded)
     done = min(len(store.rows) - first, n)
-    bar = tqdm(range(done, n), label, n, unit="example", initial=done, disable=not progress)
+    bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
     for i in bar:
         values, nll = score(encoded[i])
         if others is not None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import input_device, intercept
@@ -24,6 +23,7 @@ from prefheads.examples import Example
 from prefheads.heads import HeadScores, Provenance, fingerprint
 from prefheads.nll import token_nll
 from prefheads.observer import Listener, layer_index, observing, shown
+from prefheads.progress import track
 from prefheads.scoring import context_length
 
 MAX_TOKENS = 1024
@@ -93,7 +93,7 @@ def retrieval_scores(
     prompts = [needle_prompt(tokenizer, i, seed, limit) for i in range(n_prompts)]
     values, losses = [], []
     with intercept(model, "eager") as layout:
-        for prompt in tqdm(prompts, "copy score", unit="prompt", disable=not progress):
+        for prompt in track(prompts, "copy score", unit="prompt", disable=not progress):
             copied, nll = _copied(model, layout.shape, prompt)
             values.append(copied)
             losses.append(nll)

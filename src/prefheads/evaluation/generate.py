@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from prefheads.encoding import Batch, Encoded, encode, pad_batch
@@ -18,6 +17,7 @@ from prefheads.evaluation.methods import Decoder
 from prefheads.evaluation.records import Record, Records
 from prefheads.examples import Example, without_profile
 from prefheads.generation import complete, encode_prompt, room_for_prompt
+from prefheads.progress import track
 from prefheads.scoring import out_of_memory
 
 
@@ -49,7 +49,7 @@ def generate_records(
     """
     room = room_for_prompt(model, max_new_tokens)
     total = len(examples) * len(decoders)
-    with tqdm(total=total, desc=label, unit="text", disable=not progress) as bar:
+    with track(total=total, desc=label, unit="text", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
             rows = slice(start, min(start + batch_size, len(examples)))
             encoded = [

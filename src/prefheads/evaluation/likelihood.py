@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.attention import head_layout, intercept
@@ -24,6 +23,7 @@ from prefheads.evaluation.methods import Decoder
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.masks import masked_backend
 from prefheads.nll import mean_nll
+from prefheads.progress import track
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.setting import PLAIN
 from prefheads.stats import Array
@@ -121,7 +121,7 @@ def _scores(
     with intercept(model, masked_backend(model)), Checkpoint(path, run) as store:
         done, n = len(store.rows), len(encoded[0])
         label = "likelihood" if scope == "response" else "likelihood, all positions"
-        bar = tqdm(range(done, n), label, n, unit="example", initial=done, disable=not progress)
+        bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
         for i in bar:
             own = {name: m[i] for name, m in maps.items()} or nothing
             scorers = [Scorer(model, part[i], scope, budget) for part in encoded]

@@ -12,9 +12,8 @@ from typing import Literal, get_args
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tqdm.auto import tqdm
-
 from prefheads.errors import DataError
+from prefheads.progress import track
 from prefheads.storage import writable_dir
 from prefheads.tasks.lamp import (
     LONGLAMP_NAMES,
@@ -207,7 +206,7 @@ class _Fetch:
             start, total = _extent(response)
             if start not in (0, have):  # 0: the server sends all of it again
                 raise HTTPException("the server sent another part of the file than asked for")
-            bar = tqdm(
+            bar = track(
                 desc="/".join(part.parts[-3:]).removesuffix(".part"),
                 total=total,
                 initial=start,
