@@ -175,11 +175,28 @@ def test_memory_does_not_grow_with_the_file(large):
     assert kept_peak < size / 10  # 2 of 100 items, as Python objects
 
 
-def test_limit_stops_reading(large):
+def test_limit_stops_reading_where_users_are_named(large, tmp_path):
+    """Where they are not, any sample may tell that two others are of one person."""
     pytest.importorskip("ijson")
     damaged = large.with_name("damaged_questions.json")
     damaged.write_bytes(large.read_bytes()[:-10_000_000])
     outputs = large.with_name("dev_outputs.json")
-    assert len(load_examples(damaged, outputs=outputs, limit=3)) == 3
+    for limit in (3, None):
+        with pytest.raises(DataError, match="not JSON"):
+            load_examples(damaged, outputs=outputs, retrieval="all", limit=limit)
+    rows = [
+        {
+            "id": f"{i}",
+            "user_id": f"u{i}",
+            "input": "Headline for the article: it",
+            "profile": [{"text": "x", "title": "y"}],
+        }
+        for i in range(50)
+    ]
+    named = tmp_path / "dev_questions.json"
+    named.write_text(json.dumps(rows)[:-100])
+    golds = [{"id": f"{i}", "output": "z"} for i in range(50)]
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_4", "golds": golds}))
+    assert [e.user_id for e in load_examples(named, limit=3)] == ["u0", "u1", "u2"]
     with pytest.raises(DataError, match="not JSON"):
-        load_examples(damaged, outputs=outputs, retrieval="all")
+        load_examples(named)

@@ -9,10 +9,10 @@ comes from the same two logit tensors.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, other_profiles
 from prefheads.masks import masked_backend
 from prefheads.nll import mean_nll
+from prefheads.plan import Target
 from prefheads.progress import track
 from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.setting import PLAIN, Setting, grid
@@ -60,7 +61,7 @@ def score_settings(
     nll = torch.full((len(settings), len(temperatures)), torch.nan)
     kl = torch.zeros(len(settings))
     shape = next(iter(maps.values())).shape
-    for target in ("head", "profile"):
+    for target in get_args(Target):
         rows: dict[tuple[Any, ...], list[int]] = {}  # settings that need the same changed branch
         for i, s in enumerate(settings):
             if not s.plain and s.target == target:
@@ -132,8 +133,12 @@ class Calibration:
     @property
     def best_tried(self) -> Setting:
         """The steered setting with the lowest mean NLL, whether or not it was worth choosing."""
-        steered = [i for i, s in enumerate(self.settings) if not s.plain]
-        return self.settings[min(steered, key=lambda i: self.change[i])] if steered else PLAIN
+        return self.best(lambda setting: not setting.plain)
+
+    def best(self, among: Callable[[Setting], bool]) -> Setting:
+        """The setting with the lowest mean NLL of those of a kind; plain where there is none."""
+        found = [i for i, setting in enumerate(self.settings) if among(setting)]
+        return self.settings[min(found, key=lambda i: self.change[i])] if found else PLAIN
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from prefheads.errors import DataError
 from prefheads.tasks.data import read_rows
 from prefheads.tasks.lamp import TASKS, Item, require_fields, task_name, task_of
-from prefheads.tasks.people import People
+from prefheads.tasks.people import People, mark
 from prefheads.tasks.retrieve import Method, retrieve
 
 
@@ -30,6 +30,8 @@ class Example:
         output: The response; ``None`` where it is not known.
         task: Name of a LaMP or LongLaMP task, which decides the form of the prompt; otherwise the
             generic form.
+        marks: What a user without a name is known by, in this file and in others
+            (:mod:`prefheads.tasks.people`).
     """
 
     id: str
@@ -38,6 +40,7 @@ class Example:
     input: str
     output: str | None
     task: str | None = None
+    marks: str = field(default="", repr=False)
 
     def with_profile(self, profile: Iterable[Item]) -> Example:
         """The same example with other profile items."""
@@ -53,6 +56,7 @@ def load_examples(
     seed: int = 0,
     encoder: str = "bundled",
     limit: int | None = None,
+    select: Callable[[list[Example]], Iterable[Example]] | None = None,
     require_output: bool = True,
 ) -> list[Example]:
     """Load examples from a JSONL file, files of LaMP or LongLaMP, or objects at hand.
@@ -60,7 +64,11 @@ def load_examples(
     The example format is ``{"id", "user_id", "profile": [{"text"}], "input", "output"}``, and
     ``"task"`` if it has one. Profiles of LaMP and LongLaMP tasks are reduced to the items that
     retrieval finds, best first; other profiles, and those of ``Example`` objects, are kept whole.
-    Files are read piece by piece: what is held in memory is what is kept.
+    Files are read piece by piece, and twice, so that retrieval looks for nothing that is not kept:
+    what is held in memory is what is kept.
+
+    LaMP's files name no users. Samples that share a text which one person wrote are one person's,
+    called by the smallest id among theirs in the whole file, whatever is loaded of it.
 
     Args:
         source: A JSONL file; a ``*_questions.json`` of LaMP or a folder with one; a file, folder or
@@ -73,6 +81,7 @@ def load_examples(
         seed: Seed of ``"random"``; what it draws for an example depends on that and on the id.
         encoder: Sentence encoder of ``"dense"``: ``"bundled"``, a folder or a hub id.
         limit: Load only the first so many.
+        select: Chooses what to load from all that there is, given with empty profiles.
         require_output: Whether an example without a response is an error.
 
     Raises:
@@ -81,25 +90,59 @@ def load_examples(
     """
     if items < 1 or (limit is not None and limit < 1):
         raise DataError("items and limit must be at least 1")
-    choose = partial(retrieve, k=items, method=retrieval, seed=seed, encoder=encoder)
-    examples: list[Example] = []
-    seen: set[str] = set()
-    people, anonymous = People(), set[str]()
-    rows = _rows(source, Path(outputs) if outputs is not None else None, require_output)
-    for where, row in islice(rows, limit):
-        example = row if isinstance(row, Example) else _reduced(row, where, choose)
-        _check(example, where, require_output)
-        if example.id in seen:
-            raise DataError(f"{where}: id {example.id!r} is there twice; ids must be unique")
-        seen.add(example.id)
-        examples.append(example)
-        if not isinstance(row, Example) and row.get("anonymous") and task_of(example.task).personal:
-            people.add(example.id, _own_texts(row, example))
-            anonymous.add(example.id)
-    if not examples:
+
+    def rows(require: bool) -> Iterator[tuple[str, Any]]:
+        return _rows(source, None if outputs is None else Path(outputs), require)
+
+    known = _survey(rows, limit, require_output)
+    if not known:
         named = source if isinstance(source, str | Path) else "the list"
         raise DataError(f"{named}: holds no examples")
-    return [replace(e, user_id=people.of(e.id)) if e.id in anonymous else e for e in examples]
+    wanted = set(known) if select is None else {e.id for e in select(list(known.values()))}
+    choose = partial(retrieve, k=items, method=retrieval, seed=seed, encoder=encoder)
+    examples: list[Example] = []
+    for where, row in rows(require_output):
+        if isinstance(row, Example):
+            examples += [row] if row.id in wanted else []
+        elif str(row["id"]) in wanted:
+            examples.append(known[str(row["id"])].with_profile(_reduced(row, where, choose)))
+        if len(examples) == len(wanted):
+            break
+    return examples
+
+
+def _survey(
+    rows: Callable[[bool], Iterator[tuple[str, Any]]], limit: int | None, require_output: bool
+) -> dict[str, Example]:
+    """The first ``limit`` examples by id, checked, without their profiles.
+
+    Args:
+        rows: Reads them, which need an output or not.
+    """
+    known: dict[str, Example] = {}
+    people, nameless = People(), list[str]()
+
+    def identify(example: Example, row: Any) -> None:
+        if isinstance(row, Mapping) and row.get("anonymous"):
+            people.add(example.id, _marks(example))
+            nameless.append(example.id)
+
+    for where, row in islice(rows(require_output), limit):
+        example = row if isinstance(row, Example) else parse_example(row, where)
+        _check(example, where, require_output)
+        if example.id in known:
+            raise DataError(f"{where}: id {example.id!r} is there twice; ids must be unique")
+        known[example.id] = example.with_profile(())
+        identify(example, row)
+    named = list(nameless)
+    if nameless and limit is not None:  # any of the others may tell that two are one person's
+        for where, row in islice(rows(False), limit, None):
+            identify(parse_example(row, where), row)
+    marks = people.marks(named)
+    for key in named:
+        person = people.of(key)
+        known[key] = replace(known[key], user_id=person, marks=marks[person])
+    return known
 
 
 def split_users(
@@ -218,14 +261,22 @@ def parse_example(row: Any, where: str) -> Example:
         input=_text(row, "input", where),
         output=None if output is None else _text(row, "output", where),
         task=None if task is None else task_name(_text(row, "task", where)),
+        marks=_text(row, "marks", where) if "marks" in row else "",
     )
 
 
-def _own_texts(row: Mapping[str, Any], example: Example) -> Iterator[str]:
-    """What the user wrote: the profile's texts, and the one that the input asks about."""
+def _marks(example: Example) -> Iterator[int | None]:
+    """Marks of what the user wrote: the profile's texts, and the one that the input asks about.
+
+    Of tasks whose texts have many people, the whole example stands for its user.
+    """
     form = task_of(example.task)
-    yield from (str(item[form.long]) for item in row["profile"] if form.long in item)
-    yield example.input.partition(form.query or ":")[2]
+    if form.personal:
+        yield from (mark(item[form.long]) for item in example.profile if form.long in item)
+        yield mark(example.input.partition(form.query or ":")[2])
+    else:
+        items = sorted(repr(sorted(item.items())) for item in example.profile)
+        yield mark("\n".join([example.input, *items]))
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -249,15 +300,17 @@ def _item(item: Any, where: str) -> dict[str, str]:
     return {field: _text(printed, field, where) for field in printed}
 
 
-def _reduced(row: Any, where: str, choose: Callable[..., list[Item]]) -> Example:
+def _reduced(
+    row: Mapping[str, Any], where: str, choose: Callable[..., list[Item]]
+) -> Iterable[Item]:
+    """The profile, reduced where there is retrieval."""
     example = parse_example(row, where)
     if example.task not in TASKS:
-        return example
+        return example.profile
     try:
-        found = choose(example.task, example.input, example.profile, key=example.id)
+        return choose(example.task, example.input, example.profile, key=example.id)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    return example.with_profile(found)
 
 
 def _check(example: Example, where: str, require_output: bool) -> None:

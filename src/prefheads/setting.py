@@ -39,6 +39,12 @@ class Setting:
         """Whether this is no steering at all."""
         return self.gamma == 0
 
+    @property
+    def of_paper(self) -> bool:
+        """Whether it is of the paper's form (Eq. 8): a contrast with the heads removed."""
+        removed = self.mode == "contrast" and self.target == "head" and self.suppression == 1
+        return removed and not self.plain
+
     def gains(self, weights: Tensor) -> Tensor:
         """Gains of the changed branch for a map of weights; same shape."""
         if self.mode == "amplify":
@@ -58,10 +64,13 @@ class Setting:
         how = f"{self.mode} {self.target}, {self.heads}, gamma {self.gamma:g}"
         faint = self.mode == "contrast" and self.suppression != 1
         how += f", suppression {self.suppression:g}" if faint else ""
-        return how + (" x entropy" if self.schedule == "entropy" else "")
+        if self.schedule == "entropy":
+            how += " x entropy" + (f", at most {self.cap:g}" if self.cap is not None else "")
+        return how
 
 
 PLAIN = Setting()
+SCHEDULES: tuple[Schedule, ...] = ("constant", "entropy")
 
 
 def percent(share: float) -> str:
@@ -80,3 +89,14 @@ def grid(head_sets: Sequence[str]) -> tuple[Setting, ...]:
     ]
     steered = itertools.product(head_sets, forms)
     return PLAIN, *(Setting(heads, m, t, g, s) for heads, (m, t, g, s) in steered)
+
+
+def paper_form(heads: str) -> tuple[Setting, ...]:
+    """The paper's form of steering (Eq. 8) with a head set, from weak to strong: the heads are
+    removed; gamma is constant, or its authors' code's, which multiplies it by the entropy of the
+    next token."""
+    return tuple(
+        Setting(heads, "contrast", "head", gamma, 1.0, schedule)
+        for schedule in SCHEDULES
+        for gamma in (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+    )

@@ -19,11 +19,13 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, split_users, spread
 from prefheads.generation import generate_texts
 from prefheads.heads import HeadScores, HeadWeights
+from prefheads.headsets import HeadSet, candidates, head_sets
 from prefheads.plan import Target
 from prefheads.scoring import encode_all
 from prefheads.setting import Setting, percent
 from prefheads.steering import Mode, Scope
 from prefheads.storage import writable_dir
+from prefheads.tasks.people import Seen
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
 from prefheads.users.embed import require_extra
 from prefheads.validate import Validation, validate
@@ -31,7 +33,8 @@ from prefheads.validate import Validation, validate
 Routing = Literal["hard", "soft"]
 Profile = Sequence[Mapping[str, str]]
 PARTS = ("discovery", "calibration", "test")
-SIZES = (0.04, 0.08)  # shares of all heads that are tried
+PAPER_SHARE = 0.04  # K in the paper's authors' code; the paper does not say
+PAPER_GAMMA = 0.25  # ours: the paper gives none, and its authors' code takes the entropy instead
 
 
 @dataclass
@@ -45,6 +48,7 @@ class PreferenceSteerer:
         calibration: How the steering was chosen, with the whole curve.
         scores: What discovery measured, by what ablation took away.
         users: Which users took part in discovery and calibration, and which are left for tests.
+        seen: Their samples, and what they are known by where files name nobody.
         scope, routing, temperature, encoder: How generation steers, routes and embeds.
         task: Form of the prompts (a LaMP task's name, or None).
     """
@@ -56,6 +60,7 @@ class PreferenceSteerer:
     shared: HeadWeights
     calibration: Calibration
     users: dict[str, list[str]]
+    seen: Seen = field(default_factory=Seen)
     scores: dict[str, HeadScores] = field(default_factory=dict)
     scope: Scope = "response"
     routing: Routing = "soft"
@@ -100,8 +105,9 @@ class PreferenceSteerer:
             targets: What ablation takes away in discovery; calibration chooses between the heads
                 found with each.
             reference, scope: As for :func:`prefheads.discover`.
-            settings, objective: As for :func:`prefheads.calibrate.calibrate`; head sets are named
-                ``"top 4% by head PCS"``, 4 or 8 %, by head or profile PCS.
+            settings, objective: As for :func:`prefheads.calibrate.calibrate`; by default those of
+                :func:`prefheads.headsets.candidates`. Head sets are named ``"top 4% by head PCS"``:
+                4 or 8 % by head or profile PCS, or 1, 2 or 16 % by head PCS.
             routing, temperature: How users are assigned to clusters when steering.
             encoder: Sentence encoder of profiles.
             run: Folder for checkpoints: a killed fit that is started again goes on from them.
@@ -121,10 +127,11 @@ class PreferenceSteerer:
         parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=False))
         found = spread(parts["discovery"], discovery_limit, seed)
         held = spread(parts["calibration"], calibration_limit, seed)
-        names_of_sets = head_sets(targets)
-        if unknown := {s.heads for s in settings or () if not s.plain} - set(names_of_sets):
+        settings = candidates(targets) if settings is None else settings
+        known = {s.name: s for s in head_sets(targets)}
+        if unknown := {s.heads for s in settings if not s.plain} - known.keys():
             raise SteeringError(
-                f"unknown head set {sorted(unknown)[0]!r}; choose from {', '.join(names_of_sets)}"
+                f"unknown head set {sorted(unknown)[0]!r}; choose from {', '.join(known)}"
             )
         if len({e.user_id for e in held}) < 2:
             raise DataError("calibration needs samples of at least two users; add users or samples")
@@ -156,9 +163,11 @@ class PreferenceSteerer:
             for target in targets
         }
         sets = {
-            _name(target, size): (cluster_heads(s, clusters, fraction=size), s.soft(fraction=size))
-            for target, s in scores.items()
-            for size in SIZES
+            name: (
+                cluster_heads(scores[each.target], clusters, fraction=each.share),
+                scores[each.target].soft(fraction=each.share),
+            )
+            for name, each in known.items()
         }
         first = next(iter(sets))
         weights = route(
@@ -190,6 +199,7 @@ class PreferenceSteerer:
             shared=shared,
             calibration=calibration,
             users={name: sorted({e.user_id for e in part}) for name, part in parts.items()},
+            seen=Seen.of([*parts["discovery"], *parts["calibration"]]),
             scores=scores,
             scope=scope,
             routing=routing,
@@ -289,9 +299,9 @@ class PreferenceSteerer:
         return texts[0] if single else texts
 
     def unseen(self, examples: Sequence[Example]) -> list[Example]:
-        """The samples of users who took no part in discovery or calibration."""
-        seen = {user for part in PARTS[:2] for user in self.users.get(part, ())}
-        return [e for e in examples if e.user_id not in seen]
+        """The samples of users who took no part in discovery or calibration, whatever a file calls
+        them and whatever else is loaded of it."""
+        return self.seen.unseen(examples)
 
     def validate(
         self,
@@ -313,11 +323,7 @@ class PreferenceSteerer:
         others = {}
         if not self.setting.plain:
             others["one map for all users"] = ([self.shared] * len(test), self.setting)
-        if "head" in self.scores:
-            paper = self.scores["head"].top(fraction=SIZES[0])
-            how = Setting("", "contrast", "head", 0.25, 1.0)
-            name = f"the paper's DPS (top {percent(SIZES[0])} %, gamma 0.25)"
-            others[name] = ([paper] * len(test), how)
+        others |= self._paper(test)
         return validate(
             self.model,
             self.tokenizer,
@@ -334,6 +340,32 @@ class PreferenceSteerer:
             progress=progress,
         )
 
+    def _paper(self, test: Sequence[Example]) -> dict[str, tuple[list[HeadWeights], Setting]]:
+        """The paper's form of steering, by the names of rows. The paper gives neither K nor gamma:
+        with K as its authors' code has it, with their strength too, and as it calibrated best."""
+        if "head" not in self.scores:
+            return {}
+        top = [self.scores["head"].top(fraction=PAPER_SHARE)] * len(test)
+        few = f"the paper's form, top {percent(PAPER_SHARE)} %"
+        found = {
+            f"{few}, gamma {PAPER_GAMMA:g}": (top, Setting("", "contrast", "head", PAPER_GAMMA)),
+            f"{few}, entropy as strength": (
+                top,
+                Setting("", "contrast", "head", 1.0, schedule="entropy"),
+            ),
+        }
+        best = self.calibration.best(lambda setting: setting.of_paper)
+        if (tried := HeadSet.parse(best.heads)) is not None:
+            maps = cluster_heads(self.scores["head"], self.clusters, fraction=tried.share)
+            own = [mix(w, maps) for w in self.cluster_weights([e.profile for e in test])]
+            found[f"the paper's form, best of {self._tried}: {best}"] = own, best
+        return found
+
+    @property
+    def _tried(self) -> int:
+        """How many settings of the paper's form calibration tried."""
+        return sum(setting.of_paper for setting in self.calibration.settings)
+
     def save(self, folder: str | Path) -> None:
         """Write everything but the model: ``steerer.json``, maps, clusters and scores."""
         steerer_files.save(self, writable_dir(folder))
@@ -348,12 +380,3 @@ class PreferenceSteerer:
             ArtifactError: Missing, damaged, or fitted for another model.
         """
         return cls(model=model, tokenizer=tokenizer, **steerer_files.load(Path(folder), model))
-
-
-def _name(target: str, size: float) -> str:
-    return f"top {percent(size)}% by {'head' if target == 'head' else 'profile'} PCS"
-
-
-def head_sets(targets: Sequence[Target] = ("head", "profile")) -> list[str]:
-    """Names of the sets of heads that fitting tries, as settings name them."""
-    return [_name(target, size) for target in targets for size in SIZES]

@@ -13,6 +13,7 @@ from prefheads.calibrate import Calibration
 from prefheads.errors import ArtifactError, PrefheadsError
 from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
 from prefheads.storage import load_tensors, read_json, save_tensors, write_json
+from prefheads.tasks.people import Seen
 from prefheads.users import Clusters
 from prefheads.weights import require_model
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from prefheads.steerer import PreferenceSteerer
 
 KIND = "steerer"
+SEEN = "seen.json"
 PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
 
 
@@ -34,6 +36,7 @@ def save(steerer: PreferenceSteerer, folder: Path) -> None:
     save_tensors(folder / "steerer.safetensors", tensors, KIND, meta | {"infos": infos})
     for target, scores in steerer.scores.items():
         scores.save(folder / f"scores-{target}.safetensors")
+    write_json(folder / SEEN, steerer.seen.to_dict())
     config = steerer.model.config
     data = {
         "model_id": config.name_or_path,
@@ -67,6 +70,7 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
                 t: HeadScores.load(folder / f"scores-{t}.safetensors", model)
                 for t in data["targets"]
             },
+            "seen": load_seen(folder),
             **{name: data[name] for name in PLAIN_FIELDS},
         }
     except ArtifactError:
@@ -76,3 +80,34 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     shared = fields["shared"]
     require_model(folder, shared.values, shared.info, model.config)
     return fields
+
+
+def fitted_task(folder: Path) -> str | None:
+    """The task that a steerer was fitted for.
+
+    Raises:
+        ArtifactError: No steerer, or a damaged one.
+    """
+    path = folder / "steerer.json"
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: holds no fitted steerer; run `prefheads fit` first")
+    data = read_json(path)
+    if not isinstance(data, dict) or "task" not in data:
+        raise ArtifactError(f"{path}: damaged; fit again into another folder")
+    task = data["task"]
+    return None if task is None else str(task)
+
+
+def load_seen(folder: Path) -> Seen:
+    """The samples and people that a fit saw, which a test must not see again.
+
+    Raises:
+        ArtifactError: Missing or damaged.
+    """
+    path = folder / SEEN
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing, so that nobody is known to be unseen; fit again")
+    try:
+        return Seen.from_dict(read_json(path))
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error})") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,17 @@ from prefheads.analysis.evaluated import NLL, Difference, Evaluation, estimate
 from prefheads.analysis.plots import COLOURS, GREY, MARKERS
 from prefheads.calibrate import Calibration
 from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.headsets import HeadSet
 from prefheads.setting import Setting, percent
 from prefheads.stats import Estimate
 
-_SIZE = re.compile(r"top (\d+(?:\.\d+)?) ?% by (\w+) PCS")
 Form = tuple[str, str, float]  # mode, target, suppression
 
 
 def head_set(name: str) -> tuple[str, float]:
     """How heads of a calibrated set were ranked, and their share: of "top 4% by head PCS"."""
-    match = _SIZE.fullmatch(name)
-    return (match[2], float(match[1]) / 100) if match else (name, math.nan)
+    found = HeadSet.parse(name)
+    return (name, math.nan) if found is None else (found.target, found.share)
 
 
 def calibration_rows(calibration: Calibration) -> list[dict[str, Any]]:

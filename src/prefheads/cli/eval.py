@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import RenderableType
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.cli import options, session
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, load_task, prepare_task
+from prefheads.evaluation.prepare import Choice, choose_samples, shortened
 from prefheads.evaluation.run import RECORDS, Measured, Plan, evaluate_task
 from prefheads.evaluation.tables import (
     LEGEND,
@@ -30,6 +29,7 @@ from prefheads.evaluation.tables import (
 from prefheads.loading import load_config
 from prefheads.scoring import context_length
 from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer_files import fitted_task, load_seen
 from prefheads.storage import read_json, writable_dir, write_json
 from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare
@@ -110,11 +110,22 @@ def evaluate(
     tasks = [task_name(t.strip()) for t in task.split(",")] if task else find_tasks(data)
     loading: dict[str, Any] = {"items": items, "retrieval": retrieval, "seed": seed}
     loading["encoder"] = encoder
-    paths = {t: find_samples(data, t, split) for t in dict.fromkeys(tasks)}
-    golds = measure != "texts"  # texts can be had without, likelihood cannot
-    samples = {t: load_task(p, t, require_output=golds, **loading) for t, p in paths.items()}
+    needs_heads = any(m.needs_steerer for m in compared)
+    folders = _fitted(fitted or [], tasks, {"items": items, "retrieval": retrieval}, force)
+    choice = Choice(limit, discovery, calibration, discovery_split, force, seed, loading)
+    samples = {
+        t: choose_samples(
+            find_samples(data, t, split),
+            t,
+            choice,
+            needs_heads=needs_heads,
+            seen=load_seen(folders[t]) if t in folders else None,
+            require_output=measure != "texts",  # texts can be had without, likelihood cannot
+        )
+        for t in dict.fromkeys(tasks)
+    }
     require_libraries()
-    if any(m.needs_steerer for m in compared):
+    if needs_heads:
         require_extra()
     scored_by = {t: prepare(t) for t in samples if measure != "likelihood"}
     recorded = {
@@ -149,30 +160,24 @@ def evaluate(
     measured: list[Measured] = []
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed)
-        choice = Choice(
-            limit=limit,
-            discovery=discovery,
-            calibration=calibration,
-            discovery_split=discovery_split,
-            force=force,
-            prompt_length=min(prompt_length, context_length(network) or prompt_length),
-            seed=seed,
-            loading=loading,
-        )
-        steerers = _steerers(fitted or [], network, tokenizer, list(samples))
+        length = min(prompt_length, context_length(network) or prompt_length)
         prepared = {
-            t: prepare_task(
-                paths[t], examples, tokenizer, steerers.get(t), plan.needs_steerer, choice
-            )
-            for t, examples in samples.items()
+            t: shortened(chosen, tokenizer, length, needs_heads) for t, chosen in samples.items()
+        }
+        steerers = {
+            t: PreferenceSteerer.load(folder, network, tokenizer) for t, folder in folders.items()
         }
         write_json(writable_dir(out) / session.RUN_FILE, run)
         for t, ready in prepared.items():
-            prompts.extend(len(fold.test) + len(fold.pool) for fold, _ in ready.folds)
+            prompts.extend(len(fold.test) + len(fold.pool) for fold in ready.folds)
             if ready.without_profile:
                 session.tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
             how = {"split": ready.split, "heads_from": ready.heads_from}
-            measured.append(evaluate_task(network, tokenizer, t, ready.folds, plan, out / t, **how))
+            measured.append(
+                evaluate_task(
+                    network, tokenizer, t, ready.folds, steerers.get(t), plan, out / t, **how
+                )
+            )
     found = [cells(m, extracted=extract, seed=seed) for m in measured]
     write_tables(out, measured, found, scored_by)
     if others := sorted(
@@ -192,23 +197,22 @@ def _methods(text: str) -> tuple[Method, ...]:
     return found
 
 
-def _steerers(
-    folders: list[Path],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str],
-) -> dict[str, PreferenceSteerer]:
-    """Fitted steerers by task."""
-    found: dict[str, PreferenceSteerer] = {}
+def _fitted(
+    folders: list[Path], tasks: list[str], loading: dict[str, Any], force: bool
+) -> dict[str, Path]:
+    """Folders of fits by task."""
+    found: dict[str, Path] = {}
     for folder in folders:
-        steerer = PreferenceSteerer.load(folder, model, tokenizer)
-        if steerer.task not in tasks:
-            named = steerer.task or "no benchmark task"
+        task = fitted_task(folder)
+        if task not in tasks:
+            named = task or "no benchmark task"
             session.tell(f"{folder} was fitted for {named}, which is not evaluated here")
             continue
-        if steerer.task in found:
-            raise ArtifactError(f"{folder}: a second fit for {steerer.task}; give one a task")
-        found[steerer.task] = steerer
+        if task in found:
+            raise ArtifactError(f"{folder}: a second fit for {task}; give one a task")
+        if not force:
+            session.require_same_profiles(folder, loading)
+        found[task] = folder
     return found
 
 

@@ -9,9 +9,10 @@ from prefheads.cli import options, session
 from prefheads.cli.tables import calibration_table, cluster_table
 from prefheads.errors import DataError
 from prefheads.examples import Example, load_examples, split_users, spread
+from prefheads.headsets import candidates
 from prefheads.loading import load_config
-from prefheads.setting import Setting, grid
-from prefheads.steerer import PreferenceSteerer, head_sets
+from prefheads.setting import Setting
+from prefheads.steerer import PreferenceSteerer
 from prefheads.users.embed import require_extra
 
 
@@ -49,7 +50,7 @@ def _used(
 
 def _candidates(mode: str | None, target: str | None) -> list[Setting]:
     """The settings that calibration chooses between, all or those of one form."""
-    return [s for s in grid(head_sets()) if mode in (None, s.mode) and target in (None, s.target)]
+    return [s for s in candidates() if mode in (None, s.mode) and target in (None, s.target)]
 
 
 def fit(

@@ -126,6 +126,32 @@ def require_fitted(folder: Path, config: PreTrainedConfig) -> None:
         )
 
 
+def options_of(folder: Path) -> dict[str, Any]:
+    """What the command that made a run was given; empty where it is not recorded."""
+    run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    options = run.get("options", {}) if isinstance(run, dict) else {}
+    return options if isinstance(options, dict) else {}
+
+
+def require_same_profiles(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Make sure that profiles are made as those of a run: heads found with other prompts are other
+    heads.
+
+    Args:
+        loading: Options that profiles depend on, as they are given now.
+
+    Raises:
+        ArtifactError: The run had others.
+    """
+    options = options_of(folder)
+    for name, now in loading.items():
+        if name in options and options[name] != now:
+            raise ArtifactError(
+                f"{folder}: was made with --{name} {options[name]}, not {now}; heads are for "
+                "prompts like those that they were found with"
+            )
+
+
 def load_heads(folder: Path, config: PreTrainedConfig) -> HeadWeights:
     """The heads that `discover` left in a folder, checked against the model."""
     path = folder / "heads.safetensors"

@@ -1,16 +1,20 @@
 """`prefheads validate`: the gain of a fitted steering on unseen users, beside its controls."""
 
 from dataclasses import asdict
+from typing import Annotated
 
+import typer
 from rich.console import RenderableType
 
 from prefheads.analysis.findings import findings
 from prefheads.cli import options, session
 from prefheads.cli.tables import validation_table, verdict
-from prefheads.examples import load_examples
+from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
 from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer_files import load_seen
 from prefheads.storage import writable_dir, write_json
+from prefheads.tasks.retrieve import Method
 
 
 def validate(
@@ -18,8 +22,12 @@ def validate(
     run: options.Run,
     data: options.Data,
     limit: options.Limit = None,
-    items: options.Items = 5,
-    retrieval: options.Retrieval = "bm25",
+    items: Annotated[
+        int | None, typer.Option(min=1, help="Profile items; by default as many as in fitting.")
+    ] = None,
+    retrieval: Annotated[
+        Method | None, typer.Option(help="How they are chosen; by default as in fitting.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -28,7 +36,23 @@ def validate(
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
     session.require_fitted(run, load_config(model))
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
+    given = {"items": items, "retrieval": retrieval}
+    session.require_same_profiles(run, {k: v for k, v in given.items() if v is not None})
+    fitted = session.options_of(run)
+    seen, counted = load_seen(run), list[int]()
+
+    def choose(all_of_them: list[Example]) -> list[Example]:
+        unseen = seen.unseen(all_of_them)
+        counted.extend((len(all_of_them), len(unseen)))
+        return spread(unseen, limit, seed)
+
+    examples = load_examples(
+        data,
+        items=items or fitted.get("items", 5),
+        retrieval=retrieval or fitted.get("retrieval", "bm25"),
+        seed=seed,
+        select=choose,
+    )
     writable_dir(run)
     checkpoint = run / "unfinished-validation.safetensors"
     with session.notes() as prompts:
@@ -42,7 +66,8 @@ def validate(
         )
         tested = len(result.example_ids)
         prompts.append(tested)
-    left_out = len(examples) - tested
+    there, unseen = counted
+    left_out = there - unseen
     write_json(run / "validation.json", session.plain(result.to_dict()))
     for path in run.glob(f"{checkpoint.stem}*"):  # so that other data can be validated next
         path.unlink()
@@ -50,7 +75,7 @@ def validate(
     shown: list[RenderableType] = [
         validation_table(result.rows(seed), tested),
         verdict(claims),
-        f"{left_out} of {len(examples)} samples were left out: their users took part in fitting.",
+        f"{left_out} of {there} samples were left out: their users took part in fitting.",
     ]
     report = result.to_dict() | {"left_out": left_out, "findings": [asdict(c) for c in claims]}
     session.emit(as_json, report, shown)

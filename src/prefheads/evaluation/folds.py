@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prefheads.errors import DataError
 from prefheads.examples import Example, split_users, spread
+from prefheads.tasks.people import Seen
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def make_folds(
 ) -> list[Fold]:
     """One fold, or two where users are few.
 
-    With a training split, heads are found there, on users of whom nothing is evaluated. Without
+    With a training split, heads are found there, on people of whom nothing is evaluated. Without
     one, ``discovery + calibration`` users are set aside. Where these and ``limit`` samples to
     evaluate are more than there are, the users are halved, and each half is evaluated with heads
-    found on the other.
+    found on the other; on its samples in the training split, if all people are in both.
 
     Args:
         examples: The evaluation split.
@@ -53,44 +54,52 @@ def make_folds(
     """
     share = discovery / (discovery + calibration)
     wanted = discovery + calibration
+    users = len({e.user_id for e in examples})
     if train is not None:
         if not force:
-            train = _of_others(train, examples)
-        users = len({e.user_id for e in train})
-        if users < 4:
-            raise DataError(
-                f"{users} users of the split that heads are found on are not among those to "
-                "evaluate, too few; name another split, or force it"
-            )
-        part = list(train) if users <= wanted else list(_part(train, wanted / users, seed)[0])
-        return [Fold(spread(examples, limit, seed), part, share)]
-    users = len({e.user_id for e in examples})
+            _require_apart(train, examples)
+        test = spread(examples, limit, seed)
+        left = list(train) if force else Seen.of(test).unseen(train)
+        if len({e.user_id for e in left}) >= 4:
+            return [Fold(test, _drawn(left, wanted, seed), share)]
     if users < 8:
         raise DataError(
             f"{users} users are too few to find heads and to evaluate: give a training split "
-            "(--discovery-split) or a fitted folder (--fitted)"
+            "(--discovery-split) of others, or a fitted folder (--fitted)"
         )
-    if users - wanted >= (limit or users / 2):
+    if train is None and users - wanted >= (limit or users / 2):
         pool, rest = _part(examples, wanted / users, seed)
         return [Fold(spread(rest, limit, seed), pool, share)]
     a, b = _part(examples, 0.5, seed)
-    half = limit and limit // 2
+    halves = spread(a, limit and limit - limit // 2, seed), spread(b, limit and limit // 2, seed)
+    if train is None:
+        return [Fold(halves[0], b, share), Fold(halves[1], a, share)]
+    pools = [Seen.of(half).unseen(train) for half in halves]
+    if min(len({e.user_id for e in pool}) for pool in pools) < 4:
+        raise DataError(
+            "too few people of the split that heads are found on are not among those to evaluate; "
+            "name another split, or force it"
+        )
     return [
-        Fold(spread(a, limit and limit - limit // 2, seed), b, share),
-        Fold(spread(b, half, seed), a, share),
+        Fold(half, _drawn(pool, wanted, seed), share)
+        for half, pool in zip(halves, pools, strict=True)
     ]
 
 
-def _of_others(train: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
-    """Training samples of users whom nothing is evaluated of; nobody's own sample twice."""
+def _require_apart(train: Sequence[Example], examples: Sequence[Example]) -> None:
+    """Refuse samples that are in both."""
     ids = {e.id for e in examples}
     if twice := sorted(ids.intersection(e.id for e in train)):
         raise DataError(
             f"sample {twice[0]!r} is in the split that heads are found on and in the one to "
             "evaluate; name another split, or force it"
         )
-    users = {e.user_id for e in examples}
-    return [e for e in train if e.user_id not in users]
+
+
+def _drawn(examples: Sequence[Example], wanted: int, seed: int) -> list[Example]:
+    """The samples of ``wanted`` users, or of all."""
+    users = len({e.user_id for e in examples})
+    return list(examples) if users <= wanted else list(_part(examples, wanted / users, seed)[0])
 
 
 def _part(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prefheads.errors import DataError
 from prefheads.evaluation.data import find_sibling, split_name
 from prefheads.evaluation.folds import Fold, make_folds
 from prefheads.examples import Example, load_examples, spread
-from prefheads.steerer import PreferenceSteerer
+from prefheads.tasks.people import Seen
 
 TRAIN = "train"
 
@@ -28,7 +29,6 @@ class Choice:
         discovery, calibration: Users that each takes, one sample of each.
         discovery_split: Split that heads are found on; train if there is one.
         force: Allow heads found on the samples to evaluate.
-        prompt_length: Tokens that a prompt has at most, before the chat template.
         loading: Options of :func:`prefheads.load_examples`.
     """
 
@@ -37,76 +37,123 @@ class Choice:
     calibration: int = 40
     discovery_split: str | None = None
     force: bool = False
-    prompt_length: int = 2048
     seed: int = 0
     loading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task ready to be measured: its folds, each with a fitted steerer or None to fit one.
+    """A task's samples: its folds, each with what heads may be found on.
 
     Attributes:
         split, heads_from: For titles, as in ``evaluation.run.Measured``.
         without_profile: Samples whose profile did not fit the prompt at all.
     """
 
-    folds: list[tuple[Fold, PreferenceSteerer | None]]
+    folds: list[Fold]
     split: str
     heads_from: str
-    without_profile: int
+    without_profile: int = 0
 
 
-def load_task(path: Path, task: str, **loading: Any) -> list[Example]:
-    """Samples of a task.
-
-    Raises:
-        DataError: The file is of another task, or cannot be used.
-    """
-    examples = load_examples(path, **loading)
-    if examples[0].task != task:
-        raise DataError(f"{path}: holds {examples[0].task or 'no benchmark task'}, not {task}")
-    return examples
-
-
-def prepare_task(
+def choose_samples(
     path: Path,
-    examples: list[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    steerer: PreferenceSteerer | None,
-    needs_heads: bool,
+    task: str,
     choice: Choice,
+    *,
+    needs_heads: bool,
+    seen: Seen | None = None,
+    require_output: bool = True,
 ) -> Prepared:
-    """Choose samples to evaluate, and those that heads are found on.
+    """Choose samples to evaluate, and those that heads are found on; only their profiles are made.
 
     Args:
-        path: Where the examples are from.
-        steerer: Fitted already, or None.
+        path: The split to evaluate.
         needs_heads: Whether any method needs what discovery finds.
+        seen: What the fit has seen whose heads are used; None to find heads here.
+        require_output: Whether samples need a gold.
 
     Raises:
-        DataError: Too few users, or heads that would be found on what is evaluated.
+        DataError: The file is of another task or cannot be used; too few users, or heads that would
+            be found on what is evaluated.
     """
-    short = _shortened(examples, tokenizer, choice, needs_heads)
-    empty = sum(not e.profile for e in short)
+    loading = {"require_output": require_output, **choice.loading}
+    folds: list[Fold] = []
+
+    def choose(examples: list[Example], train: list[Example] | None = None) -> list[Example]:
+        _require_task(examples, task, path)
+        if seen is not None or not needs_heads:
+            folds.append(Fold(_left(examples, seen, choice), [], 0.0))
+        else:
+            folds.extend(_folds(examples, train, choice))
+        return [e for f in folds for e in (f.test if train is not None else [*f.test, *f.pool])]
+
     split = split_name(path)
-    if steerer is not None or not needs_heads:
-        left = short if steerer is None or choice.force else steerer.unseen(short)
-        if not left:
-            raise DataError(
-                "all users of the split took part in fitting: evaluate another split, or --force it"
-            )
-        fold = Fold(spread(left, choice.limit, choice.seed), [], 0.0)
-        return Prepared([(fold, steerer)], split, "" if steerer is None else "a fit", empty)
+    if seen is not None or not needs_heads:
+        tests = load_examples(path, select=choose, **loading)
+        return Prepared(_filled(folds, tests, []), split, "" if seen is None else "a fit")
     other = _split_for_heads(path, choice)
-    train = None
-    if other is not None:
-        users = choice.discovery + choice.calibration
-        # Files of gigabytes: the first samples, ten times as many as needed, are choice enough.
-        some = load_task(other, str(examples[0].task), limit=10 * users, **choice.loading)
-        train = _shortened(some, tokenizer, choice, needs_heads)
-    folds = make_folds(
-        short,
+    if other is None:
+        tests = pool = load_examples(path, select=choose, **loading)
+        where = "users set aside" if len(folds) == 1 else "users of the other fold"
+        return Prepared(_filled(folds, tests, pool), split, where)
+    tests = []
+
+    def beside(train: list[Example]) -> list[Example]:
+        _require_task(train, task, other)
+        tests.extend(load_examples(path, select=partial(choose, train=train), **loading))
+        return [e for f in folds for e in f.pool]
+
+    # Files of gigabytes: the first samples, ten times as many as needed, are choice enough.
+    some = 10 * (choice.discovery + choice.calibration)
+    pool = load_examples(other, limit=some, select=beside, **choice.loading)
+    where = f"{split_name(other)}{' (forced)' if choice.force else ''}"
+    return Prepared(_filled(folds, tests, pool), split, where)
+
+
+def shortened(
+    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, length: int, needs_heads: bool
+) -> Prepared:
+    """The same samples, with as much of their profiles as fits.
+
+    Args:
+        length: Tokens that a prompt has at most, before the chat template.
+
+    Raises:
+        DataError: Nothing of a profile fits, and heads are to be used.
+    """
+
+    def shorten(examples: Sequence[Example]) -> list[Example]:
+        return [shorten_prompt(tokenizer, e, length) for e in examples]
+
+    folds = [replace(f, test=shorten(f.test), pool=shorten(f.pool)) for f in prepared.folds]
+    empty = [e.id for f in folds for e in (*f.test, *f.pool) if not e.profile]
+    if empty and needs_heads:
+        raise DataError(
+            f"example {empty[0]!r}: nothing of the profile fits {length} tokens; "
+            "allow longer prompts (--prompt-length)"
+        )
+    return replace(prepared, folds=folds, without_profile=len(empty))
+
+
+def _require_task(examples: Sequence[Example], task: str, path: Path) -> None:
+    if examples[0].task != task:
+        raise DataError(f"{path}: holds {examples[0].task or 'no benchmark task'}, not {task}")
+
+
+def _left(examples: list[Example], seen: Seen | None, choice: Choice) -> list[Example]:
+    """What is evaluated with heads that were found before."""
+    left = examples if seen is None or choice.force else seen.unseen(examples)
+    if not left:
+        raise DataError(
+            "all users of the split took part in fitting: evaluate another split, or --force it"
+        )
+    return spread(left, choice.limit, choice.seed)
+
+
+def _folds(examples: list[Example], train: list[Example] | None, choice: Choice) -> Sequence[Fold]:
+    return make_folds(
+        examples,
         train,
         discovery=choice.discovery,
         calibration=choice.calibration,
@@ -114,23 +161,15 @@ def prepare_task(
         force=choice.force,
         seed=choice.seed,
     )
-    where = "users set aside" if len(folds) == 1 else "users of the other fold"
-    if other is not None:
-        where = f"{split_name(other)}{' (forced)' if choice.force else ''}"
-    return Prepared([(fold, None) for fold in folds], split, where, empty)
 
 
-def _shortened(
-    examples: list[Example], tokenizer: PreTrainedTokenizerBase, choice: Choice, needs_heads: bool
-) -> list[Example]:
-    short = [shorten_prompt(tokenizer, e, choice.prompt_length) for e in examples]
-    empty = [e.id for e in short if not e.profile]
-    if empty and needs_heads:
-        raise DataError(
-            f"example {empty[0]!r}: nothing of the profile fits {choice.prompt_length} tokens; "
-            "allow longer prompts (--prompt-length)"
-        )
-    return short
+def _filled(folds: Sequence[Fold], tests: Sequence[Example], pool: Sequence[Example]) -> list[Fold]:
+    """The same folds, of examples with their profiles."""
+    of_test, of_pool = ({e.id: e for e in part} for part in (tests, pool))
+    return [
+        replace(f, test=[of_test[e.id] for e in f.test], pool=[of_pool[e.id] for e in f.pool])
+        for f in folds
+    ]
 
 
 def _split_for_heads(path: Path, choice: Choice) -> Path | None:

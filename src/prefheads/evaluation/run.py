@@ -90,7 +90,8 @@ def evaluate_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    folds: Sequence[tuple[Fold, PreferenceSteerer | None]],
+    folds: Sequence[Fold],
+    fitted: PreferenceSteerer | None,
     plan: Plan,
     out: Path,
     *,
@@ -100,7 +101,8 @@ def evaluate_task(
     """Measure every method on every fold of a task; finished parts in ``out`` are kept.
 
     Args:
-        folds: Samples, and the steerer to use with them; None fits one on the fold's pool.
+        folds: Samples, with those that heads are found on.
+        fitted: The steerer to use; None fits one on each fold's pool.
         split, heads_from: As in :class:`Measured`.
 
     Raises:
@@ -111,7 +113,7 @@ def evaluate_task(
     try:
         with FileLock(out / ".lock", timeout=0):
             _check(model, tokenizer, task, folds, plan)
-            found = _evaluate(model, tokenizer, task, folds, plan, out)
+            found = _evaluate(model, tokenizer, task, folds, fitted, plan, out)
             return replace(found, split=split, heads_from=heads_from)
     except Timeout:
         raise ArtifactError(f"{out}: another evaluation is at work there") from None
@@ -121,11 +123,11 @@ def _check(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    folds: Sequence[tuple[Fold, PreferenceSteerer | None]],
+    folds: Sequence[Fold],
     plan: Plan,
 ) -> None:
     """Stumble over what cannot be used now, not after hours of work."""
-    for fold, _ in folds:
+    for fold in folds:
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
         if plan.generation:
@@ -139,15 +141,16 @@ def _evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    folds: Sequence[tuple[Fold, PreferenceSteerer | None]],
+    folds: Sequence[Fold],
+    fitted: PreferenceSteerer | None,
     plan: Plan,
     out: Path,
 ) -> Measured:
     records = Records(out / RECORDS)
-    write_samples(out, [e for fold, _ in folds for e in fold.test])
+    write_samples(out, [e for fold in folds for e in fold.test])
     parts: list[Validation] = []
     settings: dict[str, list[str]] = {}
-    for index, (fold, fitted) in enumerate(folds):
+    for index, fold in enumerate(folds):
         name = f"{task}, fold {index + 1} of {len(folds)}" if len(folds) > 1 else task
         steerer = fitted
         if steerer is None and plan.needs_steerer:
@@ -173,7 +176,7 @@ def _evaluate(
                 progress=plan.progress,
                 label=name,
             )
-    ids = [e.id for fold, _ in folds for e in fold.test]
+    ids = [e.id for fold in folds for e in fold.test]
     names = [m.name for m in plan.methods]
     texts = {name: records.of(name, ids) for name in names} if plan.generation else {}
     nll = _joined(parts)

@@ -1,30 +1,65 @@
-"""Who wrote what, where a file names nobody."""
+"""Who wrote what, where a file names nobody: people are known by texts that they wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
 
 LEAST = 40
 """Characters of a text below which two people may well have written the same."""
 
 
+class Sample(Protocol):
+    """What is looked at of an :class:`prefheads.Example`."""
+
+    @property
+    def id(self) -> str:
+        """Of the sample."""
+
+    @property
+    def user_id(self) -> str:
+        """Of its person."""
+
+    @property
+    def marks(self) -> str:
+        """Of the texts that the person is known by."""
+
+
+S = TypeVar("S", bound=Sample)
+
+
+def mark(text: str) -> int | None:
+    """A number that stands for a text, the same in every run; None for a short text."""
+    text = text.strip()
+    if len(text) < LEAST:
+        return None
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
 class People:
-    """Joins samples that share a text that one person wrote.
+    """Joins samples that share a text that one person wrote, directly or over others.
 
     Files of LaMP name no users, and some (LaMP-4's) hold several samples of one author: split
-    apart, discovery would see texts of those it is judged on.
+    apart, discovery would see texts of those it is judged on. Give it all samples of a file: two of
+    a person may be joined by a third alone.
     """
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
         self._first: dict[int, str] = {}
+        self._own: dict[str, array[int]] = {}
 
-    def add(self, sample: str, texts: Iterable[str]) -> None:
-        """Add a sample with the texts of its user."""
+    def add(self, sample: str, marks: Iterable[int | None]) -> None:
+        """Add a sample, known by its id, with the marks of its person's texts."""
         self._parent.setdefault(sample, sample)
-        for text in texts:
-            if len(text := text.strip()) >= LEAST:
-                self._join(sample, self._first.setdefault(hash(text), sample))
+        own = self._own.setdefault(sample, array("Q"))
+        for number in marks:
+            if number is not None:
+                own.append(number)
+                self._join(sample, self._first.setdefault(number, sample))
 
     def of(self, sample: str) -> str:
         """The person of a sample: the smallest id among that person's samples."""
@@ -33,6 +68,63 @@ class People:
             sample = self._parent[sample]
         return sample
 
+    def marks(self, samples: Iterable[str]) -> dict[str, str]:
+        """For the persons of these samples, the marks of all that they are known by: numbers in
+        base 16, with spaces between them."""
+        wanted: dict[str, set[int]] = {self.of(sample): set() for sample in samples}
+        for sample, own in self._own.items():
+            if (person := self.of(sample)) in wanted:
+                wanted[person].update(own)
+        return {person: " ".join(f"{m:016x}" for m in sorted(ms)) for person, ms in wanted.items()}
+
     def _join(self, a: str, b: str) -> None:
         first, second = sorted((self.of(a), self.of(b)))
         self._parent[second] = first
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run has seen: its samples, their users, and the marks of texts that users without a
+    name are known by."""
+
+    samples: frozenset[str] = frozenset()
+    users: frozenset[str] = frozenset()
+    marks: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Self:
+        """What these samples show."""
+        samples = list(samples)
+        return cls(
+            frozenset(s.id for s in samples),
+            frozenset(s.user_id for s in samples),
+            frozenset(m for s in samples for m in s.marks.split()),
+        )
+
+    def unseen(self, samples: Sequence[S]) -> list[S]:
+        """The samples of people of whom nothing was seen, whatever they are called there.
+
+        A user of a file without names is another's in another file, so people are the same where
+        they share a text, or are joined to one who does by others among ``samples``.
+        """
+        people, known, seen = People(), "", set[str]()
+        people.add(known, (int(m, 16) for m in self.marks))
+        for sample in samples:
+            people.add(f"user {sample.user_id}", (int(m, 16) for m in sample.marks.split()))
+            if sample.id in self.samples or sample.user_id in self.users:
+                seen.add(sample.user_id)
+        persons = {people.of(f"user {user}") for user in seen} | {people.of(known)}
+        return [s for s in samples if people.of(f"user {s.user_id}") not in persons]
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """As JSON-serialisable data."""
+        return {
+            "samples": sorted(self.samples),
+            "users": sorted(self.users),
+            "marks": sorted(self.marks),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`."""
+        return cls(*(frozenset(data[name]) for name in ("samples", "users", "marks")))
