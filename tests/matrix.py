@@ -142,10 +142,14 @@ def gained(
         inner = stock(self, name, default)
 
         def attention(module, query, key, value, attention_mask, **kwargs):
-            out, weights = inner(module, query, key, value, attention_mask, **kwargs)
             if module not in layers:
-                return out, weights
+                return inner(module, query, key, value, attention_mask, **kwargs)
             gain = gains[layers[module]]
+            if target == "query":
+                query = query.clone()
+                query[:, :, start:] *= gain[:, None, None].to(query.dtype)
+                return inner(module, query, key, value, attention_mask, **kwargs)
+            out, weights = inner(module, query, key, value, attention_mask, **kwargs)
             if target == "head":
                 out = out.clone()
                 out[:, start:] *= gain[:, None].to(out.dtype)

@@ -57,10 +57,11 @@ def gains_before_projection(model: PreTrainedModel, gains: Tensor, start: int) -
 
 
 @contextmanager
-def gains_on_profile(
-    model: PreTrainedModel, gains: Tensor, start: int, profile: Tensor
+def gains_on_attention(
+    model: PreTrainedModel, gains: Tensor, start: int, profile: Tensor | None
 ) -> Iterator[None]:
-    """Attention written out: the weights on profile keys are multiplied before normalising.
+    """Attention written out: the weights on profile keys are multiplied before normalising; or,
+    without a profile, the products of queries and keys.
 
     A head that is left with nothing to look at reads nothing.
     gains: (n_layers, n_heads); profile: (batch, n_keys) bool. Queries from start on.
@@ -71,14 +72,17 @@ def gains_on_profile(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         scores = query @ key.transpose(2, 3) * scale
+        gain = gains[module.layer_idx].view(1, -1, 1, 1).to(scores.dtype)
+        if profile is None:
+            scores = torch.cat([scores[:, :, :start], gain * scores[:, :, start:]], 2)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         scores = scores + mask
         weight = (scores - scores.amax(-1, keepdim=True)).exp()
         factor = torch.ones_like(weight)
-        n = weight.shape[-1]
-        gain = gains[module.layer_idx].view(1, -1, 1, 1).to(weight.dtype)
-        factor[:, :, start:] = torch.where(profile[:, None, None, :n], gain, 1.0)
+        if profile is not None:
+            n = weight.shape[-1]
+            factor[:, :, start:] = torch.where(profile[:, None, None, :n], gain, 1.0)
         weight = weight * factor
         weight = (weight / weight.sum(-1, keepdim=True)).nan_to_num(0)
         return (weight @ value).transpose(1, 2), weight
@@ -101,7 +105,7 @@ def gained(
         with gains_before_projection(model, gains, start):
             yield
     else:
-        with gains_on_profile(model, gains, start, profile):
+        with gains_on_attention(model, gains, start, profile if target == "profile" else None):
             yield
 
 

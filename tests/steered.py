@@ -28,7 +28,7 @@ HOW = [
     for mode in ("contrast", "amplify")
     for target in ("head", "profile")
     for scope in ("response", "all")
-]
+] + [{"mode": "contrast", "target": "query", "scope": scope} for scope in ("response", "all")]
 each_way = pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how.values()))
 
 

@@ -47,7 +47,7 @@ def naive_pcs(tokenizer, example, target="head", scope="response", end_of_turn=F
 
 
 @pytest.mark.parametrize("end_of_turn", [False, True])
-@pytest.mark.parametrize("target", ["head", "profile"])
+@pytest.mark.parametrize("target", ["head", "profile", "query"])
 @pytest.mark.parametrize("scope", ["response", "all"])
 def test_scores_equal_ablation_by_hand(scope, target, end_of_turn, characters) -> None:
     scores = run(EXAMPLES[:2], scope=scope, target=target, end_of_turn=end_of_turn)
@@ -59,7 +59,7 @@ def test_scores_equal_ablation_by_hand(scope, target, end_of_turn, characters) -
         assert wanted.abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("target", ["head", "profile"])
+@pytest.mark.parametrize("target", ["head", "profile", "query"])
 @pytest.mark.parametrize("scope", ["response", "all"])
 def test_references_are_differences_of_scores(scope, target, characters) -> None:
     how = {"scope": scope, "target": target}

@@ -1,4 +1,5 @@
-"""Context-aware decoding and DoLa on every family, against full passes of single texts."""
+"""Context-aware decoding, DoLa and DeCoRe's uniform attention on every family, against full passes
+of single texts."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from matrix import (
     Refused,
     Unavailable,
     default_attention,
+    error_of,
     full_logits,
     gap,
     generated,
@@ -118,6 +120,15 @@ def test_contrast_of_prompts(kind) -> None:
             rows, logits = generated(model, padded)
         assert torch.equal(rows, plain)
         assert gap(logits, wanted) < EXACT
+    assert_left_alone(model, cell, before)
+
+
+@pytest.mark.parametrize("kind", EACH_OR_SOME)
+def test_contrast_with_uniform_attention(kind) -> None:
+    model, cell = prepared(kind)
+    before = generated(model, cell)[1]
+    for scope in ("response", "all"):
+        assert error_of(replace(cell, target="query", scope=scope)) < limit_of(cell)
     assert_left_alone(model, cell, before)
 
 

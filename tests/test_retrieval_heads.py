@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from models import SHAPE, SLIDING, shared, tiny
-from reference import gained_logits, plain_logits
+from reference import plain_logits
 from steered import HARD, N_NEW, PROMPTS, assert_untouched, step_logits
 from torch import nn
 
 from prefheads.discovery import retrieval_scores
 from prefheads.discovery.retrieval import needle_prompt
 from prefheads.errors import DataError, SteeringError
+from prefheads.evaluation.methods import Method
 from prefheads.provenance import fingerprint
 from prefheads.steering import steer
 
@@ -150,21 +153,73 @@ def test_refusals(characters) -> None:
 # -- DeCoRe ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def without_queries(model, heads) -> Iterator[None]:
+    """The heads' queries are zero where the model's own projection makes them, as DeCoRe's authors
+    have it: RoPE leaves them zero, and what is looked for is nothing."""
+
+    def hook_for(layer):
+        def hook(module, args, out):
+            n = model.config.num_attention_heads
+            query = out.reshape(*out.shape[:2], n, -1).clone()
+            query[:, :, [h for at, h in heads if at == layer]] = 0
+            return query.reshape(out.shape)
+
+        return hook
+
+    hooks = [
+        layer.self_attn.q_proj.register_forward_hook(hook_for(i))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def decoded_as_its_authors_do(model, prompt, heads, cap, n_new):
+    """Token by token, one text: all but the last token of the prompt is encoded as it is, the cache
+    is copied, and from then on both models go on with their own."""
+    encoded = model(input_ids=prompt[None, :-1], use_cache=True).past_key_values
+    own, other = encoded, copy.deepcopy(encoded)
+    last, tokens, scores = prompt[-1:], [], []
+    for _ in range(n_new):
+        log_p = model(input_ids=last[None], past_key_values=own).logits[0, -1].log_softmax(-1)
+        with without_queries(model, heads):
+            out = model(input_ids=last[None], past_key_values=other)
+        log_masked = out.logits[0, -1].log_softmax(-1)
+        strength = float(-(log_p.exp() * log_p).sum())
+        strength = strength if cap is None else min(strength, cap)
+        scores.append(((1 + strength) * log_p - strength * log_masked).log_softmax(-1))
+        last = scores[-1].argmax()[None]
+        tokens.append(int(last))
+    return tokens, torch.stack(scores)
+
+
 @pytest.mark.parametrize("cap", [None, 1.2])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "qwen2", "qwen3"])
 def test_decore(kind, cap) -> None:
-    """(1 + a) log p - a log p_masked, a the entropy of p; heads masked at every position."""
     model = shared(kind)
-    with steer(model, HARD, 1.0, mode="contrast", schedule="entropy", cap=cap, scope="all"):
+    heads = [tuple(head) for head in HARD.nonzero().tolist()]
+    wanted = [decoded_as_its_authors_do(model, p, heads, cap, N_NEW) for p in PROMPTS]
+    with steer(model, HARD, 1.0, target="query", schedule="entropy", cap=cap):
         new, logits = step_logits(model)
-    for row, prompt in enumerate(PROMPTS):
-        for step in range(N_NEW):
-            ids = torch.cat([prompt, torch.tensor(new[row][:step], dtype=torch.long)])
-            log_p = plain_logits(model, ids)[-1].log_softmax(-1)
-            masked = gained_logits(model, ids, len(prompt), 1 - HARD, "head", "all", None)
-            log_masked = masked[-1].log_softmax(-1)
-            a = float(-(log_p.exp() * log_p).sum())
-            a = a if cap is None else min(a, cap)
-            wanted = ((1 + a) * log_p - a * log_masked).log_softmax(-1)
-            assert (logits[row, step].log_softmax(-1) - wanted).abs().max() < 1e-3
-            assert new[row][step] == int(wanted.argmax())
+        alone = [step_logits(model, prompt) for prompt in PROMPTS]
+    for row, (tokens, scores) in enumerate(wanted):
+        assert new[row] == tokens == alone[row][0][0]
+        for found in (logits[row], alone[row][1][0]):
+            assert (found.log_softmax(-1) - scores).abs().max() < 1e-4
+    with steer(model, HARD, 1.0, schedule="entropy", cap=cap, scope="all"):
+        removed, _ = step_logits(model)  # zero ablation, everywhere: something else
+    assert removed != new
+
+
+def test_decore_is_the_default_of_the_method() -> None:
+    setting = Method.parse("decore").setting(None)
+    assert (setting.target, setting.schedule, setting.gamma, setting.cap) == (
+        "query", "entropy", 1.0, None
+    )  # fmt: skip
+    assert Method.parse("decore").options["scope"] == "response"
+    assert Method.parse("decore:target=head:scope=all").setting(None).target == "head"

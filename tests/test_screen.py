@@ -46,7 +46,7 @@ def test_candidates_are_the_heads_of_highest_mean_estimate() -> None:
 
 @pytest.mark.filterwarnings("ignore:only .* heads have a positive score")
 @pytest.mark.parametrize("reference", [None, "no-profile", "other-profile"])
-@pytest.mark.parametrize("target", ["head", "profile"])
+@pytest.mark.parametrize("target", ["head", "profile", "query"])
 @pytest.mark.parametrize("scope", ["response", "all"])
 def test_candidates_have_their_exact_scores_and_others_none(scope, target, reference) -> None:
     how = {"scope": scope, "target": target, "reference": reference, "seed": 2}
@@ -60,7 +60,7 @@ def test_candidates_have_their_exact_scores_and_others_none(scope, target, refer
     assert kept == [tuple(h) for h in (measured & (exact.mean > 0)).nonzero().tolist()]
 
 
-@pytest.mark.parametrize("target", ["head", "profile"])
+@pytest.mark.parametrize("target", ["head", "profile", "query"])
 def test_all_heads_as_candidates_is_exact_discovery(target) -> None:
     found, exact = run(candidates=1, target=target), run(method="exact", target=target)
     assert (found.values - exact.values).abs().max() < 1e-6

@@ -100,7 +100,7 @@ def precise(kind):
     return model.double()
 
 
-@pytest.mark.parametrize("target", ["head", "profile"])
+@pytest.mark.parametrize("target", ["head", "profile", "query"])
 @pytest.mark.parametrize("scope", ["response", "all"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_estimates_equal_finite_differences(kind, scope, target, monkeypatch) -> None:
@@ -130,7 +130,7 @@ def test_estimates_equal_finite_differences(kind, scope, target, monkeypatch) ->
     assert by_hand.abs().max() > 0.03
 
 
-@pytest.mark.parametrize("target", ["head", "profile"])
+@pytest.mark.parametrize("target", ["head", "profile", "query"])
 def test_the_line_of_the_dial_ends_at_ablation(target) -> None:
     """What the finite differences above run along is what ablation measures."""
     model, encoded = precise("llama"), random_encoded()

@@ -117,6 +117,8 @@ class Pass(Observer):
         if shared is None and not changed:
             return inner(module, query, key, value, mask, **kwargs)
         gain = self.plan.gain(layer, query.device) if changed else None
+        if gain is not None and self.plan.target == "query":
+            query, gain = self._scaled(query.transpose(1, 2), gain).transpose(1, 2), None
         if gain is not None and self.plan.target == "profile":
             if shared is None and self.where.start:
                 return self._attend_in_turn(inner, module, query, key, value, mask, gain, kwargs)
@@ -198,7 +200,7 @@ class Pass(Observer):
         return self._rows_of(mask, rows)
 
     def _scaled(self, out: Tensor, gain: Tensor) -> Tensor:
-        """What heads hand on ``(rows, query, heads, head_dim)``, times their gains."""
+        """What heads hand on, or ask for, ``(rows, query, heads, head_dim)``, times their gains."""
         gains, start = gain[:, None, :, None].to(out.dtype), self.where.start
         if self.where.of_rows is not None:
             active = self.where.active(start, out.shape[1], out.device)
@@ -249,7 +251,8 @@ class Pass(Observer):
 
 
 class Step(Observer):
-    """One new token a row, under a plan of target ``"head"`` whose branches leave at the bottom.
+    """One new token a row, under a plan whose branches leave at the bottom, of target ``"head"`` or
+    ``"query"``.
 
     The same as :class:`Pass` makes of it, in a form that is traced as one graph, and again for no
     other numbers: gains are tensors, and every layer has its own.
@@ -257,6 +260,7 @@ class Step(Observer):
 
     def __init__(self, plan: Plan, layout: HeadLayout) -> None:
         self.n_base, self.forks = plan.n_base, bool(plan.starts)
+        self.of_query = plan.target == "query"
         self.gains = [
             plan.gain(i, next(layer.parameters()).device)[:, None, :, None]
             for i, layer in enumerate(layout.layers)
@@ -280,8 +284,11 @@ class Step(Observer):
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """The attention function, with this layer's gains. Shapes as transformers passes them."""
+        gains = self.gains[layer_index(module)].to(query.dtype)
+        if self.of_query:
+            return inner(module, query * gains.transpose(1, 2), key, value, mask, **kwargs)
         out, weights = inner(module, query, key, value, mask, **kwargs)
-        return out * self.gains[layer_index(module)].to(out.dtype), weights
+        return out * gains, weights
 
 
 def _twice(x: Tensor, axis: int = 0) -> Tensor:

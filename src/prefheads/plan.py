@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Target = Literal["head", "profile"]
+Target = Literal["head", "profile", "query"]
 
 
 class Plan:
@@ -23,8 +23,8 @@ class Plan:
         n_base: Rows that the model is called with.
         starts: Layer at which each branch leaves, ascending.
         origins: Base row that each branch copies.
-        target: What the gain multiplies: the head's output, or its unnormalised attention to
-            profile tokens.
+        target: What the gain multiplies: the head's output, its unnormalised attention to profile
+            tokens, or its query.
     """
 
     @torch.inference_mode(False)  # its tensors may be used later, where there are gradients

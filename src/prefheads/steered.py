@@ -171,7 +171,7 @@ class SteeredForward:
         """Whether a call is a step that a graph may run: one token a row after others, static."""
         n, cache = call.n_rows, call.cache
         static = cache is not None and cache in self._begun and cache.is_compileable
-        if not static or call.length > 1 or self.steering.target != "head":
+        if not static or call.length > 1 or self.steering.target == "profile":
             return False
         if n not in self._steps:
             self._steps[n] = Step(self.steering.plan(n, bottom=True), self.layout)

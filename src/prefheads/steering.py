@@ -76,7 +76,8 @@ def steer(
             8), the latter from a second branch in which head gains are ``1 - suppression *
             weight``. ``"amplify"``: one branch with gains ``1 + gamma * weight``, at no extra cost.
         target: What a gain multiplies: ``"head"``, the head's output before the output projection;
-            ``"profile"``, the head's unnormalised attention to the profile's tokens.
+            ``"profile"``, the head's unnormalised attention to the profile's tokens; ``"query"``,
+            its query: at 0 it attends to all that it sees alike.
         suppression: How far contrast removes a head of weight 1, in [0, 1]; the paper's is 1.
         scope: ``"response"``: only positions that predict the response, from the last prompt token
             on; the prompt is encoded once and shared. ``"all"``: every position, the prompt's too.

@@ -64,7 +64,7 @@ def discover(
         scope: ``"response"``: the head is ablated where the response is predicted, as steering
             does. ``"all"``: at every position, the prompt's too (Eq. 4 read literally).
         target: What ablation takes away: ``"head"``, the head's output; ``"profile"``, only what
-            it reads from the profile's tokens.
+            it reads from the profile's tokens; ``"query"``, what it looks for.
         reference: Subtract the same score measured with the profile taken out
             (``"no-profile"``) or another user's in its place (``"other-profile"``).
         method: ``"exact"``: every head is ablated. ``"screen"``: only the heads whose scores a
@@ -108,7 +108,7 @@ def discover(
     others: list[Encoded] | None = None
     if reference == "other-profile":
         others = encode_all(model, tokenizer, other_profiles(examples, seed), end_of_turn)
-    elif reference == "no-profile" and target == "head":  # no profile, nothing to read from it
+    elif reference == "no-profile" and target != "profile":  # no profile, nothing to read from it
         without = [without_profile(e) for e in examples]
         others = encode_all(model, tokenizer, without, end_of_turn)
 

@@ -81,7 +81,7 @@ def retrieval_scores(
     Returns:
         ``values`` are the copy scores in [0, 1], ``nll`` the mean NLL of the needle's tokens in
         nats; an example is a prompt. ``.top(fraction=0.04)`` gives the map to steer with:
-        ``steer(model, heads, gamma, schedule="entropy", scope="all")`` is DeCoRe.
+        ``steer(model, heads, 1.0, target="query", schedule="entropy")`` is DeCoRe.
 
     Raises:
         DataError: No prompts asked for, or the context is too short for them.

@@ -58,7 +58,7 @@ class _Dials(Pass):
         super().__init__(plan, *context, scorer.unchanged.inputs, scorer.where)
         hidden = Plan(torch.zeros(1, *layout.shape), 1, [], [], target)
         hiding = Pass(hidden, *context, where=scorer.where)
-        self.hiding = hiding if target == "profile" else None
+        self.hiding = None if target == "head" else hiding
         self.inputs: dict[int, Tensor] = {}  # of each layer that has run
         self.dials: dict[int, Tensor] = {}
 

@@ -27,6 +27,7 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example
 from prefheads.generation import steer_with
 from prefheads.heads import HeadWeights
+from prefheads.plan import Target
 from prefheads.setting import PLAIN, Setting, percent
 from prefheads.steerer import PreferenceSteerer, Routing
 from prefheads.steering import Scope, ScopeWarning
@@ -41,6 +42,8 @@ _DPS: Options = {
     "mode": "contrast",
     "target": "head",
     "suppression": 1.0,
+    "schedule": "constant",
+    "cap": None,
     "scope": "response",
 }
 _ANY: Options = {"temperature": 1.0, "repetition_penalty": 1.0}
@@ -51,8 +54,9 @@ DEFAULTS: dict[str, Options] = {
     "cad": {"gamma": 0.5},
     # Decoding by contrasting layers (Chuang et al.).
     "dola": {"layers": "high", "plausibility": 0.1, "repetition_penalty": 1.2},
-    # Decoding by contrasting retrieval heads (Gema et al.): masked at every position.
-    "decore": _DPS | {"gamma": 1.0, "schedule": "entropy", "cap": None, "scope": "all"},
+    # Decoding by contrasting retrieval heads (Gema et al.) as its authors' code does: the prompt is
+    # encoded as it is, then the heads attend uniformly (their queries are zero).
+    "decore": _DPS | {"gamma": 1.0, "target": "query", "schedule": "entropy"},
     # Differential Preference Steering as the paper has it (Eq. 8), heads of highest PCS.
     "dps": _DPS,
     # The same with heads of each user's cluster, weighted by importance and routing (5.3).
@@ -67,7 +71,7 @@ CONTROLS: dict[str, Control] = {"random-heads": "heads", "random-mask": "mask"}
 NEEDS_STEERER = ("dps", "dps-cluster", "calibrated", "random-heads", "random-mask")
 CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("contrast", "amplify"),
-    "target": ("head", "profile"),
+    "target": get_args(Target),
     "scope": get_args(Scope),
     "schedule": ("constant", "entropy"),
     "routing": get_args(Routing),
@@ -111,6 +115,8 @@ class Method:
             allowed[key] = _value(key, value, text)
         if (allowed.get("mode"), allowed.get("schedule")) == ("amplify", "entropy"):
             raise DataError(f"method {text!r}: a strength from entropy is for mode=contrast")
+        if allowed.get("cap") is not None and allowed["schedule"] == "constant":
+            raise DataError(f"method {text!r}: cap is for schedule=entropy")
         return cls(":".join([kind, *pairs]), kind, allowed)
 
     @property
