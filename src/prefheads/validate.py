@@ -73,14 +73,14 @@ class Validation:
     example_ids: tuple[str, ...]
     user_ids: tuple[str, ...]
 
-    def rows(self, seed: int = 0) -> list[Row]:
-        """The table: means with 95 % bootstrap intervals over users, drawn with ``seed``."""
+    def rows(self) -> list[Row]:
+        """The table: means with 95 % intervals over users (:mod:`prefheads.stats`)."""
         own, other, none = (self.nll[:, i] for i in range(3))
         with np.errstate(invalid="ignore"):  # infinity minus infinity
             specific = other - own
 
         def estimate(values: Array) -> Estimate:
-            return Estimate.of(values, self.user_ids, seed)
+            return Estimate.of(values, self.user_ids)
 
         return [
             Row(
@@ -96,10 +96,10 @@ class Validation:
             for i, method in enumerate(self.methods)
         ]
 
-    def difference(self, method: str, baseline: str, seed: int = 0) -> Estimate:
+    def difference(self, method: str, baseline: str) -> Estimate:
         """Paired difference of NLL (own profile); negative favours ``method``."""
         a, b = (self.methods.index(name) for name in (method, baseline))
-        return Estimate.of(self.nll[:, 0, a] - self.nll[:, 0, b], self.user_ids, seed)
+        return Estimate.of(self.nll[:, 0, a] - self.nll[:, 0, b], self.user_ids)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data: the raw matrix and the table."""

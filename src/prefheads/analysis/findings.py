@@ -32,7 +32,7 @@ class Finding:
         return f"{self.verdict.upper()}: {self.claim} ({self.against}: {self.estimate})"
 
 
-def findings(validation: Validation, seed: int = 0) -> list[Finding]:
+def findings(validation: Validation) -> list[Finding]:
     """Judge each claim of steering by a paired difference on test users.
 
     A claim is shown if the 95 % interval of its difference lies on the claimed side of 0, and
@@ -40,7 +40,7 @@ def findings(validation: Validation, seed: int = 0) -> list[Finding]:
     """
     if validation.setting.plain:
         return []
-    rows = {row.method: row for row in validation.rows(seed)}
+    rows = {row.method: row for row in validation.rows()}
 
     def named(start: str) -> str | None:
         return next((name for name in rows if name.startswith(start)), None)
@@ -74,7 +74,7 @@ def findings(validation: Validation, seed: int = 0) -> list[Finding]:
     ]
     for claim, method, baseline, against in pairs:
         if method is not None and baseline is not None:
-            found.append(_judge(claim, validation.difference(method, baseline, seed), against))
+            found.append(_judge(claim, validation.difference(method, baseline), against))
     found.append(
         _judge(
             "Steering is more personal: it helps more with the own profile than with another's",

@@ -72,7 +72,7 @@ def heat_map(
 ) -> Figure:
     """Maps of mean PCS over layers and heads, one under the other on one colour scale.
 
-    A dot marks a head whose 95 % bootstrap interval over users excludes 0 (not drawn for fewer
+    A dot marks a head whose 95 % interval over users excludes 0 (not drawn for fewer
     than ``MIN_USERS`` users), a frame a chosen one.
     The scale ends at the 98th percentile, so that a few extreme heads do not hide the others.
 
@@ -116,7 +116,7 @@ def _map(
     image = axes.imshow(
         mean, DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="none"
     )
-    low, high = (end.numpy().T for end in scores.interval(seed=seed))
+    low, high = (end.numpy().T for end in scores.interval())
     excludes_zero = (low > 0) | (high < 0)
     heads, layers = np.nonzero(excludes_zero & (len(set(scores.user_ids)) >= MIN_USERS))
     axes.plot(layers, heads, ".", color=theme.ink, markersize=2.6, label="_significant")
@@ -207,7 +207,7 @@ def validation_plot(validation: Validation, *, theme: Theme = LIGHT, seed: int =
     Plain decoding is the line at 0. A change of NLL helps if below 0; a change of specificity
     above 0 means that the own profile is used more than another user's.
     """
-    rows = validation.rows(seed)[1:]
+    rows = validation.rows()[1:]
     names = [textwrap.fill(row.method, 18) for row in rows]
     with mpl.rc_context(style_of(theme)):
         figure = blank_figure(1.35 + 0.45 * max(1, len(rows)), "Validation on test users")

@@ -77,8 +77,8 @@ def write_report(
             "Change of NLL against gamma, one line a head set, one panel a form of steering",
         ),
         validation=validation,
-        rows=[] if validation is None else validation.rows(steerer.seed),
-        findings=[] if validation is None else findings(validation, steerer.seed),
+        rows=[] if validation is None else validation.rows(),
+        findings=[] if validation is None else findings(validation),
         forest=None
         if validation is None
         else _figure(
@@ -122,7 +122,7 @@ def _heads(
         title=f"PCS {'of whole heads' if target == 'head' else 'of reading the profile'}",
         seed=steerer.seed,
     )
-    low, high = scores.interval(seed=steerer.seed)
+    low, high = scores.interval()
     top = [
         {"name": f"{layer}.{head}", "mean": mean, "stderr": stderr,
          "low": low[layer, head].item(), "high": high[layer, head].item()}

@@ -27,7 +27,7 @@ class HeadTests:
 
     Attributes:
         mean: Over samples (Eq. 4).
-        low, high: 95 % bootstrap interval over users, for one head looked at alone.
+        low, high: 95 % interval over users (jackknife, t), for one head looked at alone.
         p: Two-sided, of a PCS of 0, by random signs of whole users.
         fdr: ``p`` corrected over all heads by Benjamini and Hochberg (false discovery rate).
         holm: ``p`` corrected over all heads by Holm (no false discovery at all).
@@ -67,7 +67,7 @@ def head_tests(scores: HeadScores, seed: int = 0) -> HeadTests:
     signs, one a user and the same for all their samples and heads, that bring the mean as far
     from 0 as it is; the correction then minds that hundreds of heads are tested.
     """
-    low, high = (end.double().numpy() for end in scores.interval(seed=seed))
+    low, high = (end.double().numpy() for end in scores.interval())
     totals, _ = user_totals(scores.values.numpy(), scores.user_ids)
     n_users, shape = len(totals), totals.shape[1:]
     p = np.full(shape, np.nan)

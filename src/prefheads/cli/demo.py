@@ -156,7 +156,7 @@ def as_data(result: Result) -> dict[str, Any]:
         "clusters": steerer.clusters.assignment,
         "adjusted_rand_index": agreement(steerer.clusters, _kinds(steerer)).rand,
         "validation": result.validation.to_dict(),
-        "findings": [asdict(f) for f in findings(result.validation, steerer.seed)],
+        "findings": [asdict(f) for f in findings(result.validation)],
         "texts": [asdict(text) for text in result.texts],
     }
 
@@ -185,7 +185,7 @@ def summary(result: Result) -> list[RenderableType]:
         f"{len(validation.example_ids)} samples of {len(set(validation.user_ids))} test people; "
         "changes against plain with 95 % intervals; a change of NLL below 0 helps."
     )
-    lines += [_line(found) for found in findings(validation, steerer.seed)]
+    lines += [_line(found) for found in findings(validation)]
     if result.texts:
         differing = sum(text.differs for text in result.texts)
         lines.append(f"{differing} of {len(result.texts)} texts differ from plain decoding's.")
@@ -211,7 +211,7 @@ def _table(validation: Validation, seed: int) -> Table:
     table.add_column("method")
     for name in ("NLL", "change", "change of specificity"):
         table.add_column(name, justify="right")
-    for row in validation.rows(seed):
+    for row in validation.rows():
         cells = [row.method, f"{row.nll:.3f}", str(row.change), str(row.specificity_change)]
         # Text, as the brackets of an interval are markup to rich.
         table.add_row(*map(Text, cells), style="bold" if row.method == "steered" else None)

@@ -81,7 +81,7 @@ def discover(
         "shape": scores.shape[1:],
         "nll": scores.nll.mean().item(),
         "selected": heads.heads,
-        "heads": head_rows(scores, scores.values[0].numel(), seed),
+        "heads": head_rows(scores, scores.values[0].numel()),
     }
     said = f"{heads.n_active} heads in {out / 'heads.safetensors'}"
-    session.emit(as_json, result, [head_table(scores, SHOWN, seed), said])
+    session.emit(as_json, result, [head_table(scores, SHOWN), said])

@@ -96,7 +96,7 @@ def _parse(path: Path, parse: Callable[[Any], T], part: str | None = None) -> T:
 
 def tables(contents: Contents, top: int, seed: int) -> list[RenderableType]:
     """What was found, for people."""
-    shown: list[RenderableType] = [head_table(s, top, seed) for s in contents.scores.values()]
+    shown: list[RenderableType] = [head_table(s, top) for s in contents.scores.values()]
     if contents.heads is not None:
         shown.append(f"Selected: {contents.heads}")
     if contents.clusters is not None:
@@ -105,9 +105,9 @@ def tables(contents: Contents, top: int, seed: int) -> list[RenderableType]:
         shown.append(calibration_table(contents.calibration))
         shown.append(f"Chosen: {contents.calibration.setting}.")
     if contents.validation is not None:
-        rows = contents.validation.rows(seed)
+        rows = contents.validation.rows()
         shown.append(validation_table(rows, len(contents.validation.example_ids)))
-        shown.append(verdict(findings(contents.validation, seed)))
+        shown.append(verdict(findings(contents.validation)))
     return shown
 
 
@@ -115,7 +115,7 @@ def data(contents: Contents, top: int, seed: int) -> dict[str, Any]:
     """What was found, for programs."""
     found: dict[str, Any] = {
         "scores": {
-            target: {"info": asdict(s.info), "heads": head_rows(s, top, seed)}
+            target: {"info": asdict(s.info), "heads": head_rows(s, top)}
             for target, s in contents.scores.items()
         }
     }
@@ -127,7 +127,7 @@ def data(contents: Contents, top: int, seed: int) -> dict[str, Any]:
         found["calibration"] = contents.calibration.to_dict()
     if contents.validation is not None:
         found["validation"] = contents.validation.to_dict()
-        found["findings"] = [asdict(f) for f in findings(contents.validation, seed)]
+        found["findings"] = [asdict(f) for f in findings(contents.validation)]
     return found
 
 

@@ -21,9 +21,9 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def head_rows(scores: HeadScores, n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The ``n`` heads of highest PCS with standard errors and 95 % bootstrap intervals."""
-    low, high = scores.interval(seed=seed)
+def head_rows(scores: HeadScores, n: int) -> list[dict[str, Any]]:
+    """The ``n`` heads of highest PCS with standard errors and 95 % intervals."""
+    low, high = scores.interval()
     return [
         {
             "layer": layer,
@@ -37,7 +37,7 @@ def head_rows(scores: HeadScores, n: int, seed: int = 0) -> list[dict[str, Any]]
     ]
 
 
-def head_table(scores: HeadScores, n: int, seed: int = 0) -> Table:
+def head_table(scores: HeadScores, n: int) -> Table:
     """The strongest heads; PCS in thousandths of a nat a token, where most of them lie."""
     users = len(set(scores.user_ids))
     title = (
@@ -45,7 +45,7 @@ def head_table(scores: HeadScores, n: int, seed: int = 0) -> Table:
         f"{users} users, NLL {scores.nll.mean():.3f} nats a token"
     )
     table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval")
-    for row in head_rows(scores, n, seed):
+    for row in head_rows(scores, n):
         pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
         table.add_row(
             f"{row['layer']}.{row['head']}",

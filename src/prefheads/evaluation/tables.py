@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from prefheads.compare import holm, interval, paired_test
+from prefheads.compare import interval, paired_test
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
-from prefheads.stats import Array
+from prefheads.stats import INTERVALS, Array, holm
 from prefheads.storage import plain, writable_dir, write_atomic, write_json
 from prefheads.tasks.extract import extract
 from prefheads.tasks.metrics import Metric, caveat, metrics_of, sample_scores, write_predictions
@@ -27,7 +27,7 @@ class Cell:
 
     Attributes:
         table: ``"texts"``, ``"extracted answers"`` or ``"likelihood"``.
-        value: The metric, with its 95 % bootstrap interval over users from ``low`` to ``high``.
+        value: The metric, with its 95 % interval over users from ``low`` to ``high``.
         p: Of the paired test against the baseline, corrected by Holm over the task's table; NaN
             for the baseline itself and for columns without a test.
         better: Whether the value is better than the baseline's.
@@ -67,7 +67,7 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
     Args:
         extracted: Add the metrics of the answers that :func:`prefheads.tasks.extract.extract`
             takes out of the texts, beside the strict ones. A text without an answer stays as it is.
-        seed: Of bootstrap and permutations.
+        seed: Of the permutations.
     """
     found = [
         _cell(measured.task, column, method, seed)
@@ -98,7 +98,7 @@ def _cell(task: str, column: _Column, method: str, seed: int) -> Cell:
     value, base = metric.aggregate(rows), metric.aggregate(baseline)
     low = high = p = float("nan")
     if np.isfinite(rows).all():
-        estimate = interval(rows, metric, column.users, seed)
+        estimate = interval(rows, metric, column.users)
         low, high = estimate.low, estimate.high
         if column.tested and rows is not baseline and np.isfinite(baseline).all():
             p = paired_test(rows, baseline, metric, column.users, seed=seed)
@@ -158,7 +158,7 @@ def _likelihood(measured: Measured) -> list[_Column]:
         for metric, rows, tested in (
             (Metric("NLL", False), own, False),
             (Metric("change of NLL", False), change(own), True),
-            (Metric("perplexity", False, _exp), own, False),
+            (Metric("perplexity", False, outer=_exp), own, False),
             (Metric("specificity"), specific, False),
             (Metric("its change"), change(specific), True),
         )
@@ -279,7 +279,7 @@ def require_libraries() -> None:
 
 
 LEGEND = (
-    "Brackets: 95 % bootstrap intervals over users. + and -: significantly better or worse than "
+    f"Brackets: {INTERVALS}. + and -: significantly better or worse than "
     "the first method (paired approximate randomisation, Holm over the table, 5 %)."
 )
 

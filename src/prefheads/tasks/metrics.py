@@ -91,20 +91,33 @@ class Metric:
         name: As in result tables.
         higher_is_better: False for errors.
         of_mean: The metric from the mean of the samples' rows, ``(..., *row)`` to ``(...)``.
+        outer: Applied to that at last, rising: intervals are drawn on the scale below it.
+        bounds: What the metric cannot leave, below ``outer``.
+        share: Whether it is the share of samples that are right, rows being 0 or 1.
     """
 
     name: str
     higher_is_better: bool = True
     of_mean: Callable[[Array], Array] = _itself
+    outer: Callable[[Array], Array] = _itself
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    share: bool = False
 
     def aggregate(self, rows: Array) -> float:
         """The metric of samples from their rows, ``(n,)`` or ``(n, k)``."""
-        return float(self.of_mean(np.asarray(rows, dtype=np.float64).mean(axis=0)))
+        return float(self.outer(self.of_mean(np.asarray(rows, dtype=np.float64).mean(axis=0))))
 
 
-_CLASSIFICATION = (Metric("accuracy"), Metric("f1", of_mean=_macro_f1))
-_REGRESSION = (Metric("mae", False), Metric("rmse", False, _root))
-_GENERATION = (Metric("rouge-1"), Metric("rouge-L"), Metric("meteor"))
+_UNIT = (0.0, 1.0)
+_CLASSIFICATION = (
+    Metric("accuracy", bounds=_UNIT, share=True),
+    Metric("f1", of_mean=_macro_f1, bounds=_UNIT),
+)
+_REGRESSION = (
+    Metric("mae", False, bounds=(0, math.inf)),
+    Metric("rmse", False, _root, bounds=(0, math.inf)),
+)
+_GENERATION = tuple(Metric(name, bounds=_UNIT) for name in ("rouge-1", "rouge-L", "meteor"))
 
 
 def metrics_of(task: str | None) -> tuple[Metric, ...]:
