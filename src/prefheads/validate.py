@@ -52,7 +52,7 @@ class Row:
     none: Estimate
     specificity: Estimate
     specificity_change: Estimate
-    own_wins: float
+    own_wins: Estimate
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class Validation:
                 estimate(none[:, i] - none[:, 0]),
                 estimate(specific[:, i]),
                 estimate(specific[:, i] - specific[:, 0]),
-                float(np.where(np.isnan(specific[:, i]), np.nan, specific[:, i] > 0).mean()),
+                Estimate.of_share(
+                    np.where(np.isnan(specific[:, i]), np.nan, specific[:, i] > 0), self.user_ids
+                ),
             )
             for i, method in enumerate(self.methods)
         ]

@@ -16,8 +16,7 @@ def overlap(c: Chapter) -> Entry:
     found = between.user_overlap(c.scores, c.k, clusters)
     n_heads = c.scores.shape[1] * c.scores.shape[2]
     by_size = [
-        between.user_overlap(c.scores, k, clusters).summary()
-        for k in between.sizes(n_heads)
+        between.user_overlap(c.scores, k, clusters).summary() for k in between.sizes(n_heads)
     ]
     return c.entry(
         "overlap",

@@ -48,15 +48,15 @@ class Contents:
 def inspect(
     run: Annotated[Path, typer.Argument(help="Folder that `discover` or `fit` wrote.")],
     top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 15,
-    seed: options.Seed = 0,
+    seed: options.Seed = 0,  # every command takes it; nothing is drawn at random here
     as_json: options.Json = False,
 ) -> None:
     """Show what was found: heads, clusters, calibration, validation; and draw it."""
     contents = read(run)
-    figures = draw(contents, run / "plots", seed) if find_spec("matplotlib") else []
+    figures = draw(contents, run / "plots") if find_spec("matplotlib") else []
     said = f"Figures are in {run / 'plots'}." if figures else 'Figures need the extra "plots".'
-    shown = [*tables(contents, top, seed), said]
-    session.emit(as_json, data(contents, top, seed) | {"plots": figures}, shown)
+    shown = [*tables(contents, top), said]
+    session.emit(as_json, data(contents, top) | {"plots": figures}, shown)
 
 
 def read(run: Path) -> Contents:
@@ -94,7 +94,7 @@ def _parse(path: Path, parse: Callable[[Any], T], part: str | None = None) -> T:
         raise ArtifactError(f"{path}: damaged ({error!r}); run the command again") from error
 
 
-def tables(contents: Contents, top: int, seed: int) -> list[RenderableType]:
+def tables(contents: Contents, top: int) -> list[RenderableType]:
     """What was found, for people."""
     shown: list[RenderableType] = [head_table(s, top) for s in contents.scores.values()]
     if contents.heads is not None:
@@ -111,7 +111,7 @@ def tables(contents: Contents, top: int, seed: int) -> list[RenderableType]:
     return shown
 
 
-def data(contents: Contents, top: int, seed: int) -> dict[str, Any]:
+def data(contents: Contents, top: int) -> dict[str, Any]:
     """What was found, for programs."""
     found: dict[str, Any] = {
         "scores": {
@@ -131,17 +131,17 @@ def data(contents: Contents, top: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def draw(contents: Contents, folder: Path, seed: int) -> list[Path]:
+def draw(contents: Contents, folder: Path) -> list[Path]:
     """Draw what was found; returns the files."""
     from prefheads.analysis import plots  # needs the extra `plots`
 
     figures = {
-        f"heads-{target}": plots.heat_map({"all users": scores}, seed=seed)
+        f"heads-{target}": plots.heat_map({"all users": scores})
         for target, scores in contents.scores.items()
     }
     if contents.calibration is not None:
         figures["calibration"] = plots.calibration_curves(contents.calibration)
     if contents.validation is not None and not contents.validation.setting.plain:
-        figures["validation"] = plots.validation_plot(contents.validation, seed=seed)
+        figures["validation"] = plots.validation_plot(contents.validation)
     writable_dir(folder)
     return [path for name, figure in figures.items() for path in plots.save(figure, folder / name)]
