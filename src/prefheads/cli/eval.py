@@ -132,7 +132,7 @@ def evaluate(
         "dtype": dtype,
         **loading,
     }
-    run = session.describe_run("eval", config, recorded)
+    run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
     plan = Plan(
         compared,
