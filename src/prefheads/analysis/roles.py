@@ -73,7 +73,7 @@ def relate(first: HeadScores, second: HeadScores, names: tuple[str, str], k: int
 
     def of_mean(means: Array) -> Array:
         paired = means if means.ndim == 3 else np.stack([means, np.tile(b, (len(means), 1))], 1)
-        return _rank_correlation(paired[:, 0], paired[:, 1])
+        return rank_correlation(paired[:, 0], paired[:, 1])
 
     rho = Estimate.from_jackknife(jackknife(values, first.user_ids, of_mean)).within(-1, 1)
     sets = [top_sets(x, k)[None] for x in (a, b)]
@@ -81,7 +81,7 @@ def relate(first: HeadScores, second: HeadScores, names: tuple[str, str], k: int
     return Relation(names, (a, b), rho, k, float(jaccard(*sets)[0, 0]), expected)
 
 
-def _rank_correlation(a: Array, b: Array) -> Array:
+def rank_correlation(a: Array, b: Array) -> Array:
     """Spearman's correlation of rows ``(n, h)``; heads that copy nothing tie at 0."""
     ranks = [require("scipy.stats").rankdata(side, axis=1) for side in (a, b)]
     x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
