@@ -351,7 +351,6 @@ def test_results_that_no_command_wrote_are_not_overwritten(
     [
         ("fit", "scipy.stats"),
         ("eval", "sentence_transformers"),
-        ("analyze", "statsmodels.stats.multitest"),
     ],
 )
 def test_a_missing_library_is_told_before_the_model_is_loaded(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from prefheads.analysis.charts import BLUE, GREEN, ORANGE, chart
 from prefheads.analysis.overlap import chance, jaccard, top_sets
@@ -13,7 +14,6 @@ from prefheads.analysis.plots import GREY
 from prefheads.errors import DataError
 from prefheads.heads import HeadScores
 from prefheads.stats import Array, Estimate, jackknife
-from prefheads.tasks.wordnet import require
 
 MEASURED = {
     "head": "PCS, head removed",
@@ -83,7 +83,7 @@ def relate(first: HeadScores, second: HeadScores, names: tuple[str, str], k: int
 
 def rank_correlation(a: Array, b: Array) -> Array:
     """Spearman's correlation of rows ``(n, h)``; heads that copy nothing tie at 0."""
-    ranks = [require("scipy.stats").rankdata(side, axis=1) for side in (a, b)]
+    ranks = [rankdata(side, axis=1) for side in (a, b)]
     x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     return np.asarray((x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)))
 

@@ -14,7 +14,6 @@ from prefheads.errors import ArtifactError, DataError
 from prefheads.heads import fingerprint
 from prefheads.loading import load_config
 from prefheads.storage import read_json, writable_dir
-from prefheads.tasks.wordnet import require
 
 
 def analyze(
@@ -52,8 +51,6 @@ def analyze(
     from prefheads.analysis.measuring import Measuring
     from prefheads.cli.analyzed import analyzed
 
-    for library in ("scipy.stats", "statsmodels.stats.multitest"):
-        require(library)  # a lack shows before the work
     about = _about(run)
     if data is not None and not (data.exists() or data == Path(NAME)):
         raise DataError(f"{data}: no such file or folder")
