@@ -75,7 +75,7 @@ def head_tests(scores: HeadScores, seed: int = 0) -> HeadTests:
     if n_users >= MIN_USERS:
         flat = totals.reshape(n_users, -1)
         p = _sign_test(flat, seed).reshape(shape)
-        fdr = false_discovery_control(p, axis=None)
+        fdr = false_discovery_control(p, axis=None).reshape(shape)
         strict = holm(p.ravel().tolist()).reshape(shape)
     return HeadTests(scores.mean.double().numpy(), low, high, p, fdr, strict, n_users)
 

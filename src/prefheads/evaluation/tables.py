@@ -264,7 +264,7 @@ def write_tables(
         for name, table in frames(parts[task]).items()
     ]
     markdown = [
-        f"### {head}\n\n{table.to_markdown(index=False)}\n" + (f"\n{said}\n" if said else "")
+        f"### {head}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" + (f"\n{said}\n" if said else "")
         for head, table, said in tables
     ]
     latex = [
