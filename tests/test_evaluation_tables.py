@@ -12,6 +12,7 @@ from compared import record
 
 from prefheads.analysis import paper_tables
 from prefheads.analysis.evaluated import Evaluation
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells, write_tables
@@ -158,3 +159,21 @@ def test_what_rouge_does_not_see_is_told_with_the_table(tmp_path) -> None:
     write_tables(tmp_path, [measured("hello")], [cells(measured("hello"))], {})
     assert "rouge-1 and rouge-L see" not in (tmp_path / "table.md").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["tasks"]["LaMP-7"]["note"] == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "table"),
+    [("LaMP-7", "Table 1"), ("LaMP-2", "Table 2"), ("LongLaMP-2", ""), ("LaMP-6", "")],
+)
+def test_a_task_is_of_its_own_table_of_the_paper(task: str, table: str, tmp_path) -> None:
+    methods = tuple(map(Method.parse, ("plain", "dps")))
+    texts = {m: [replace(record(str(i), m), task=task) for i in range(3)] for m in ("plain", "dps")}
+    if task == "LaMP-2":
+        texts = {m: [replace(r, prediction="comedy", reference="action") for r in rs]
+                 for m, rs in texts.items()}  # fmt: skip
+    found = tuple(cells(Measured(task, texts, None, {}, 1), extracted=True))
+    named = {e.title: e.paper for e in paper_tables.results(Evaluation(tmp_path, found, methods))}
+    assert named == {
+        f"{task}: all methods, texts": table,
+        f"{task}: all methods, extracted answers": "",
+    }
