@@ -1,4 +1,5 @@
-"""``python -m benchmarks discovery | decoding | gpu | report``: speed and memory, side by side.
+"""``python -m benchmarks discovery | decoding | gpu | report``: speed and memory, side by side;
+``python -m benchmarks coverage``: how often the intervals that are printed hold.
 
 Results go to a file, line by line; what is in it is not measured again, so a run that was stopped
 goes on with the same command. ``report`` renders tables and plots from it.
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--most", type=int, default=most, help="prompt tokens in a batch")
     report = command("report", "tables and plots from a file of results")
     report.add_argument("--page", type=Path, default=Path("docs/performance.md"))
+    simulated = commands.add_parser("coverage", help="how often intervals hold, by simulation")
+    simulated.add_argument("--draws", type=int, default=4000)
+    simulated.add_argument("--seed", type=int, default=0)
     cell = commands.add_parser("cell")  # what run_cells starts
     cell.add_argument("cell", type=json.loads)
     return parser
@@ -77,6 +81,11 @@ def main() -> None:
     args = _parser().parse_args()
     if args.command == "cell":
         print(json.dumps(measure_cell(args.cell)))
+        return
+    if args.command == "coverage":
+        from benchmarks.coverage import table
+
+        table(args.draws, args.seed)
         return
     if args.command == "report":
         from benchmarks.report import report

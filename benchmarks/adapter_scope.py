@@ -3,7 +3,7 @@
 The same heads are amplified with the same strengths at all positions, as an adapter or a merged
 checkpoint does (scope "all"), and only where the response is predicted, as prefheads does (scope
 "response"). Reported: change of the mean response NLL against plain decoding, and the difference of
-the two, paired, with 95 % bootstrap intervals over users. Users that heads are discovered with are
+the two, paired, with 95 % intervals over users. Users that heads are discovered with are
 left out.
 
     python -m benchmarks.adapter_scope --data LaMP_7 --out runs/adapter-scope
@@ -88,7 +88,7 @@ def main() -> None:
     for i, gamma in enumerate(GAMMAS, 1):
         change = {scope: values[:, i] - values[:, 0] for scope, values in nll.items()}
         change["difference"] = change["all"] - change["response"]
-        found = {name: Estimate.of(x, users, args.seed) for name, x in change.items()}
+        found = {name: Estimate.of(x, users) for name, x in change.items()}
         print(f"{gamma:>6g}  " + "  ".join(f"{e!s:^24}" for e in found.values()))
         rows.append({"gamma": gamma} | {name: vars(e) for name, e in found.items()})
     options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}

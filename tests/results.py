@@ -64,7 +64,7 @@ def validation(setting: Setting = STEERED) -> Validation:
     noise = np.random.default_rng(0).normal(0, 0.01, (8, 3, len(methods)))
     noise[:, :, 0] = 0
     nll = 3.0 + np.array([0.0, 0.3, 0.5])[None, :, None] + effect + noise
-    users = tuple(USERS[i % 4] for i in range(8))
+    users = tuple(f"tester {i}" for i in range(8))  # the fewest that give verdicts
     return Validation(setting, methods, nll, tuple(f"t{i}" for i in range(8)), users)
 
 

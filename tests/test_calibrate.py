@@ -228,7 +228,8 @@ def test_validation_holds_every_control(characters, tmp_path):
     assert steered.change.low <= steered.change.mean <= steered.change.high
     specific = result.nll[:, 1, 2] - result.nll[:, 0, 2]
     assert steered.specificity.mean == pytest.approx(specific.mean())
-    assert steered.own_wins == pytest.approx((specific > 0).mean())
+    assert steered.own_wins.mean == pytest.approx((specific > 0).mean())
+    assert steered.own_wins.low < steered.own_wins.mean < steered.own_wins.high
     assert rows["plain"].change.mean == 0
     assert np.isnan(rows[f"random heads (mean of {N_RANDOM})"].other.mean)
     assert result.difference("steered", "plain").mean == pytest.approx(change.mean())

@@ -22,8 +22,11 @@ def test_discover_writes_scores_and_heads(
     cli, tiny_folder: Path, people_file: Path, tmp_path: Path
 ) -> None:
     where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path)
-    result = cli("discover", *where, "--fraction", 0.3)
+    result = cli("discover", *where, "--fraction", 0.3, "--quiet")
     assert (result.code, result.err) == (0, "")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "run.json", "scores.safetensors", "heads.safetensors",
+    }  # fmt: skip
     scores = HeadScores.load(tmp_path / "scores.safetensors")
     assert scores.shape == (24, 3, 4)
     heads = HeadWeights.load(tmp_path / "heads.safetensors")
@@ -40,7 +43,7 @@ def test_discover_passes_its_options_on(
 ) -> None:
     options = ("--target", "profile", "--scope", "all", "--reference", "other-profile")
     where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path, "--limit", 4)
-    result = cli("discover", *where, *options, "--seed", 3, "--json")
+    result = cli("discover", *where, *options, "--seed", 3, "--json", "--quiet")
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out)
     assert (found["n_examples"], found["shape"], len(found["heads"])) == (4, [3, 4], 12)
@@ -59,6 +62,39 @@ def test_same_command_again_changes_nothing(
         == 0
     )
     assert {k: v for k, v in contents(discovered).items() if k in before} == before
+
+
+def test_a_finished_discovery_is_not_measured_again(
+    cli, tiny_folder: Path, people_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path, "--limit", 4)
+    assert cli("discover", *where).code == 0
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(prefheads, "discover", never)
+    again = cli("discover", *where, "--fraction", 0.5, "--json", "--quiet")
+    assert (again.code, again.err) == (0, "")
+    assert len(json.loads(again.out)["selected"]) == 6  # of 12, as many as are positive
+
+
+def test_progress_goes_to_standard_error_and_json_to_standard_output(
+    cli, tiny_folder: Path, people_file: Path, tmp_path: Path
+) -> None:
+    where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path, "--limit", 4)
+    result = cli("discover", *where, "--json")
+    assert json.loads(result.out)["n_examples"] == 4
+    *_, first, last = result.err.splitlines()
+    assert first == "PCS, target head: 4 examples to do"
+    assert last.startswith("PCS, target head: 4 of 4 examples in 00:0")
+
+
+def test_bundled_people_by_name(cli, tiny_folder: Path, tmp_path: Path) -> None:
+    where = ("--model", tiny_folder, "--data", "bundled", "--out", tmp_path, "--limit", 2)
+    found = json.loads(cli("discover", *where, "--json").out)
+    assert (found["n_examples"], found["n_users"]) == (2, 1)
+    assert json.loads((tmp_path / "run.json").read_text())["options"]["data"] == "bundled"
 
 
 def test_killed_discovery_resumes(
@@ -127,7 +163,7 @@ def test_fit_chooses_clusters_and_a_setting(
 def test_fit_prints_the_curve(cli, tiny_folder: Path, people_file: Path, tmp_path: Path) -> None:
     where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path)
     options = ("--discovery", 4, "--calibration", 4, "--split", "0.4,0.4,0.2")
-    result = cli("fit", *where, *options, "--objective", "specificity")
+    result = cli("fit", *where, *options, "--objective", "specificity", "--quiet")
     assert (result.code, result.err) == (0, "")
     for part in ("Clusters of users", "Calibration: 4 samples", "plain (no steering)", "chosen"):
         assert part in result.out
@@ -136,7 +172,8 @@ def test_fit_prints_the_curve(cli, tiny_folder: Path, people_file: Path, tmp_pat
 def test_validate_counts_what_it_leaves_out(
     cli, tiny_folder: Path, people_file: Path, fitted: Path
 ) -> None:
-    result = cli("validate", "--model", tiny_folder, "--run", fitted, "--data", people_file)
+    ask = ("validate", "--model", tiny_folder, "--run", fitted, "--data", people_file)
+    result = cli(*ask, "--quiet")
     assert (result.code, result.err) == (0, "")
     assert "18 of 24 samples were left out: their users took part in fitting" in result.out
     assert "hown: " in result.out or "chose plain decoding" in result.out
@@ -239,9 +276,8 @@ def test_long_profiles_are_cut_and_said_so(cli, tiny_folder: Path, tmp_path: Pat
     content = rows(4, 1)
     content[1]["profile"] = [{"text": "wind " * 400}]
     data = write_rows(tmp_path / "long.jsonl", content)
-    result = cli(
-        "discover", "--model", tiny_folder, "--data", data, "--out", tmp_path / "run", "--json"
-    )
+    where = ("--model", tiny_folder, "--data", data, "--out", tmp_path / "run")
+    result = cli("discover", *where, "--json", "--quiet")
     assert result.code == 0
     (line,) = result.err.splitlines()
     assert f"1 of 4 prompts had profile items cut to fit {CONTEXT} tokens" in line

@@ -1,9 +1,11 @@
 """Counting what data holds: against counts by hand, from a file up to a folder of tasks."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from prefheads.bundled import people_path
 from prefheads.cli.main import run
 from prefheads.errors import DataError
 from prefheads.tasks.statistics import Spread, task_statistics
@@ -93,3 +95,18 @@ def test_command(tmp_path, capsys):
     assert "Gen." in line and "3.0 / 2" in line
     assert run(["data", "stats", str(tmp_path / "none.jsonl")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_the_bundled_people_by_name_and_as_a_file(cli, tmp_path: Path) -> None:
+    out = tmp_path / "people.jsonl"
+    assert cli("data", "people", "--out", out) == (0, f"{out}\n", "")
+    assert out.read_bytes() == people_path().read_bytes()
+    again = cli("data", "people", "--out", out)
+    assert again.code == 2 and again.err == f"error: {out}: is there already; give another name\n"
+    (named,), (written,) = (
+        json.loads(cli("data", "stats", p, "--json").out) for p in ("bundled", out)
+    )
+    assert (named["users"], named["instances"]) == (24, 240)
+    assert {k: v for k, v in named.items() if k != "splits"} == {
+        k: v for k, v in written.items() if k != "splits"
+    }

@@ -244,7 +244,7 @@ def test_progress_is_shown_on_demand(capsys) -> None:
     run(EXAMPLES[:1])
     assert capsys.readouterr().err == ""
     run(EXAMPLES[:1], progress=True)
-    assert "1/1" in capsys.readouterr().err
+    assert "PCS, target head: 1 of 1 examples" in capsys.readouterr().err
 
 
 @pytest.mark.bundled

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import assert_one_error
 from compared import METHODS, ask
 from lamp_files import write_task
 from saved import Cli
@@ -98,6 +99,22 @@ def test_eval_grows_by_methods(
     assert not (tmp_path / "LaMP-7" / "fit-0").exists()  # nothing that needs heads
 
 
+def test_another_task_keeps_the_tables_of_the_first(
+    cli: Cli, tiny_folder: Path, lamp_folder: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    """Task by task gives what both at once give."""
+    some = ("--methods", ",".join(METHODS), "--limit", 8, "--extract", "--quiet", "--json")
+    for task in ("LaMP-7", "LaMP-3"):
+        done = cli(*ask(tiny_folder, lamp_folder, tmp_path, "--task", task, *some))
+        assert (done.code, done.err) == (0, "")
+    assert list(json.loads(done.out)["tasks"]) == ["LaMP-7", "LaMP-3"]
+    for name in ("table.md", "table.csv", "table.tex"):
+        assert (tmp_path / name).read_text() == (evaluated / name).read_text()
+    (tmp_path / "results.json").write_text("{}")
+    damaged = cli(*ask(tiny_folder, lamp_folder, tmp_path, "--task", "LaMP-3", *some))
+    assert_one_error(damaged, "results.json: damaged")
+
+
 def test_a_killed_eval_ends_with_the_same_table(
     tiny_folder: Path, lamp_folder: Path, evaluated: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +159,7 @@ def test_heads_are_not_found_on_what_is_evaluated(
 ) -> None:
     write_task(tmp_path / "lamp", "LaMP_7", 6)
     write_task(tmp_path / "lamp", "LaMP_7", 10, "train", first=6)
-    some = ("--task", "LaMP-7", "--methods", "plain,dps", "--measure", "likelihood")
+    some = ("--task", "LaMP-7", "--methods", "plain,dps", "--measure", "likelihood", "--quiet")
     same = (*some, "--discovery-split", "dev")
     refused = cli(*ask(tiny_folder, tmp_path / "lamp", tmp_path / "out", *same))
     assert refused.code == 2 and "not found on what is evaluated" in refused.err
@@ -205,7 +222,7 @@ def test_golds_that_rouge_does_not_see_are_told(
     task = write_task(tmp_path / "lamp", "LaMP_7", 4)
     golds = [{"id": f"{i}", "output": "Привет, мир"} for i in range(4)]
     (task / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_7", "golds": golds}))
-    some = ("--task", "LaMP-7", "--methods", "plain", "--measure", "texts")
+    some = ("--task", "LaMP-7", "--methods", "plain", "--measure", "texts", "--quiet")
     done = cli(*ask(tiny_folder, tmp_path / "lamp", tmp_path / "out", *some))
     assert (done.code, done.err) == (0, "")
     assert "LaMP-7: rouge-1 and rouge-L see nothing of 4 of the 4 references" in done.out
@@ -226,7 +243,7 @@ def test_eval_of_longlamp(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
             for i in users
         ]
         (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    some = ("--split", "test", "--methods", "plain,dps", "--json")
+    some = ("--split", "test", "--methods", "plain,dps", "--json", "--quiet")
     done = cli(*ask(tiny_folder, tmp_path / "long", tmp_path / "out", *some))
     assert (done.code, done.err) == (0, "")
     task = json.loads(done.out)["tasks"]["LongLaMP-4"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny
+from scipy.stats import t as student
 
 from prefheads.errors import ArtifactError, DataError, SteeringError
 from prefheads.heads import HeadScores, Provenance, fingerprint, select_heads
@@ -41,7 +42,8 @@ def test_mean_and_stderr_are_the_textbook_ones() -> None:
         for head in range(3):
             column = [float(v) for v in scores.values[:, layer, head]]
             assert scores.mean[layer, head].item() == pytest.approx(statistics.mean(column), 1e-5)
-            expected = statistics.stdev(column) / len(column) ** 0.5
+            pairs = [statistics.mean(column[i : i + 2]) for i in range(0, 12, 2)]  # one user's
+            expected = statistics.stdev(pairs) / len(pairs) ** 0.5
             assert scores.stderr[layer, head].item() == pytest.approx(expected, 1e-5)
 
 
@@ -98,22 +100,25 @@ def test_interval_covers_the_truth_where_examples_of_a_user_are_alike() -> None:
         tuple(map(str, range(users * each))),
         tuple(f"u{i // each}" for i in range(users * each)),
     )
-    low, high = scores.interval(0.95, n_boot=500, seed=1)
+    low, high = scores.interval(0.95)
     covered = ((low <= truth) & (truth <= high)).float().mean().item()
     assert 0.89 <= covered <= 0.98
-    # Drawn example by example, the interval would be about half as wide.
-    assert ((high - low) / (2 * 1.96 * scores.stderr)).mean() > 1.7
-    again = scores.interval(0.95, n_boot=500, seed=1)
-    assert torch.equal(low, again[0]) and torch.equal(high, again[1])
+    # Counting examples one by one would make it about half as wide; t of 29 degrees is 2.045.
+    one_by_one = scores.values.std(0) / (users * each) ** 0.5
+    assert (scores.stderr / one_by_one).mean() > 1.7
+    assert torch.allclose(high - low, 2 * 2.0452 * scores.stderr, rtol=1e-4)
 
 
 def test_interval_weighs_users_by_their_examples() -> None:
-    # Two users with 1 and 3 examples: a draw holds either one twice, or both.
+    # Two users with 1 and 3 examples, whose mean is 2: without the one it is 0, without the
+    # other 8. They tell as much as 16 / 10 equal users.
     values = torch.tensor([8.0, 0.0, 0.0, 0.0]).reshape(4, 1, 1)
     scores = HeadScores(values, torch.ones(4), tuple("abcd"), ("u", "v", "v", "v"))
-    for level, expected in [(0.999, (0.0, 8.0)), (0.4, (2.0, 2.0))]:
-        low, high = scores.interval(level, n_boot=4000)
-        assert (low.item(), high.item()) == expected
+    assert scores.stderr.item() == pytest.approx(((2**2 + 6**2) / 2) ** 0.5)
+    for level in (0.5, 0.9):
+        reach = student.ppf((1 + level) / 2, 0.6) * 20**0.5
+        low, high = scores.interval(level)
+        assert (low.item(), high.item()) == pytest.approx((2 - reach, 2 + reach))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

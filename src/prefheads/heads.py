@@ -4,10 +4,10 @@ The whole matrix is kept, not only its mean: standard errors, intervals, maps of
 of clusters, and exact merging of shards all come from it, without a second run.
 """
 
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringError
 from prefheads.provenance import Provenance, fingerprint
-from prefheads.stats import bootstrap
+from prefheads.stats import LEVEL, Jackknife, jackknife
 from prefheads.storage import PathLike, load_tensors, save_tensors
 from prefheads.weights import Head, HeadWeights, cpu_float32, dims, require_model
 
@@ -85,10 +85,16 @@ class HeadScores:
 
     @property
     def stderr(self) -> Tensor:
-        """Standard error of `mean` over examples; NaN if there is only one."""
-        if self.n_examples == 1:
-            return torch.full_like(self.values[0], torch.nan)
-        return (self.values.double().std(0) / math.sqrt(self.n_examples)).float()
+        """Standard error of `mean`, `(n_layers, n_heads)`; NaN if there is only one user.
+
+        Each user is left out with all of their examples (jackknife): examples of one user are
+        alike, and counting them one by one would make the error too small.
+        """
+        return cpu_float32(self._jackknife.stderr)
+
+    @cached_property
+    def _jackknife(self) -> Jackknife:
+        return jackknife(self.values.double().numpy(), self.user_ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HeadScores):
@@ -167,23 +173,16 @@ class HeadScores:
             self.info,
         )
 
-    def interval(
-        self, level: float = 0.95, n_boot: int = 1000, seed: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Bootstrap interval of `mean`.
-
-        Users are drawn, each with all of their examples: examples of one user are alike, and
-        drawing them one by one would make the interval too narrow.
+    def interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+        """Interval of `mean` over users: Student's t times `stderr` to both sides.
 
         Args:
-            level: share of the distribution between the two ends, in (0, 1).
-            n_boot: number of draws.
-            seed: fixes the draws.
+            level: how often the interval shall cover the true mean, in (0, 1).
 
         Returns:
             Lower and upper end, each `(n_layers, n_heads)`; NaN if there is only one user.
         """
-        low, high = bootstrap(self.values.double().numpy(), self.user_ids, level, n_boot, seed)
+        low, high = self._jackknife.interval(level)
         return cpu_float32(low), cpu_float32(high)
 
     def top(

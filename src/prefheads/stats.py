@@ -1,17 +1,30 @@
-"""Uncertainty of means over samples that come in groups: users, each with several samples."""
+"""Uncertainty over users: intervals and tests of statistics of samples that users have written.
+
+Samples of one user are alike, so users are what counts. One concept serves all: the jackknife. A
+statistic is computed again without each user, with all of their samples; how far it moves gives
+its standard error, and Student's t the interval, which holds for few users too. The degrees of
+freedom are the effective number of users (Kish's: a user with most of the samples counts for most
+of them) less one. Shares of yes and no have the exact interval of Clopper and Pearson instead,
+which knows that 0 of 100 is not never. What each covers in simulation: docs/science.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, stdtr, stdtrit
 
 from prefheads.errors import DataError
 
 Array = NDArray[np.float64]
+
+LEVEL = 0.95
+INTERVALS = "95 % intervals over users (jackknife and t; shares: Clopper-Pearson)"
+"""What captions call them."""
 
 
 def user_totals(values: Any, users: Sequence[str]) -> tuple[Array, NDArray[np.int64]]:
@@ -30,63 +43,164 @@ def user_totals(values: Any, users: Sequence[str]) -> tuple[Array, NDArray[np.in
 def user_means(values: Any, users: Sequence[str]) -> Array:
     """Mean over each user's samples: ``(n, ...)`` to ``(n_users, ...)``, users in sorted order."""
     totals, counts = user_totals(values, users)
-    return totals / counts.reshape(-1, *([1] * (totals.ndim - 1)))
+    return np.asarray(totals / _column(counts, totals.ndim))
 
 
-def bootstrap(
-    values: Any,
-    users: Sequence[str],
-    level: float = 0.95,
-    n_boot: int = 2000,
-    seed: int = 0,
-    of_mean: Callable[[Array], Array] | None = None,
-) -> tuple[Array, Array]:
-    """Bootstrap interval of the mean over samples ``(n, ...)``, or of a function of that mean.
+@dataclass(frozen=True)
+class Jackknife:
+    """A statistic and how far it moves as users are left out.
 
-    Users are drawn, each with all of their samples: samples of one user are alike, and drawing
-    them one by one would make the interval too narrow.
+    Attributes:
+        value: The statistic of all users, ``(...)``.
+        stderr: Its standard error, ``(...)``; NaN for one user, and where samples are not finite.
+        df: Degrees of freedom of t: the effective number of users less one.
+    """
+
+    value: Array
+    stderr: Array
+    df: float
+
+    @classmethod
+    def of(cls, value: Any, without: Any, counts: Any) -> Jackknife:
+        """From the statistic, the same without each user ``(n_users, ...)``, and their samples."""
+        value, without = np.asarray(value, np.float64), np.asarray(without, np.float64)
+        n = len(without)
+        with np.errstate(invalid="ignore"):
+            squares = ((without - value) ** 2).sum(0)
+        stderr = np.sqrt(squares * (n - 1) / n) if n > 1 else np.full_like(value, np.nan)
+        stderr = np.where(np.isfinite(stderr), stderr, np.nan)
+        return cls(value, np.asarray(stderr), effective_users(counts) - 1)
+
+    def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
+        """Lower and upper end, each ``(...)``.
+
+        Raises:
+            DataError: ``level`` is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise DataError(f"an interval needs 0 < level < 1: {level}")
+        reach = _t(self.df, level) * self.stderr
+        return np.asarray(self.value - reach), np.asarray(self.value + reach)
+
+    @property
+    def p(self) -> Array:
+        """Two-sided p of the statistic being 0, below 5 % where the 95 % interval excludes 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            t = np.where(self.value == 0, 0 * self.stderr, np.abs(self.value) / self.stderr)
+        return np.asarray(2 * stdtr(self.df, -t))
+
+
+def jackknife(
+    values: Any, users: Sequence[str], of_mean: Callable[[Array], Array] | None = None
+) -> Jackknife:
+    """The mean over samples ``(n, ...)``, or a function of that mean, with its jackknife.
 
     Args:
         values: One value, or array of values, a sample.
         users: The user of each sample.
-        level: Probability that the interval covers what it estimates.
-        n_boot: Number of draws.
-        seed: Of the draws.
-        of_mean: Applied to the means of all draws at once, ``(n_boot, ...)``; keeps the first axis.
-
-    Returns:
-        Lower and upper end, each of shape ``(...)``; NaN if there is only one user, or a value
-        that is not finite.
+        of_mean: Applied to several means at once, ``(m, ...)``; keeps the first axis.
     """
-    if not 0 < level < 1 or n_boot < 1:
-        raise DataError(f"an interval needs 0 < level < 1 and n_boot >= 1: {level}, {n_boot}")
     totals, counts = user_totals(values, users)
-    totals[~np.isfinite(totals)] = np.nan
-    n = len(counts)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
-    means = (draws @ totals.reshape(n, -1)) / (draws @ counts)[:, None]
-    means = means.reshape(n_boot, *totals.shape[1:])
-    drawn = means if of_mean is None else of_mean(means)
-    if n == 1:
-        drawn = np.full_like(drawn, np.nan)
-    tail = (1 - level) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return np.asarray(low), np.asarray(high)
+    mean = totals.sum(0, keepdims=True) / counts.sum()
+    if len(counts) == 1:
+        without = np.full_like(totals, np.nan)
+    else:
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            without = (totals.sum(0) - totals) / _column(counts.sum() - counts, totals.ndim)
+    if of_mean is not None:
+        mean, without = of_mean(mean), of_mean(without)
+    return Jackknife.of(mean[0], without, counts)
+
+
+def pairs_jackknife(values: Any) -> Jackknife:
+    """The mean of ``values[i, j]`` over pairs of different users, ``(n_users, n_users)``.
+
+    A user is left out with all of their pairs, so three users are the fewest with an interval.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    off = values * (1 - np.eye(n))
+    without = off.sum() - off.sum(0) - off.sum(1)
+    left = (n - 1) * (n - 2)
+    without = without / left if left else np.full(n, np.nan)
+    return Jackknife.of(off.sum() / (n * (n - 1)), without, np.ones(n))
+
+
+def effective_users(counts: Any) -> float:
+    """Kish's number of equal users that tell as much as users with so many samples each."""
+    counts = np.asarray(counts, dtype=np.float64)
+    return float(counts.sum() ** 2 / (counts**2).sum())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % bootstrap interval over users."""
+    """A statistic with its 95 % interval over users.
+
+    Attributes:
+        mean: The statistic.
+        low, high: The ends; NaN where there is no interval.
+        p: Two-sided, of its being 0 (t, not corrected for other tests); NaN where not computed.
+    """
 
     mean: float
     low: float
     high: float
+    p: float = float("nan")
 
     @classmethod
-    def of(cls, values: Any, users: Sequence[str], seed: int = 0) -> Estimate:
-        """Estimate from one value a sample ``(n,)``."""
-        low, high = bootstrap(values, users, seed=seed)
-        return cls(float(np.mean(values)), float(low), float(high))
+    def of(cls, values: Any, users: Sequence[str]) -> Estimate:
+        """A mean, from one value a sample ``(n,)``."""
+        return cls.from_jackknife(jackknife(values, users))
+
+    @classmethod
+    def from_jackknife(cls, found: Jackknife) -> Estimate:
+        """Of a single statistic."""
+        low, high = found.interval()
+        return cls(float(found.value), float(low), float(high), float(found.p))
+
+    @classmethod
+    def of_share(cls, values: Any, users: Sequence[str]) -> Estimate:
+        """A share, from a 0 or 1 a sample ``(n,)``: Clopper's and Pearson's exact interval.
+
+        Where users have several samples, these count for as many independent ones as have the
+        jackknife's standard error, and fewer for few users (Korn and Graubard). Where all samples
+        agree nothing tells how alike a user's are: each user then counts for one.
+        """
+        found = jackknife(values, users)
+        share, n, counts = float(found.value), len(users), user_totals(values, users)[1]
+        if not np.isfinite(found.stderr):
+            return cls(share, float("nan"), float("nan"))
+        if 0 < share < 1:
+            alike = float(found.stderr) ** 2 * (n - 1) / (share * (1 - share))
+            size = n / max(alike, 1) * float(_t(n - 1, LEVEL) / _t(found.df, LEVEL)) ** 2
+        else:
+            size = effective_users(counts)
+        tail, yes, no = (1 - LEVEL) / 2, share * size, (1 - share) * size
+        low = betaincinv(yes, no + 1, tail) if yes else 0.0
+        high = betaincinv(yes + 1, no, 1 - tail) if no else 1.0
+        return cls(share, float(low), float(high))
+
+    @classmethod
+    def of_difference(cls, values: Any, users: Sequence[str]) -> Estimate:
+        """A difference of two paired shares, from a 1, 0 or -1 a sample ``(n,)``.
+
+        The interval is that of the data and two more users, one won and one lost (Bonett and
+        Price), as many samples each as users have: no difference seen is not none at all.
+        """
+        totals, counts = user_totals(values, users)
+        mean = float(np.mean(values))
+        if len(counts) == 1:
+            return cls(mean, float("nan"), float("nan"))
+        size = counts.mean()
+        totals, counts = np.append(totals, [size, -size]), np.append(counts, [size, size])
+        without = (totals.sum() - totals) / (counts.sum() - counts)
+        low, high = Jackknife.of(totals.sum() / counts.sum(), without, counts).interval()
+        return cls(mean, max(float(low), -1.0), min(float(high), 1.0))
+
+    def within(self, lowest: float, highest: float) -> Estimate:
+        """With ends that stay in the range of the statistic."""
+        low, high = np.clip([self.low, self.high], lowest, highest).tolist()
+        return replace(self, low=low, high=high)
 
     @property
     def excludes_zero(self) -> bool:
@@ -96,4 +210,30 @@ class Estimate:
     def __str__(self) -> str:
         if not np.isfinite(self.mean):
             return "n/a" if np.isnan(self.mean) else f"{self.mean:+}"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        if np.isnan(self.low):
+            return f"{self.mean:+z.3f}"
+        return f"{self.mean:+z.3f} [{self.low:+z.3f}, {self.high:+z.3f}]"
+
+
+def holm(p_values: Sequence[float]) -> Array:
+    """p values of several tests, adjusted by Holm's step-down method, in the given order.
+
+    Raises:
+        DataError: A value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise DataError(f"p values must lie in [0, 1]: {list(p_values)}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = stepped
+    return adjusted
+
+
+def _t(df: float, level: float) -> Array:
+    return np.asarray(stdtrit(df, (1 + level) / 2))
+
+
+def _column(counts: Any, ndim: int) -> Any:
+    return counts.reshape(-1, *([1] * (ndim - 1)))

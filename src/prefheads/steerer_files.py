@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
+from prefheads.bundled import model_name
 from prefheads.calibrate import Calibration
 from prefheads.errors import ArtifactError, PrefheadsError
 from prefheads.heads import HeadScores, HeadWeights, Provenance, fingerprint
@@ -57,8 +58,8 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     try:
         if data["fingerprint"] != fingerprint(model.config):
             raise ArtifactError(
-                f"{folder}: was fitted for {data['model_id'] or 'another model'}, "
-                f"not for {model.config.name_or_path}"
+                f"{folder}: was fitted for {model_name(data['model_id'])}, "
+                f"not for {model_name(model.config.name_or_path)}"
             )
         of_shared, *infos = (Provenance(**info) for info in meta["infos"])
         fields = {

@@ -52,7 +52,7 @@ class Row:
     none: Estimate
     specificity: Estimate
     specificity_change: Estimate
-    own_wins: float
+    own_wins: Estimate
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Validation:
     example_ids: tuple[str, ...]
     user_ids: tuple[str, ...]
 
-    def rows(self, seed: int = 0) -> list[Row]:
-        """The table: means with 95 % bootstrap intervals over users, drawn with ``seed``."""
+    def rows(self) -> list[Row]:
+        """The table: means with 95 % intervals over users (:mod:`prefheads.stats`)."""
         own, other, none = (self.nll[:, i] for i in range(3))
         with np.errstate(invalid="ignore"):  # infinity minus infinity
             specific = other - own
 
         def estimate(values: Array) -> Estimate:
-            return Estimate.of(values, self.user_ids, seed)
+            return Estimate.of(values, self.user_ids)
 
         return [
             Row(
@@ -91,15 +91,17 @@ class Validation:
                 estimate(none[:, i] - none[:, 0]),
                 estimate(specific[:, i]),
                 estimate(specific[:, i] - specific[:, 0]),
-                float(np.where(np.isnan(specific[:, i]), np.nan, specific[:, i] > 0).mean()),
+                Estimate.of_share(
+                    np.where(np.isnan(specific[:, i]), np.nan, specific[:, i] > 0), self.user_ids
+                ),
             )
             for i, method in enumerate(self.methods)
         ]
 
-    def difference(self, method: str, baseline: str, seed: int = 0) -> Estimate:
+    def difference(self, method: str, baseline: str) -> Estimate:
         """Paired difference of NLL (own profile); negative favours ``method``."""
         a, b = (self.methods.index(name) for name in (method, baseline))
-        return Estimate.of(self.nll[:, 0, a] - self.nll[:, 0, b], self.user_ids, seed)
+        return Estimate.of(self.nll[:, 0, a] - self.nll[:, 0, b], self.user_ids)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data: the raw matrix and the table."""

@@ -147,7 +147,7 @@ def relations(part: Part, measured: Mapping[str, HeadScores], seed: int) -> list
     short = {long: target for target, long in roles.MEASURED.items()}
     for first, second in combinations(measured, 2):
         k = set_size(measured[first])
-        relation = roles.relate(measured[first], measured[second], (first, second), k, seed)
+        relation = roles.relate(measured[first], measured[second], (first, second), k)
         found.append(
             Entry(
                 named(part.name, "relation", short[first], short[second]),

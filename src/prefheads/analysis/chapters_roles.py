@@ -65,9 +65,9 @@ def _told(c: Chapter, found: HeadRoles, top: Sequence[Effect], random: Sequence[
     for e in top:
         chosen[e.head] = True
     own, others = shares[:, chosen].mean(1), shares[:, ~chosen].mean(1)
-    looking = Estimate.of(100 * (own - others), users, c.seed)
+    looking = Estimate.of(100 * (own - others), users)
     kl, kl_random = _kl(top).mean(0), _kl(random).mean(0)
-    effect = Estimate.of(kl - kl_random, users, c.seed)
+    effect = Estimate.of(kl - kl_random, users)
     switched = [100 * float(np.mean([e.switched for e in group])) for group in (top, random)]
     known = "users of the discovery" if set(users) & set(c.scores.user_ids) else "other users"
     told = "; ".join(
@@ -94,10 +94,10 @@ def _attention(
 ) -> Measure:
     values = 100 * found.attention.values.double().numpy()
     users = found.attention.user_ids
-    heads = [Estimate.of(values[(slice(None), *e.head)], users, seed) for e in top]
+    heads = [Estimate.of(values[(slice(None), *e.head)], users) for e in top]
     control = np.mean([values[(slice(None), *e.head)] for e in random], axis=0)
     return Measure(
-        "attention to\nthe profile, %", heads, Estimate.of(control, users, seed), 100 * found.even
+        "attention to\nthe profile, %", heads, Estimate.of(control, users), 100 * found.even
     )
 
 
@@ -105,18 +105,18 @@ def _divergence(
     found: HeadRoles, top: Sequence[Effect], random: Sequence[Effect], seed: int
 ) -> Measure:
     users = found.attention.user_ids
-    heads = [Estimate.of(x, users, seed) for x in _kl(top)]
+    heads = [Estimate.of(x, users) for x in _kl(top)]
     return Measure(
-        "effect on the next\ntoken (KL), nats", heads, Estimate.of(_kl(random).mean(0), users, seed)
+        "effect on the next\ntoken (KL), nats", heads, Estimate.of(_kl(random).mean(0), users)
     )
 
 
 def _copying(c: Chapter, top: Sequence[Effect], random: Sequence[Effect]) -> Measure:
     assert c.part.copying is not None
     values, users = c.part.copying.values.double().numpy(), c.part.copying.user_ids
-    heads = [Estimate.of(values[(slice(None), *e.head)], users, c.seed) for e in top]
+    heads = [Estimate.of(values[(slice(None), *e.head)], users) for e in top]
     control = np.mean([values[(slice(None), *e.head)] for e in random], axis=0)
-    return Measure("copy score", heads, Estimate.of(control, users, c.seed))
+    return Measure("copy score", heads, Estimate.of(control, users))
 
 
 def _kl(effects: Sequence[Effect]) -> Array:
@@ -142,8 +142,8 @@ def _rows(c: Chapter, found: HeadRoles, effects: Sequence[Effect]) -> list[dict[
     users, rows = found.attention.user_ids, []
     for e in effects:
         layer, head = e.head
-        looked = Estimate.of(found.attention.values[:, layer, head].numpy(), users, c.seed)
-        moved = Estimate.of(e.divergence, users, c.seed)
+        looked = Estimate.of(found.attention.values[:, layer, head].numpy(), users)
+        moved = Estimate.of(e.divergence, users)
         row = {
             "head": _name(e),
             "group": e.group,

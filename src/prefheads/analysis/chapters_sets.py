@@ -13,11 +13,10 @@ from prefheads.analysis.index import Entry
 def overlap(c: Chapter) -> Entry:
     """Overlap between users."""
     clusters = c.part.clusters
-    found = between.user_overlap(c.scores, c.k, clusters, c.seed)
+    found = between.user_overlap(c.scores, c.k, clusters)
     n_heads = c.scores.shape[1] * c.scores.shape[2]
     by_size = [
-        between.user_overlap(c.scores, k, clusters, c.seed).summary()
-        for k in between.sizes(n_heads)
+        between.user_overlap(c.scores, k, clusters).summary() for k in between.sizes(n_heads)
     ]
     return c.entry(
         "overlap",

@@ -61,7 +61,7 @@ def transfer(scores: HeadScores, seed: int = 0) -> list[Transfer]:
         chosen = top_sets(others, k)
         held = (own * chosen).sum(1) / np.maximum(chosen.sum(1), 1)
         gain = held - everywhere
-        chosen_pcs, random, above = (Estimate.of(x, users, seed) for x in (held, everywhere, gain))
+        chosen_pcs, random, above = (Estimate.of(x, users) for x in (held, everywhere, gain))
         found.append(Transfer(k, chosen_pcs, random, above, float((gain > 0).mean())))
     return found
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from prefheads.stats import Estimate
+import numpy as np
+
+from prefheads.stats import Estimate, holm
 from prefheads.users.cluster import Clusters
 from prefheads.users.embed import require
 from prefheads.validate import Validation
 
-Verdict = Literal["shown", "not shown", "contradicted"]
+Verdict = Literal["shown", "not shown", "contradicted", "too few to tell"]
+LEVEL = 0.05
+# Of six claims with fewer users, not one can be told by signs alone, which assume nothing of how
+# users are spread (6 * 2 / 2**7 > 5 %): a verdict would rest on t's assumption of normal data.
+MIN_USERS = 8
+VERDICTS = (
+    f"Verdicts are corrected for the number of claims (Holm, {LEVEL:.0%}), intervals are of one "
+    f"claim alone. With fewer than {MIN_USERS} people there is no verdict."
+)
 
 
 @dataclass(frozen=True)
@@ -20,27 +30,32 @@ class Finding:
     """A claim, whether the test users bear it out, and the figures.
 
     Attributes:
-        estimate: The difference the verdict rests on, in nats a token, with its 95 % interval.
+        estimate: The difference the verdict rests on, in nats a token, with its 95 % interval,
+            which is that of this claim alone.
+        p: Of no difference, corrected for the number of claims (Holm); NaN where it is infinite.
     """
 
     claim: str
     verdict: Verdict
     estimate: Estimate
     against: str
+    p: float = float("nan")
 
     def __str__(self) -> str:
-        return f"{self.verdict.upper()}: {self.claim} ({self.against}: {self.estimate})"
+        p = "" if np.isnan(self.p) else f", corrected p {self.p:.2g}"
+        return f"{self.verdict.upper()}: {self.claim} ({self.against}: {self.estimate}{p})"
 
 
-def findings(validation: Validation, seed: int = 0) -> list[Finding]:
+def findings(validation: Validation) -> list[Finding]:
     """Judge each claim of steering by a paired difference on test users.
 
-    A claim is shown if the 95 % interval of its difference lies on the claimed side of 0, and
-    contradicted if it lies on the other. Empty if calibration chose not to steer.
+    A claim is shown if its difference lies on the claimed side of 0 by a test (t over users) that
+    is corrected for the number of claims, and contradicted if it lies on the other. With fewer
+    than ``MIN_USERS`` users there are too few to tell. Empty if calibration chose not to steer.
     """
     if validation.setting.plain:
         return []
-    rows = {row.method: row for row in validation.rows(seed)}
+    rows = {row.method: row for row in validation.rows()}
 
     def named(start: str) -> str | None:
         return next((name for name in rows if name.startswith(start)), None)
@@ -74,7 +89,7 @@ def findings(validation: Validation, seed: int = 0) -> list[Finding]:
     ]
     for claim, method, baseline, against in pairs:
         if method is not None and baseline is not None:
-            found.append(_judge(claim, validation.difference(method, baseline, seed), against))
+            found.append(_judge(claim, validation.difference(method, baseline), against))
     found.append(
         _judge(
             "Steering is more personal: it helps more with the own profile than with another's",
@@ -91,17 +106,21 @@ def findings(validation: Validation, seed: int = 0) -> list[Finding]:
                 "change of NLL against plain decoding",
             )
         )
-    return found
+    if len(set(validation.user_ids)) < MIN_USERS:
+        return [replace(f, verdict="too few to tell") for f in found]
+    corrected = holm(np.nan_to_num([f.estimate.p for f in found], nan=1.0).tolist())
+    return [
+        replace(f, p=float(p), verdict=f.verdict if p < LEVEL else "not shown")
+        for f, p in zip(found, corrected, strict=True)
+    ]
 
 
 def _judge(
     claim: str, estimate: Estimate, against: str, helps: Literal["below", "above"] = "below"
 ) -> Finding:
-    verdict: Verdict = "not shown"
-    if estimate.excludes_zero:
-        on_side = estimate.mean < 0 if helps == "below" else estimate.mean > 0
-        verdict = "shown" if on_side else "contradicted"
-    return Finding(claim, verdict, estimate, against)
+    """With the verdict that holds if the difference is told from 0."""
+    on_side = estimate.mean < 0 if helps == "below" else estimate.mean > 0
+    return Finding(claim, "shown" if on_side else "contradicted", estimate, against)
 
 
 @dataclass(frozen=True)

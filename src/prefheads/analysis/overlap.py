@@ -20,12 +20,11 @@ from prefheads.analysis.charts import BLUE, INK, chart, histogram, matrix
 from prefheads.analysis.plots import GREY
 from prefheads.errors import DataError
 from prefheads.heads import HeadScores
-from prefheads.stats import Array, Estimate, user_means, user_totals
+from prefheads.stats import Array, Estimate, pairs_jackknife, user_means, user_totals
 from prefheads.users import Clusters
 
 Sets = NDArray[np.bool_]
 FRACTIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
-N_BOOT = 2000
 N_PERMUTATIONS = 1000
 
 
@@ -87,7 +86,7 @@ class Overlap:
         users: In the order of the matrix.
         k: Heads of a set, at most: those with a positive PCS.
         values: ``(n_users, n_users)`` Jaccard overlaps.
-        mean: Over pairs of different users, with its 95 % bootstrap interval over users.
+        mean: Over pairs of different users, with its 95 % interval over users.
         chance: Expected of random sets of the same sizes.
     """
 
@@ -128,9 +127,7 @@ def user_maps(scores: HeadScores) -> tuple[tuple[str, ...], Array]:
     return tuple(sorted(set(scores.user_ids))), maps.reshape(len(maps), -1)
 
 
-def user_overlap(
-    scores: HeadScores, k: int, clusters: Clusters | None = None, seed: int = 0
-) -> Overlap:
+def user_overlap(scores: HeadScores, k: int, clusters: Clusters | None = None) -> Overlap:
     """Overlap of the top ``k`` heads that are found for each user alone.
 
     Args:
@@ -148,18 +145,8 @@ def user_overlap(
     sets = top_sets(maps, k)
     values = jaccard(sets, sets)
     expected = chance_of(sets, sets)
-    return Overlap(users, k, values, _mean(values, seed), float(_mean(expected, seed).mean))
-
-
-def _mean(values: Array, seed: int) -> Estimate:
-    """Mean over pairs of different users; a user who is drawn twice is no pair with themselves."""
-    n = len(values)
-    between = values * (1 - np.eye(n))
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOT)
-    pairs = draws.sum(1) ** 2 - (draws**2).sum(1)
-    sums = np.einsum("bi,ij,bj->b", draws, between, draws, optimize=True)
-    low, high = np.quantile(sums[pairs > 0] / pairs[pairs > 0], [0.025, 0.975])
-    return Estimate(float(between.sum() / (n * (n - 1))), float(low), float(high))
+    mean = Estimate.from_jackknife(pairs_jackknife(values)).within(0, 1)
+    return Overlap(users, k, values, mean, float(pairs_jackknife(expected).value))
 
 
 @dataclass(frozen=True)

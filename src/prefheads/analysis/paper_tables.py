@@ -14,13 +14,26 @@ from prefheads.analysis.evaluated import Evaluation
 from prefheads.analysis.flops import model_cost, paper_estimate
 from prefheads.analysis.index import Entry
 from prefheads.errors import ArtifactError
+from prefheads.stats import INTERVALS
 from prefheads.storage import read_json
+from prefheads.tasks.lamp import task_of
 from prefheads.tasks.statistics import TaskStatistics
 
 TERA = 1e12
 PROMPTS = (512, 1024, 2048)  # the lengths of Table 3
 NEW = 32
 JUDGED = "judge*.json"  # what the judge commands print with --json, kept in the run's folder
+
+
+def table_of(task: str) -> str:
+    """The table of the paper that a task's scores belong to, and what that table is of."""
+    if not task.startswith("LaMP-"):
+        return f"{'LongLaMP' if task.startswith('LongLaMP') else 'Other tasks'} (not in the paper)"
+    if task == "LaMP-6":
+        return "E-mail subjects (not in the paper)"
+    if task_of(task).kind == "Gen.":
+        return "Table 1: LaMP, generation"
+    return "Table 2: LaMP, classification and regression"
 
 
 def results(found: Evaluation) -> list[Entry]:
@@ -32,14 +45,15 @@ def results(found: Evaluation) -> list[Entry]:
         for c in cells:
             rows.setdefault(c.method, {"method": c.method})[c.metric] = str(c)
         n = max(c.n for c in cells)
+        in_paper = table_of(task).startswith("Table")
         note = found.notes.get(task, "") if table != "likelihood" else ""
         entries.append(
             Entry(
                 f"results-{task}-{table.replace(' ', '-')}",
                 f"{task}: all methods, {table}",
-                "Table 1, Table 2" if table != "likelihood" else "",
+                table_of(task).partition(":")[0] if table == "texts" and in_paper else "",
                 shows=(
-                    f"{n} samples; 95 % bootstrap intervals over users. + and -: better and worse "
+                    f"{n} samples; {INTERVALS}. + and -: better and worse "
                     f"than {found.methods[0].name} by a paired test, p < 0.05, corrected by Holm "
                     f"over the table. {note}"
                 ).strip(),
@@ -165,8 +179,8 @@ def _people(found: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     ]
     return (
         f"Share of {found['pairs'] - found['open']} blinded pairs that each method wins by "
-        f"majority vote of {counted(len(found['votes']), 'annotator')}, with 95 % bootstrap "
-        f"intervals over users; {found['same']} pairs have the same text twice and count as ties. "
+        f"majority vote of {counted(len(found['votes']), 'annotator')}, with "
+        f"{INTERVALS}; {found['same']} pairs have the same text twice and count as ties. "
         f"Krippendorff's alpha {agreed} (1: the annotators agree; 0: as by chance)."
     ), rows
 
@@ -182,7 +196,7 @@ def _model(found: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
         rows.append(row)
     return (
         f"Ratings from 1 to 5 by {found['judge']} of {found['rated']} blinded pairs, both orders, "
-        f"with 95 % bootstrap intervals over users; {found['same']} pairs have the same text twice "
+        f"with {INTERVALS}; {found['same']} pairs have the same text twice "
         "and count as ties. The first line is the share of pairs won on preference alignment. "
         "The difference is that of the second method less the first."
     ), rows

@@ -37,7 +37,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 WIDTH = 5.2  # inches
-MIN_USERS = 5  # a bootstrap over fewer users makes intervals too narrow to mark heads by
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,10 @@ def heat_map(
     *,
     title: str = "Preference Contribution Score of each head",
     theme: Theme = LIGHT,
-    seed: int = 0,
 ) -> Figure:
     """Maps of mean PCS over layers and heads, one under the other on one colour scale.
 
-    A dot marks a head whose 95 % bootstrap interval over users excludes 0 (not drawn for fewer
-    than ``MIN_USERS`` users), a frame a chosen one.
+    A dot marks a head whose 95 % interval over users excludes 0, a frame a chosen one.
     The scale ends at the 98th percentile, so that a few extreme heads do not hide the others.
 
     Args:
@@ -93,7 +90,7 @@ def heat_map(
         figure = blank_figure(height, title)
         axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
         for i, (name, scores) in enumerate(panels.items()):
-            image = _map(axes[i], scores, limit, chosen[i] if chosen else None, theme, seed)
+            image = _map(axes[i], scores, limit, chosen[i] if chosen else None, theme)
             axes[i].set_title(name)
         axes[-1].set_xlabel("layer (dot: interval excludes 0; frame: steered with)")
         bar = figure.colorbar(
@@ -110,15 +107,13 @@ def _map(
     limit: float,
     chosen: HeadWeights | None,
     theme: Theme,
-    seed: int,
 ) -> AxesImage:
     mean = scores.mean.numpy().T  # heads down, layers across
     image = axes.imshow(
         mean, DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="none"
     )
-    low, high = (end.numpy().T for end in scores.interval(seed=seed))
-    excludes_zero = (low > 0) | (high < 0)
-    heads, layers = np.nonzero(excludes_zero & (len(set(scores.user_ids)) >= MIN_USERS))
+    low, high = (end.numpy().T for end in scores.interval())
+    heads, layers = np.nonzero((low > 0) | (high < 0))
     axes.plot(layers, heads, ".", color=theme.ink, markersize=2.6, label="_significant")
     for layer, head in chosen.heads if chosen is not None else ():
         axes.add_patch(
@@ -201,13 +196,13 @@ def _form_name(mode: str, target: str, suppression: float) -> str:
     return f"{mode}{faint}, {target}"
 
 
-def validation_plot(validation: Validation, *, theme: Theme = LIGHT, seed: int = 0) -> Figure:
+def validation_plot(validation: Validation, *, theme: Theme = LIGHT) -> Figure:
     """Every method's change of NLL on test users, and of specificity, with 95 % intervals.
 
     Plain decoding is the line at 0. A change of NLL helps if below 0; a change of specificity
     above 0 means that the own profile is used more than another user's.
     """
-    rows = validation.rows(seed)[1:]
+    rows = validation.rows()[1:]
     names = [textwrap.fill(row.method, 18) for row in rows]
     with mpl.rc_context(style_of(theme)):
         figure = blank_figure(1.35 + 0.45 * max(1, len(rows)), "Validation on test users")

@@ -81,9 +81,9 @@ def own_reliability(scores: HeadScores, k: int, seed: int = 0) -> OwnReliability
         expected += chance_of(first, second).mean() / N_SPLITS
     return OwnReliability(
         k,
-        Estimate.of(within, users, seed),
-        Estimate.of(between, users, seed),
-        Estimate.of(within - between, users, seed),
+        Estimate.of(within, users),
+        Estimate.of(between, users),
+        Estimate.of(within - between, users),
         float(expected),
         n,
     )

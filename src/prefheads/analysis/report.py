@@ -12,7 +12,7 @@ import torch
 from markupsafe import Markup
 
 import prefheads
-from prefheads.analysis.findings import agreement, findings
+from prefheads.analysis.findings import VERDICTS, agreement, findings
 from prefheads.analysis.plots import (
     calibration_curves,
     heat_map,
@@ -22,6 +22,7 @@ from prefheads.analysis.plots import (
 from prefheads.analysis.templating import drawn, environment
 from prefheads.analysis.texts import Comparison
 from prefheads.heads import HeadScores
+from prefheads.stats import INTERVALS
 from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import writable_dir, write_atomic
 from prefheads.validate import Validation
@@ -77,12 +78,14 @@ def write_report(
             "Change of NLL against gamma, one line a head set, one panel a form of steering",
         ),
         validation=validation,
-        rows=[] if validation is None else validation.rows(steerer.seed),
-        findings=[] if validation is None else findings(validation, steerer.seed),
+        rows=[] if validation is None else validation.rows(),
+        findings=[] if validation is None else findings(validation),
+        verdicts=VERDICTS,
+        intervals=INTERVALS,
         forest=None
         if validation is None
         else _figure(
-            validation_plot(validation, seed=steerer.seed),
+            validation_plot(validation),
             folder,
             "validation",
             "Change of NLL and of specificity with 95 % intervals; the table below has the figures",
@@ -120,9 +123,8 @@ def _heads(
         panels,
         chosen if steered_with else (),
         title=f"PCS {'of whole heads' if target == 'head' else 'of reading the profile'}",
-        seed=steerer.seed,
     )
-    low, high = scores.interval(seed=steerer.seed)
+    low, high = scores.interval()
     top = [
         {"name": f"{layer}.{head}", "mean": mean, "stderr": stderr,
          "low": low[layer, head].item(), "high": high[layer, head].item()}

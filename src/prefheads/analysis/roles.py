@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from prefheads.analysis.charts import BLUE, GREEN, ORANGE, chart
 from prefheads.analysis.overlap import chance, jaccard, top_sets
 from prefheads.analysis.plots import GREY
 from prefheads.errors import DataError
 from prefheads.heads import HeadScores
-from prefheads.stats import Array, Estimate, bootstrap
-from prefheads.tasks.wordnet import require
+from prefheads.stats import Array, Estimate, jackknife
 
 MEASURED = {
     "head": "PCS, head removed",
@@ -31,8 +31,8 @@ class Relation:
         names: What was measured.
         means: Mean of each, ``(n_heads_in_all,)``.
         correlation: Rank correlation over heads (Spearman's), 0 expected if unrelated, with its
-            95 % bootstrap interval over the users of the first measurement (and of the second,
-            drawn together, where the samples are the same).
+            95 % interval over the users of the first measurement (and of the second, left out
+            together, where the samples are the same).
         k: Heads of a top set.
         overlap: Of both top sets (Jaccard).
         chance: Overlap expected of random sets.
@@ -57,9 +57,7 @@ class Relation:
         }
 
 
-def relate(
-    first: HeadScores, second: HeadScores, names: tuple[str, str], k: int, seed: int = 0
-) -> Relation:
+def relate(first: HeadScores, second: HeadScores, names: tuple[str, str], k: int) -> Relation:
     """Compare two measurements of the heads of one model.
 
     Raises:
@@ -75,18 +73,17 @@ def relate(
 
     def of_mean(means: Array) -> Array:
         paired = means if means.ndim == 3 else np.stack([means, np.tile(b, (len(means), 1))], 1)
-        return _rank_correlation(paired[:, 0], paired[:, 1])
+        return rank_correlation(paired[:, 0], paired[:, 1])
 
-    low, high = bootstrap(values, first.user_ids, n_boot=1000, seed=seed, of_mean=of_mean)
-    rho = Estimate(float(_rank_correlation(a[None], b[None])[0]), float(low), float(high))
+    rho = Estimate.from_jackknife(jackknife(values, first.user_ids, of_mean)).within(-1, 1)
     sets = [top_sets(x, k)[None] for x in (a, b)]
     expected = chance(int(sets[0].sum()), int(sets[1].sum()), len(a))
     return Relation(names, (a, b), rho, k, float(jaccard(*sets)[0, 0]), expected)
 
 
-def _rank_correlation(a: Array, b: Array) -> Array:
+def rank_correlation(a: Array, b: Array) -> Array:
     """Spearman's correlation of rows ``(n, h)``; heads that copy nothing tie at 0."""
-    ranks = [require("scipy.stats").rankdata(side, axis=1) for side in (a, b)]
+    ranks = [rankdata(side, axis=1) for side in (a, b)]
     x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     return np.asarray((x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)))
 

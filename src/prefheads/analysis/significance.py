@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from prefheads.analysis.charts import INK, chart, head_map, map_height
 from prefheads.errors import DataError
 from prefheads.heads import HeadScores
-from prefheads.stats import Array, user_totals
-from prefheads.tasks.wordnet import require
+from prefheads.stats import Array, holm, user_totals
 
 LEVEL = 0.05
 MIN_USERS = 6  # with fewer, users who all agree have p = 2 / 2**n > 0.05 even for one head
@@ -27,7 +27,7 @@ class HeadTests:
 
     Attributes:
         mean: Over samples (Eq. 4).
-        low, high: 95 % bootstrap interval over users, for one head looked at alone.
+        low, high: 95 % interval over users (jackknife, t), for one head looked at alone.
         p: Two-sided, of a PCS of 0, by random signs of whole users.
         fdr: ``p`` corrected over all heads by Benjamini and Hochberg (false discovery rate).
         holm: ``p`` corrected over all heads by Holm (no false discovery at all).
@@ -67,19 +67,17 @@ def head_tests(scores: HeadScores, seed: int = 0) -> HeadTests:
     signs, one a user and the same for all their samples and heads, that bring the mean as far
     from 0 as it is; the correction then minds that hundreds of heads are tested.
     """
-    low, high = (end.double().numpy() for end in scores.interval(seed=seed))
+    low, high = (end.double().numpy() for end in scores.interval())
     totals, _ = user_totals(scores.values.numpy(), scores.user_ids)
     n_users, shape = len(totals), totals.shape[1:]
     p = np.full(shape, np.nan)
-    fdr, holm = p.copy(), p.copy()
+    fdr, strict = p.copy(), p.copy()
     if n_users >= MIN_USERS:
         flat = totals.reshape(n_users, -1)
         p = _sign_test(flat, seed).reshape(shape)
-        adjust = require("statsmodels.stats.multitest").multipletests
-        fdr, holm = (
-            adjust(p.ravel(), method=method)[1].reshape(shape) for method in ("fdr_bh", "holm")
-        )
-    return HeadTests(scores.mean.double().numpy(), low, high, p, fdr, holm, n_users)
+        fdr = false_discovery_control(p, axis=None).reshape(shape)
+        strict = holm(p.ravel().tolist()).reshape(shape)
+    return HeadTests(scores.mean.double().numpy(), low, high, p, fdr, strict, n_users)
 
 
 def random_signs(n_draws: int, n_users: int, seed: int) -> Array:

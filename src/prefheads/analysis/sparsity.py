@@ -16,7 +16,7 @@ from prefheads.analysis.charts import BLUE, ORANGE, chart
 from prefheads.analysis.plots import GREY
 from prefheads.analysis.significance import random_signs
 from prefheads.heads import HeadScores
-from prefheads.stats import Array, Estimate, bootstrap, user_means, user_totals
+from prefheads.stats import Array, Estimate, jackknife, user_means, user_totals
 
 N_SPLITS = 200
 N_NULL = 1000
@@ -29,7 +29,7 @@ class Sparsity:
 
     Attributes:
         share: ``(n,)`` share of the positive PCS that the top 1, 2, ... n heads hold; ``low`` and
-            ``high`` are its 95 % bootstrap interval over users.
+            ``high`` are its 95 % interval over users.
         held_out: ``(n,)`` the same for heads chosen by one half of the users and measured on the
             other (mean over random halves), net of negative scores; ``held_low`` and
             ``held_high`` hold 95 % of the halves. NaN with fewer than ``MIN_USERS`` users.
@@ -115,14 +115,13 @@ def sparsity(scores: HeadScores, seed: int = 0) -> Sparsity:
     mean = scores.mean.double().numpy()
 
     def estimate(of_mean: Any) -> Estimate:
-        low, high = bootstrap(values, users, seed=seed, of_mean=of_mean)
-        return Estimate(float(of_mean(mean)), float(low), float(high))
+        return Estimate.from_jackknife(jackknife(values, users, of_mean)).within(0, np.inf)
 
-    low, high = bootstrap(values, users, seed=seed, of_mean=concentration)
-    coefficient = estimate(gini)
+    low, high = (end.clip(0, 1) for end in jackknife(values, users, concentration).interval())
+    coefficient = estimate(gini).within(0, 1)
     null = _null_gini(scores, seed)
     own = gini(user_means(values, users))
-    single = Estimate.of(own, sorted(set(users)), seed)
+    single = Estimate.of(own, sorted(set(users))).within(0, 1)
     held, random = _held_out(scores, seed)
     held_low, held_high = np.quantile(held, [0.025, 0.975], axis=0)
     return Sparsity(

@@ -29,7 +29,7 @@ def environment() -> Environment:
 
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, a minus as wide as a plus."""
-    return f"{value:+.{digits}f}".replace("-", "\u2212")
+    return f"{value:+z.{digits}f}".replace("-", "\u2212")
 
 
 def code(text: str) -> Markup:

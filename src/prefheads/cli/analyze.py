@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from prefheads.bundled import NAME
 from prefheads.cli import options, session
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads import fingerprint
 from prefheads.loading import load_config
 from prefheads.storage import read_json, writable_dir
-from prefheads.tasks.wordnet import require
 
 
 def analyze(
@@ -51,14 +51,12 @@ def analyze(
     from prefheads.analysis.measuring import Measuring
     from prefheads.cli.analyzed import analyzed
 
-    for library in ("scipy.stats", "statsmodels.stats.multitest"):
-        require(library)  # a lack shows before the work
     about = _about(run)
-    if data is not None and not data.exists():
+    if data is not None and not (data.exists() or data == Path(NAME)):
         raise DataError(f"{data}: no such file or folder")
     config = None if model is None else load_config(model)
     if config is not None and about.get("fingerprint") not in (None, fingerprint(config)):
-        raise ArtifactError(f"{run}: is a run of {about.get('model')}, not of {model}")
+        raise ArtifactError(f"{run}: is a run of {session.named_model(about)}, not of {model}")
     measuring = Measuring(
         run / "measured",
         config,
@@ -72,7 +70,8 @@ def analyze(
         entries, readings = analyzed(run, about, measuring, data, seed)
         prompts.append(measuring.n_prompts)
     folder = writable_dir(out or run / "analysis")
-    line = f"Of `{run}` (prefheads {about.get('command', 'run')}, model `{about.get('model')}`)."
+    made_by = f"prefheads {about.get('command', 'run')}, model `{session.named_model(about)}`"
+    line = f"Of `{run}` ({made_by})."
     written = index.write(folder, entries, f"{line} Seed {seed}.")
     report = page.write_page(
         folder, f"Analysis of {run.resolve().name}", written, readings, _made(about, seed)
@@ -114,7 +113,7 @@ def _made(about: dict[str, Any], seed: int) -> dict[str, str]:
 
     made = {
         "run": f"prefheads {about.get('command', 'run')}",
-        "model": Path(str(about.get("model") or "unnamed")).name,
+        "model": Path(session.named_model(about)).name,
         "version": str(about.get("version", "unknown")),
         "analysed with": f"prefheads {prefheads.__version__}, seed {seed}",
     }

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.analysis.quality import METHODS
+from prefheads.cli.session import named_model
+
+HOURS = "  # can take hours: it says how long before it begins"
 
 
 class Commands:
@@ -20,26 +23,29 @@ class Commands:
 
     def __init__(self, run: Path, about: dict[str, Any], data: Path | None = None) -> None:
         self.run = shlex.quote(str(run))
-        self.model = shlex.quote(str(about.get("model") or "MODEL"))
+        self.model = shlex.quote(named_model(about) if about.get("model") else "MODEL")
         self.data = shlex.quote(str(data or about["options"].get("data") or "DATA"))
         self.fitted = about.get("command") == "fit"
         self.evaluated = about.get("command") == "eval"
 
     def fit(self) -> str:
         """Finds clusters, and calibrates."""
+        return self._fit() + HOURS
+
+    def _fit(self) -> str:
         return f"prefheads fit --model {self.model} --data {self.data} --out OTHER_RUN"
 
     def validate(self) -> str:
         """Measures the gain with its controls."""
         steered = self.run if self.fitted else "OTHER_RUN"
         where = f"prefheads validate --model {self.model} --run {steered} --data {self.data}"
-        return where if self.fitted else f"{self.fit()} && {where}"
+        return (where if self.fitted else f"{self._fit()} && {where}") + HOURS
 
     def evaluate(self) -> str:
         """Compares the methods that the analyses need."""
         fitted = f" --fitted {self.run}" if self.fitted else ""
         where = f"--model {self.model} --data {self.data}{fitted} --out EVAL_RUN"
-        return f"prefheads eval {where} --methods {METHODS}"
+        return f"prefheads eval {where} --methods {METHODS}{HOURS}"
 
     def measure(self) -> str:
         """Measures what heads do, and reads texts; what is missing without it."""

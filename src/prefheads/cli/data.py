@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from prefheads.bundled import people_path
 from prefheads.cli import options, session
+from prefheads.errors import ArtifactError
+from prefheads.storage import write_atomic
 from prefheads.tasks.download import BASE_URL, Setting
 from prefheads.tasks.download import download as fetch
 from prefheads.tasks.statistics import Spread, TaskStatistics, task_statistics
@@ -21,7 +24,9 @@ app = typer.Typer(name="data", no_args_is_help=True, help="Fetch LaMP and LongLa
 def stats(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Files of examples, or folders with splits or tasks.", metavar="PATH"),
+        typer.Argument(
+            help='Files of examples, or folders with splits or tasks; or "bundled".', metavar="PATH"
+        ),
     ],
     as_json: options.Json = False,
 ) -> None:
@@ -54,6 +59,17 @@ def download(
     progress = not quiet
     files = fetch(tasks, splits, out, setting=setting, base_url=base_url, progress=progress)
     session.emit(as_json, {"files": files}, [str(path) for path in files])
+
+
+@app.command()
+def people(
+    out: Annotated[Path, typer.Option("--out", help="The file to write, as JSONL.")],
+) -> None:
+    """Write the 24 made-up people that `--data bundled` names, to look at or to change."""
+    if out.exists():
+        raise ArtifactError(f"{out}: is there already; give another name")
+    write_atomic(out, people_path().read_bytes())
+    print(out)
 
 
 def _plain(row: TaskStatistics) -> dict[str, object]:

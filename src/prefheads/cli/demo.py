@@ -14,18 +14,24 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.analysis.findings import Finding, agreement, findings
+from prefheads.analysis.findings import VERDICTS, Finding, agreement, findings
 from prefheads.analysis.texts import Comparison, compare, kind
 from prefheads.bundled import people_path
 from prefheads.cli import options, session
 from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
+from prefheads.stats import INTERVALS
 from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
 from prefheads.users.embed import require_extra
 from prefheads.validate import Validation
 
-STYLES = {"shown": "green", "not shown": "yellow", "contradicted": "red"}
+STYLES = {
+    "shown": "green",
+    "not shown": "yellow",
+    "contradicted": "red",
+    "too few to tell": "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def demo(
     require_extra()
     config = load_config("bundled")
     chosen = {"quick": quick, "seed": seed, "dtype": dtype}
-    record = session.open_run(out, "demo", config, chosen)
+    record = session.open_run(out, "demo", "bundled", config, chosen)
     model, tokenizer = session.load("bundled", device, dtype, seed)
     session.begin(out, record)
     result = run(
@@ -156,7 +162,7 @@ def as_data(result: Result) -> dict[str, Any]:
         "clusters": steerer.clusters.assignment,
         "adjusted_rand_index": agreement(steerer.clusters, _kinds(steerer)).rand,
         "validation": result.validation.to_dict(),
-        "findings": [asdict(f) for f in findings(result.validation, steerer.seed)],
+        "findings": [asdict(f) for f in findings(result.validation)],
         "texts": [asdict(text) for text in result.texts],
     }
 
@@ -180,12 +186,13 @@ def summary(result: Result) -> list[RenderableType]:
         lines.append(
             Text("Steering did not help held-out people; the report has the curves.", "red")
         )
-    lines += ["", Text("What it is worth", "bold"), _table(validation, steerer.seed)]
+    lines += ["", Text("What it is worth", "bold"), _table(validation)]
     lines.append(
         f"{len(validation.example_ids)} samples of {len(set(validation.user_ids))} test people; "
-        "changes against plain with 95 % intervals; a change of NLL below 0 helps."
+        f"changes against plain with {INTERVALS}; a change of NLL below 0 helps."
     )
-    lines += [_line(found) for found in findings(validation, steerer.seed)]
+    if claims := findings(validation):
+        lines += [*map(_line, claims), VERDICTS]
     if result.texts:
         differing = sum(text.differs for text in result.texts)
         lines.append(f"{differing} of {len(result.texts)} texts differ from plain decoding's.")
@@ -203,15 +210,15 @@ def _kinds(steerer: PreferenceSteerer) -> dict[str, str]:
 
 
 def _line(found: Finding) -> Text:
-    return Text.assemble((f"{found.verdict.upper():<13}", STYLES[found.verdict]), found.claim)
+    return Text.assemble((f"{found.verdict.upper():<16}", STYLES[found.verdict]), found.claim)
 
 
-def _table(validation: Validation, seed: int) -> Table:
+def _table(validation: Validation) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("method")
     for name in ("NLL", "change", "change of specificity"):
         table.add_column(name, justify="right")
-    for row in validation.rows(seed):
+    for row in validation.rows():
         cells = [row.method, f"{row.nll:.3f}", str(row.change), str(row.specificity_change)]
         # Text, as the brackets of an interval are markup to rich.
         table.add_row(*map(Text, cells), style="bold" if row.method == "steered" else None)

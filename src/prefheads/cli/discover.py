@@ -1,16 +1,23 @@
 """`prefheads discover`: how much each head contributes, and the heads that contribute most."""
 
-from typing import Annotated, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 import prefheads
+from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.tables import head_rows, head_table
+from prefheads.errors import ArtifactError
 from prefheads.examples import load_examples
+from prefheads.heads import HeadScores
 from prefheads.loading import load_config
+from prefheads.storage import read_json, write_json
 
 SHOWN = 20
+SCORES, UNFINISHED = "scores.safetensors", "unfinished.safetensors"
 
 
 def discover(
@@ -54,25 +61,30 @@ def discover(
         "seed": seed,
         "dtype": dtype,
     }
-    run = session.open_run(out, "discover", config, settings)
+    run = session.open_run(out, "discover", model, config, settings)
     with session.notes() as prompts:
         prompts.append(len(examples))
         network, tokenizer = session.load(model, device, dtype, seed)
-        session.begin(out, run)
-        scores = prefheads.discover(
-            network,
-            tokenizer,
-            examples,
-            scope=scope,
-            target=target,
-            reference=None if reference == "none" else reference,
-            method=method,
-            checkpoint=out / "unfinished.safetensors",
-            seed=seed,
-            progress=not quiet,
-        )
+        run["made_from"] = digest([[asdict(e) for e in examples], *model_marks(network)])
+        scores = _finished(out, run)
+        if scores is None:
+            session.begin(out, run)
+            scores = prefheads.discover(
+                network,
+                tokenizer,
+                examples,
+                scope=scope,
+                target=target,
+                reference=None if reference == "none" else reference,
+                method=method,
+                checkpoint=out / UNFINISHED,
+                seed=seed,
+                progress=not quiet,
+            )
+            scores.save(out / SCORES)
+            write_json(out / session.RUN_FILE, run)
+            (out / UNFINISHED).unlink(missing_ok=True)
         heads = scores.top(fraction=fraction)
-    scores.save(out / "scores.safetensors")
     heads.save(out / "heads.safetensors")
     result = {
         "run": out,
@@ -81,7 +93,22 @@ def discover(
         "shape": scores.shape[1:],
         "nll": scores.nll.mean().item(),
         "selected": heads.heads,
-        "heads": head_rows(scores, scores.values[0].numel(), seed),
+        "heads": head_rows(scores, scores.values[0].numel()),
     }
     said = f"{heads.n_active} heads in {out / 'heads.safetensors'}"
-    session.emit(as_json, result, [head_table(scores, SHOWN, seed), said])
+    session.emit(as_json, result, [head_table(scores, SHOWN), said])
+
+
+def _finished(out: Path, run: dict[str, Any]) -> HeadScores | None:
+    """The scores of the same run, if it came to its end.
+
+    Raises:
+        ArtifactError: They are of other samples or another model.
+    """
+    if not (out / SCORES).is_file() or (out / UNFINISHED).is_file():
+        return None
+    if read_json(out / session.RUN_FILE).get("made_from") != run["made_from"]:
+        raise ArtifactError(
+            f"{out}: holds a run on other data or another model; give another folder"
+        )
+    return HeadScores.load(out / SCORES)

@@ -17,11 +17,12 @@ from prefheads.evaluation.prepare import Choice, choose_samples, shortened
 from prefheads.evaluation.run import RECORDS, Measured, Plan, evaluate_task
 from prefheads.evaluation.tables import (
     LEGEND,
+    RESULTS,
     Cell,
     cells,
     extraction_counts,
     frames,
-    note,
+    read_results,
     require_libraries,
     title,
     write_tables,
@@ -143,8 +144,9 @@ def evaluate(
         "dtype": dtype,
         **loading,
     }
-    run = session.describe_run("eval", config, recorded)
+    run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
+    read_results(out)  # a damaged one is told before the work
     plan = Plan(
         compared,
         generation=measure != "likelihood",
@@ -180,11 +182,11 @@ def evaluate(
             )
     found = [cells(m, extracted=extract, seed=seed) for m in measured]
     write_tables(out, measured, found, scored_by)
-    if others := sorted(
-        p.parent.name for p in out.glob(f"*/{RECORDS}") if p.parent.name not in samples
-    ):
-        session.tell(f"{out} holds {', '.join(others)} too; name all tasks for one table")
-    session.emit(as_json, read_json(out / "results.json"), _shown(measured, found, extract, out))
+    results = read_json(out / RESULTS)
+    begun = {p.parent.name for p in out.glob(f"*/{RECORDS}")}
+    if others := sorted(begun - results["tasks"].keys()):
+        session.tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
+    session.emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
 
 
 def _methods(text: str) -> tuple[Method, ...]:
@@ -217,21 +219,25 @@ def _fitted(
 
 
 def _shown(
-    measured: list[Measured], found: list[list[Cell]], extracted: bool, out: Path
+    measured: list[Measured],
+    found: list[list[Cell]],
+    told: dict[str, Any],
+    extracted: bool,
+    out: Path,
 ) -> list[RenderableType]:
     shown: list[RenderableType] = []
     for m, part in zip(measured, found, strict=True):
         for name, frame in frames(part).items():
-            table = Table(title=title(m, name), title_justify="left")
+            table = Table(title=title(m.task, told[m.task], name), title_justify="left")
             for column in frame.columns:
                 table.add_column(column, justify="left" if column == "method" else "right")
             for row in frame.itertuples(index=False):
                 table.add_row(*row)
             shown.append(table)
-        if said := note(m):
+        if said := told[m.task]["note"]:
             shown.append(f"{m.task}: {said}")
         if extracted:
             counts = extraction_counts(m).items()
-            told = (f"{k} {c['extracted']} extracted, {c['failed']} without" for k, c in counts)
-            shown.append(f"{m.task}, answers: {'; '.join(told)}")
+            each = (f"{k} {c['extracted']} extracted, {c['failed']} without" for k, c in counts)
+            shown.append(f"{m.task}, answers: {'; '.join(each)}")
     return [*shown, LEGEND, f"Written to {out}: table.md, table.tex, table.csv, results.json"]

@@ -118,7 +118,7 @@ def fit(
     }
     # Recorded where they are given: runs of before they existed can still be resumed.
     settings |= {k: v for k, v in {"mode": mode, "target": target}.items() if v is not None}
-    run = session.open_run(out, "fit", config, settings)
+    run = session.open_run(out, "fit", model, config, settings)
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed)
         prompts.append(len(used))

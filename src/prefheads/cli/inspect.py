@@ -48,15 +48,15 @@ class Contents:
 def inspect(
     run: Annotated[Path, typer.Argument(help="Folder that `discover` or `fit` wrote.")],
     top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 15,
-    seed: options.Seed = 0,
+    seed: options.Seed = 0,  # every command takes it; nothing is drawn at random here
     as_json: options.Json = False,
 ) -> None:
     """Show what was found: heads, clusters, calibration, validation; and draw it."""
     contents = read(run)
-    figures = draw(contents, run / "plots", seed) if find_spec("matplotlib") else []
+    figures = draw(contents, run / "plots") if find_spec("matplotlib") else []
     said = f"Figures are in {run / 'plots'}." if figures else 'Figures need the extra "plots".'
-    shown = [*tables(contents, top, seed), said]
-    session.emit(as_json, data(contents, top, seed) | {"plots": figures}, shown)
+    shown = [*tables(contents, top), said]
+    session.emit(as_json, data(contents, top) | {"plots": figures}, shown)
 
 
 def read(run: Path) -> Contents:
@@ -94,9 +94,9 @@ def _parse(path: Path, parse: Callable[[Any], T], part: str | None = None) -> T:
         raise ArtifactError(f"{path}: damaged ({error!r}); run the command again") from error
 
 
-def tables(contents: Contents, top: int, seed: int) -> list[RenderableType]:
+def tables(contents: Contents, top: int) -> list[RenderableType]:
     """What was found, for people."""
-    shown: list[RenderableType] = [head_table(s, top, seed) for s in contents.scores.values()]
+    shown: list[RenderableType] = [head_table(s, top) for s in contents.scores.values()]
     if contents.heads is not None:
         shown.append(f"Selected: {contents.heads}")
     if contents.clusters is not None:
@@ -105,17 +105,17 @@ def tables(contents: Contents, top: int, seed: int) -> list[RenderableType]:
         shown.append(calibration_table(contents.calibration))
         shown.append(f"Chosen: {contents.calibration.setting}.")
     if contents.validation is not None:
-        rows = contents.validation.rows(seed)
+        rows = contents.validation.rows()
         shown.append(validation_table(rows, len(contents.validation.example_ids)))
-        shown.append(verdict(findings(contents.validation, seed)))
+        shown.append(verdict(findings(contents.validation)))
     return shown
 
 
-def data(contents: Contents, top: int, seed: int) -> dict[str, Any]:
+def data(contents: Contents, top: int) -> dict[str, Any]:
     """What was found, for programs."""
     found: dict[str, Any] = {
         "scores": {
-            target: {"info": asdict(s.info), "heads": head_rows(s, top, seed)}
+            target: {"info": asdict(s.info), "heads": head_rows(s, top)}
             for target, s in contents.scores.items()
         }
     }
@@ -127,21 +127,21 @@ def data(contents: Contents, top: int, seed: int) -> dict[str, Any]:
         found["calibration"] = contents.calibration.to_dict()
     if contents.validation is not None:
         found["validation"] = contents.validation.to_dict()
-        found["findings"] = [asdict(f) for f in findings(contents.validation, seed)]
+        found["findings"] = [asdict(f) for f in findings(contents.validation)]
     return found
 
 
-def draw(contents: Contents, folder: Path, seed: int) -> list[Path]:
+def draw(contents: Contents, folder: Path) -> list[Path]:
     """Draw what was found; returns the files."""
     from prefheads.analysis import plots  # needs the extra `plots`
 
     figures = {
-        f"heads-{target}": plots.heat_map({"all users": scores}, seed=seed)
+        f"heads-{target}": plots.heat_map({"all users": scores})
         for target, scores in contents.scores.items()
     }
     if contents.calibration is not None:
         figures["calibration"] = plots.calibration_curves(contents.calibration)
     if contents.validation is not None and not contents.validation.setting.plain:
-        figures["validation"] = plots.validation_plot(contents.validation, seed=seed)
+        figures["validation"] = plots.validation_plot(contents.validation)
     writable_dir(folder)
     return [path for name, figure in figures.items() for path in plots.save(figure, folder / name)]

@@ -27,6 +27,7 @@ from prefheads.cli.fit import fit
 from prefheads.cli.flops import flops
 from prefheads.cli.generate import generate
 from prefheads.cli.inspect import inspect
+from prefheads.cli.joined import tables
 from prefheads.cli.serve import keys, serve
 from prefheads.cli.validate import validate
 from prefheads.errors import PrefheadsError
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    check, discover, fit, generate, validate, inspect, export, analyze, demo, flops, serve,
+    check, discover, fit, generate, validate, inspect, export, analyze, tables, demo, flops, serve,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

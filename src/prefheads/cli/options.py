@@ -16,7 +16,9 @@ Model = Annotated[
 Data = Annotated[
     Path,
     typer.Option(
-        "--data", help="JSONL of examples, a LaMP questions file or its folder, a LongLaMP split."
+        "--data",
+        help="JSONL of examples, a LaMP questions file or its folder, a LongLaMP split; "
+        '"bundled" are 24 made-up people.',
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; resumes what is in it.")]

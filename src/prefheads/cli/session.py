@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import prefheads
+from prefheads.bundled import model_name
 from prefheads.encoding import TruncationWarning
 from prefheads.errors import ArtifactError
 from prefheads.heads import HeadWeights, fingerprint
@@ -35,20 +36,21 @@ def load(
 
 
 def open_run(
-    folder: Path, command: str, config: PreTrainedConfig, options: Mapping[str, Any]
+    folder: Path, command: str, model: str, config: PreTrainedConfig, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Make sure that a folder can take this run, and return what to record in it.
 
     A folder that holds results takes only the very same run again, which then resumes.
 
     Args:
+        model: As the user named it.
         options: What the results depend on; ``data`` is recorded but may have moved.
 
     Raises:
         ArtifactError: The folder cannot be written, or holds another run.
     """
     writable_dir(folder)
-    run = describe_run(command, config, options)
+    run = describe_run(command, model, config, options)
     if _has_results(folder):
         if not (folder / RUN_FILE).exists():
             raise ArtifactError(f"{folder}: holds results of something else; give another folder")
@@ -57,13 +59,14 @@ def open_run(
 
 
 def describe_run(
-    command: str, config: PreTrainedConfig, options: Mapping[str, Any]
+    command: str, model: str, config: PreTrainedConfig, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What ``run.json`` records of a run."""
+    """What ``run.json`` records of a run: ``model`` as it was named, ``source`` where it was."""
     return {
         "command": command,
         "version": prefheads.__version__,
-        "model": config.name_or_path,
+        "model": model,
+        "source": config.name_or_path,
         "fingerprint": fingerprint(config),
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in options.items()},
     }
@@ -84,17 +87,31 @@ def _require_same(folder: Path, before: Any, run: Mapping[str, Any]) -> None:
         raise ArtifactError(f"{folder / RUN_FILE}: damaged; give another folder")
     if before.get("fingerprint") != run["fingerprint"]:
         raise ArtifactError(
-            f"{folder}: holds a run of another model ({before.get('model')}), not of "
+            f"{folder}: holds a run of another model ({named_model(before)}), not of "
             f"{run['model']}; give another folder"
         )
-    old = {"command": before.get("command"), "model": before.get("model"), **before["options"]}
-    new = {"command": run["command"], "model": run["model"], **run["options"]}
+    if _source(before) != _source(run):
+        raise ArtifactError(
+            f"{folder}: holds a run with another model ({named_model(before)}, now "
+            f"{run['model']}); give another folder"
+        )
+    old = {"command": before.get("command"), **before["options"]}
+    new = {"command": run["command"], **run["options"]}
     for name in sorted((old.keys() | new.keys()) - {"data"}):
         if old.get(name) != new.get(name):
             raise ArtifactError(
                 f"{folder}: holds a run with another {name} ({old.get(name)}, now "
                 f"{new.get(name)}); give another folder"
             )
+
+
+def named_model(run: Mapping[str, Any]) -> str:
+    """The model of a run as its user named it; runs of before that was recorded have its folder."""
+    return model_name(run.get("model"))
+
+
+def _source(run: Mapping[str, Any]) -> Any:
+    return run.get("source", run.get("model"))
 
 
 def begin(folder: Path, run: Mapping[str, Any]) -> None:
@@ -121,8 +138,8 @@ def require_fitted(folder: Path, config: PreTrainedConfig) -> None:
         raise ArtifactError(f"{path}: damaged; fit again into another folder")
     if data["fingerprint"] != fingerprint(config):
         raise ArtifactError(
-            f"{folder}: was fitted for {data.get('model_id') or 'another model'}, not for "
-            f"{config.name_or_path}"
+            f"{folder}: was fitted for {model_name(data.get('model_id'))}, "
+            f"not for {model_name(config.name_or_path)}"
         )
 
 

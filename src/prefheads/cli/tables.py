@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from rich.table import Table
 
-from prefheads.analysis.findings import Finding, Verdict
+from prefheads.analysis.findings import VERDICTS, Finding, Verdict
 from prefheads.calibrate import Calibration
 from prefheads.heads import HeadScores
+from prefheads.stats import INTERVALS, Estimate
 from prefheads.users import Clusters
 from prefheads.validate import Row
 
@@ -21,9 +22,9 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def head_rows(scores: HeadScores, n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The ``n`` heads of highest PCS with standard errors and 95 % bootstrap intervals."""
-    low, high = scores.interval(seed=seed)
+def head_rows(scores: HeadScores, n: int) -> list[dict[str, Any]]:
+    """The ``n`` heads of highest PCS with standard errors and 95 % intervals."""
+    low, high = scores.interval()
     return [
         {
             "layer": layer,
@@ -37,7 +38,7 @@ def head_rows(scores: HeadScores, n: int, seed: int = 0) -> list[dict[str, Any]]
     ]
 
 
-def head_table(scores: HeadScores, n: int, seed: int = 0) -> Table:
+def head_table(scores: HeadScores, n: int) -> Table:
     """The strongest heads; PCS in thousandths of a nat a token, where most of them lie."""
     users = len(set(scores.user_ids))
     title = (
@@ -45,7 +46,7 @@ def head_table(scores: HeadScores, n: int, seed: int = 0) -> Table:
         f"{users} users, NLL {scores.nll.mean():.3f} nats a token"
     )
     table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval")
-    for row in head_rows(scores, n, seed):
+    for row in head_rows(scores, n):
         pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
         table.add_row(
             f"{row['layer']}.{row['head']}",
@@ -90,7 +91,7 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
 def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
     """Every method with its controls."""
     table = _table(
-        f"Validation on {n_examples} samples; changes against plain, 95 % intervals over users",
+        f"Validation on {n_examples} samples; changes against plain, {INTERVALS}",
         "method",
         "NLL",
         "change",
@@ -98,7 +99,7 @@ def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
         "no profile",
         "specificity",
         "its change",
-        "own wins",
+        "own wins, %",
     )
     for row in rows:
         table.add_row(
@@ -109,9 +110,17 @@ def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
             str(row.none),
             _or_na(f"{row.specificity.mean:+.3f}"),
             str(row.specificity_change),
-            _or_na(f"{row.own_wins:.0%}"),
+            percent(row.own_wins, ".0f"),
         )
     return table
+
+
+def percent(e: Estimate, form: str = ".1f") -> str:
+    """A share or a difference of shares in per cent, with its interval if there is one."""
+    mean, low, high = (f"{100 * v:{form}}" for v in (e.mean, e.low, e.high))
+    if e.low != e.low:
+        return "n/a" if e.mean != e.mean else mean
+    return f"{mean} [{low}, {high}]"
 
 
 def verdict(found: Sequence[Finding]) -> str:
@@ -119,7 +128,8 @@ def verdict(found: Sequence[Finding]) -> str:
     if not found:
         return "Calibration chose plain decoding: no steering helped there, so none is tested."
     claims = {v: [f.claim for f in found if f.verdict == v] for v in get_args(Verdict)}
-    return " ".join(f"{v.capitalize()}: {'; '.join(c)}." for v, c in claims.items() if c)
+    said = " ".join(f"{v.capitalize()}: {'; '.join(c)}." for v, c in claims.items() if c)
+    return f"{said} {VERDICTS}"
 
 
 def _or_na(figure: str) -> str:

@@ -71,9 +71,9 @@ def validate(
     write_json(run / "validation.json", session.plain(result.to_dict()))
     for path in run.glob(f"{checkpoint.stem}*"):  # so that other data can be validated next
         path.unlink()
-    claims = findings(result, seed)
+    claims = findings(result)
     shown: list[RenderableType] = [
-        validation_table(result.rows(seed), tested),
+        validation_table(result.rows(), tested),
         verdict(claims),
         f"{left_out} of {there} samples were left out: their users took part in fitting.",
     ]

@@ -146,13 +146,15 @@ def discover(
             def estimate(e: Encoded) -> tuple[Tensor, Tensor]:
                 return estimate_scores(scorers.lend(e), layout, target, seed)
 
-            estimates = _fill(store, done, "screening", estimate, encoded, others, progress)
+            estimates = _fill(
+                store, done, f"screening, target {target}", estimate, encoded, others, progress
+            )
             done, heads = len(examples), choose_candidates(estimates["values"], candidates)
 
         def ablate(e: Encoded) -> tuple[Tensor, Tensor]:
             return _pcs(scorers, layout, e, target, heads)
 
-        result = _fill(store, done, "PCS", ablate, encoded, others, progress)
+        result = _fill(store, done, f"PCS, target {target}", ablate, encoded, others, progress)
     return HeadScores(
         result["values"],
         result["nll"],

@@ -9,16 +9,32 @@ from typing import Any
 
 import numpy as np
 
-from prefheads.compare import holm, interval, paired_test
+from prefheads.compare import interval, paired_test
+from prefheads.errors import ArtifactError
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
-from prefheads.stats import Array
-from prefheads.storage import plain, writable_dir, write_atomic, write_json
+from prefheads.stats import INTERVALS, Array, holm
+from prefheads.storage import plain, read_json, writable_dir, write_atomic, write_json
 from prefheads.tasks.extract import extract
-from prefheads.tasks.metrics import Metric, caveat, metrics_of, sample_scores, write_predictions
+from prefheads.tasks.metrics import (
+    OFFICIAL,
+    Metric,
+    caveat,
+    metrics_of,
+    sample_scores,
+    write_predictions,
+)
 from prefheads.tasks.wordnet import require
 
 LEVEL = 0.05
+RESULTS = "results.json"
+_UNTOLD: dict[str, Any] = {
+    "samples": 0,
+    "folds": 1,
+    "split": "",
+    "heads_from": "",
+    "note": "",
+}  # by old versions
 
 
 @dataclass(frozen=True)
@@ -27,11 +43,13 @@ class Cell:
 
     Attributes:
         table: ``"texts"``, ``"extracted answers"`` or ``"likelihood"``.
-        value: The metric, with its 95 % bootstrap interval over users from ``low`` to ``high``.
+        value: The metric, with its 95 % interval over users from ``low`` to ``high``.
         p: Of the paired test against the baseline, corrected by Holm over the task's table; NaN
             for the baseline itself and for columns without a test.
         better: Whether the value is better than the baseline's.
         n: Samples.
+        official: What the benchmark's own evaluation prints instead (of ROUGE); NaN where it is
+            the value.
     """
 
     task: str
@@ -45,6 +63,7 @@ class Cell:
     p: float
     better: bool
     n: int
+    official: float = float("nan")
 
     @property
     def mark(self) -> str:
@@ -55,10 +74,17 @@ class Cell:
         if np.isnan(self.value):
             return "n/a"
         form = ".3f" if abs(self.value) < 10 else ".1f" if abs(self.value) < 1000 else ".3g"
-        shown = f"{self.value:{form}}"
+        shown = f"{self.value:z{form}}"
         if not np.isnan(self.low):
-            shown += f" [{self.low:{form}}, {self.high:{form}}]"
+            shown += f" [{self.low:z{form}}, {self.high:z{form}}]"
         return shown + (f" {self.mark}" if self.mark else "")
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The columns of a table: the metric, and its official aggregate if that is another."""
+        if np.isnan(self.official):
+            return {self.metric: str(self)}
+        return {self.metric: str(self), self.metric + OFFICIAL: f"{self.official:.3f}"}
 
 
 def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list[Cell]:
@@ -67,7 +93,7 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
     Args:
         extracted: Add the metrics of the answers that :func:`prefheads.tasks.extract.extract`
             takes out of the texts, beside the strict ones. A text without an answer stays as it is.
-        seed: Of bootstrap and permutations.
+        seed: Of the permutations.
     """
     found = [
         _cell(measured.task, column, method, seed)
@@ -98,13 +124,15 @@ def _cell(task: str, column: _Column, method: str, seed: int) -> Cell:
     value, base = metric.aggregate(rows), metric.aggregate(baseline)
     low = high = p = float("nan")
     if np.isfinite(rows).all():
-        estimate = interval(rows, metric, column.users, seed)
+        estimate = interval(rows, metric, column.users)
         low, high = estimate.low, estimate.high
         if column.tested and rows is not baseline and np.isfinite(baseline).all():
             p = paired_test(rows, baseline, metric, column.users, seed=seed)
     better = value != base and (value > base) == metric.higher_is_better
     name, higher = metric.name, metric.higher_is_better
-    return Cell(task, column.table, method, name, higher, value, low, high, p, better, len(rows))
+    official = metric.official(rows) if metric.resampled else float("nan")
+    n = len(rows)
+    return Cell(task, column.table, method, name, higher, value, low, high, p, better, n, official)
 
 
 def _texts(measured: Measured, extracted: bool) -> list[_Column]:
@@ -158,7 +186,7 @@ def _likelihood(measured: Measured) -> list[_Column]:
         for metric, rows, tested in (
             (Metric("NLL", False), own, False),
             (Metric("change of NLL", False), change(own), True),
-            (Metric("perplexity", False, _exp), own, False),
+            (Metric("perplexity", False, outer=_exp), own, False),
             (Metric("specificity"), specific, False),
             (Metric("its change"), change(specific), True),
         )
@@ -203,14 +231,10 @@ def frames(found: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _frame(found: Sequence[Cell]) -> Any:
-    table = require("pandas").DataFrame(
-        [{"method": c.method, "metric": c.metric, "cell": str(c)} for c in found]
-    )
-    wide = table.pivot(index="method", columns="metric", values="cell")
-    methods = list(dict.fromkeys(c.method for c in found))
-    metrics = list(dict.fromkeys(c.metric for c in found))
-    wide = wide.loc[methods, metrics].reset_index()
-    return wide.rename_axis(columns=None)
+    rows: dict[str, dict[str, str]] = {}
+    for cell in found:
+        rows.setdefault(cell.method, {"method": cell.method}).update(cell.shown)
+    return require("pandas").DataFrame(list(rows.values())).fillna("")
 
 
 def write_tables(
@@ -222,31 +246,36 @@ def write_tables(
     """Write ``table.md``, ``table.tex``, ``table.csv`` (a line a cell), ``results.json``, and for
     each task the golds and every method's predictions in the official shape.
 
+    Tables of other tasks that were written there before stay in them.
+
     Args:
         scored_by: For each task what its metrics depend on (:func:`tasks.metrics.prepare`).
 
     Raises:
-        ArtifactError: A file cannot be written.
+        ArtifactError: A file cannot be written, or what is there is damaged.
     """
     pandas = require("pandas")
+    told, parts = read_results(out)
+    told |= {m.task: _summary(m, scored_by.get(m.task, {})) for m in measured}
+    parts |= {m.task: list(part) for m, part in zip(measured, found, strict=True)}
     tables = [
-        (title(m, name), table, "" if name == "likelihood" else note(m))
-        for m, part in zip(measured, found, strict=True)
-        for name, table in frames(part).items()
+        (title(task, about, name), table, "" if name == "likelihood" else about["note"])
+        for task, about in told.items()
+        for name, table in frames(parts[task]).items()
     ]
     markdown = [
-        f"### {head}\n\n{table.to_markdown(index=False)}\n" + (f"\n{said}\n" if said else "")
+        f"### {head}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" + (f"\n{said}\n" if said else "")
         for head, table, said in tables
     ]
     latex = [
         table.to_latex(index=False, escape=True, caption=f"{head}. {said}" if said else head)
         for head, table, said in tables
     ]
-    flat = [asdict(cell) for part in found for cell in part]
+    flat = [asdict(cell) for task in told for cell in parts[task]]
     write_atomic(out / "table.md", "\n".join([*markdown, LEGEND + "\n"]).encode())
     write_atomic(out / "table.tex", "\n".join(latex).encode())
     write_atomic(out / "table.csv", pandas.DataFrame(flat).to_csv(index=False).encode())
-    write_json(out / "results.json", _summary(measured, flat, scored_by))
+    write_json(out / RESULTS, {"cells": plain(flat), "tasks": told})
     for m in measured:
         for method, records in m.texts.items():
             folder = writable_dir(out / m.task / "predictions")
@@ -264,23 +293,45 @@ def note(measured: Measured) -> str:
     return caveat(measured.task, [r.reference for r in records if r.reference is not None])
 
 
-def title(measured: Measured, table: str) -> str:
-    """What a table is of."""
-    split = f" ({measured.split})" if measured.split else ""
-    folds = f" in {measured.folds} folds" if measured.folds > 1 else ""
-    heads = f"; heads from {measured.heads_from}" if measured.heads_from else ""
-    return f"{measured.task}{split}, {table}: {len(_ids(measured))} samples{folds}{heads}"
+def title(task: str, about: Mapping[str, Any], table: str) -> str:
+    """What a table of a task is of, from what ``results.json`` says of the task."""
+    split = f" ({about['split']})" if about["split"] else ""
+    folds = f" in {about['folds']} folds" if about["folds"] > 1 else ""
+    heads = f"; heads from {about['heads_from']}" if about["heads_from"] else ""
+    return f"{task}{split}, {table}: {about['samples']} samples{folds}{heads}"
+
+
+def read_results(out: Path) -> tuple[dict[str, Any], dict[str, list[Cell]]]:
+    """What ``results.json`` says of each task, and each task's cells; nothing if there is none.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    path = out / RESULTS
+    if not path.is_file():
+        return {}, {}
+    content = read_json(path)
+    try:
+        told: Any = {task: {**_UNTOLD, **about} for task, about in content["tasks"].items()}
+        known: Any = (
+            {k: np.nan if v is None else v for k, v in c.items()} for c in content["cells"]
+        )
+        cells = [Cell(**cell) for cell in known]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}); give another folder") from None
+    return told, {task: [c for c in cells if c.task == task] for task in told}
 
 
 def require_libraries() -> None:
     """Raise unless what tables need is installed, so that a lack shows before a long run."""
-    for name in ("pandas", "tabulate", "statsmodels.stats.multitest"):
+    for name in ("pandas", "tabulate"):
         require(name)
 
 
 LEGEND = (
-    "Brackets: 95 % bootstrap intervals over users. + and -: significantly better or worse than "
-    "the first method (paired approximate randomisation, Holm over the table, 5 %)."
+    f"Brackets: {INTERVALS}. + and -: significantly better or worse than the first method (paired "
+    "approximate randomisation, Holm over the table, 5 %). Official: ROUGE as the benchmark's own "
+    "evaluation prints it, the median of 1,000 resampled means."
 )
 
 
@@ -290,25 +341,15 @@ def _ids(measured: Measured) -> list[str]:
     return [r.id for r in next(iter(measured.texts.values()), [])]
 
 
-def _summary(
-    measured: Sequence[Measured],
-    flat: Sequence[dict[str, Any]],
-    scored_by: Mapping[str, Mapping[str, str]],
-) -> dict[str, Any]:
+def _summary(measured: Measured, scored_by: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "cells": plain(flat),
-        "tasks": {
-            m.task: {
-                "samples": len(_ids(m)),
-                "folds": m.folds,
-                "split": m.split,
-                "heads_from": m.heads_from,
-                "settings": m.settings,
-                "extraction": extraction_counts(m),
-                "costs": costs(m),
-                "note": note(m),
-                "scored_by": dict(scored_by.get(m.task, {})),
-            }
-            for m in measured
-        },
+        "samples": len(_ids(measured)),
+        "folds": measured.folds,
+        "split": measured.split,
+        "heads_from": measured.heads_from,
+        "settings": measured.settings,
+        "extraction": extraction_counts(measured),
+        "costs": costs(measured),
+        "note": note(measured),
+        "scored_by": dict(scored_by),
     }

@@ -70,8 +70,8 @@ def human_results(votes: Votes, seed: int = 0) -> HumanResults:
     return HumanResults(
         task=study["task"],
         methods=(a, b),
-        wins={name: Estimate.of(values, users, seed) for name, values in won.items()},
-        difference=Estimate.of(won[b] - won[a], users, seed),
+        wins={name: Estimate.of_share(values, users) for name, values in won.items()},
+        difference=Estimate.of_difference(won[b] - won[a], users),
         alpha=agreement(cast, (a, b, TIE)),
         first_wins=float(np.mean([v.choice == v.first for v in decided])) if decided else np.nan,
         votes=dict(sorted(Counter(v.annotator for v in cast).items())),
@@ -132,9 +132,9 @@ def rating_rows(ratings: Ratings, seed: int = 0) -> list[Rating]:
 
     def row(name: str, values: Array, of: Sequence[str], bias: Array | None) -> Rating:
         a, b = values[:, 0], values[:, 1]
-        estimates = (Estimate.of(a, of, seed), Estimate.of(b, of, seed))
-        added = None if bias is None else Estimate.of(bias, of, seed)
-        return Rating(name, estimates, Estimate.of(b - a, of, seed), added)
+        estimates = (Estimate.of(a, of), Estimate.of(b, of))
+        added = None if bias is None else Estimate.of(bias, of)
+        return Rating(name, estimates, Estimate.of(b - a, of), added)
 
     means = ratings.scores.mean(axis=1)  # over orders: (n_pairs, 2 methods, dimensions)
     shown_first = ratings.scores[:, (0, 1), (0, 1)]  # (n_pairs, 2 methods, dimensions)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prefheads.bundled import NAME, people_path
 from prefheads.errors import DataError
 from prefheads.tasks.lamp import QUESTIONS, read_lamp
 from prefheads.tasks.longlamp import longlamp_task, read_longlamp, splits_in
@@ -18,13 +19,15 @@ def read_rows(
     """The rows of a LaMP or LongLaMP source or of a JSONL file, one at a time, with their places.
 
     Args:
-        source: As for :func:`prefheads.load_examples`.
+        source: As for :func:`prefheads.load_examples`; "bundled" are the example people.
         outputs: The golds of a LaMP file that are not beside it.
         require_output: Whether every question of LaMP needs a gold.
 
     Raises:
         DataError: Files that are missing or malformed.
     """
+    if source == Path(NAME):
+        source = people_path()
     longlamp = None if source.name.endswith(QUESTIONS) else longlamp_task(source)
     if longlamp is None and (source.is_dir() or source.name.endswith(QUESTIONS)):
         yield from read_lamp(source, outputs, require_output)
@@ -43,6 +46,8 @@ def find_sources(path: Path) -> list[Path]:
     Raises:
         DataError: A folder without data.
     """
+    if path == Path(NAME):
+        return [people_path()]
     if not path.is_dir():
         return [path]
     found = set(path.rglob("*" + QUESTIONS))

@@ -1,4 +1,7 @@
-"""The metrics of the LaMP tasks, as the benchmark's own evaluation computes them.
+"""The metrics of the LaMP tasks, each sample scored as the benchmark's own evaluation does.
+
+It also takes the mean over samples, but for ROUGE, where it prints the median of resampled means:
+:func:`evaluate` gives both.
 
 Every metric is a function of the mean of one row a sample: a mean itself (accuracy, MAE, ROUGE,
 METEOR), the root of a mean (RMSE), or a ratio of mean counts (macro-F1). So intervals and paired
@@ -25,6 +28,7 @@ from prefheads.stats import Array
 from prefheads.storage import PathLike, write_json
 from prefheads.tasks import wordnet
 from prefheads.tasks.lamp import read_golds, task_name
+from prefheads.tasks.official import resampled
 from prefheads.tasks.wordnet import require
 
 LABELS = {
@@ -91,20 +95,45 @@ class Metric:
         name: As in result tables.
         higher_is_better: False for errors.
         of_mean: The metric from the mean of the samples' rows, ``(..., *row)`` to ``(...)``.
+        outer: Applied to that at last, rising: intervals are drawn on the scale below it.
+        bounds: What the metric cannot leave, below ``outer``.
+        share: Whether it is the share of samples that are right, rows being 0 or 1.
+        resampled: Whether the official evaluation prints :func:`tasks.official.resampled` of it.
     """
 
     name: str
     higher_is_better: bool = True
     of_mean: Callable[[Array], Array] = _itself
+    outer: Callable[[Array], Array] = _itself
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    share: bool = False
+    resampled: bool = False
 
     def aggregate(self, rows: Array) -> float:
         """The metric of samples from their rows, ``(n,)`` or ``(n, k)``."""
-        return float(self.of_mean(np.asarray(rows, dtype=np.float64).mean(axis=0)))
+        return float(self.outer(self.of_mean(np.asarray(rows, dtype=np.float64).mean(axis=0))))
+
+    def official(self, rows: Array) -> float:
+        """The metric as the benchmark's own evaluation prints it; by a fixed seed if resampled."""
+        return resampled(rows) if self.resampled else self.aggregate(rows)
 
 
-_CLASSIFICATION = (Metric("accuracy"), Metric("f1", of_mean=_macro_f1))
-_REGRESSION = (Metric("mae", False), Metric("rmse", False, _root))
-_GENERATION = (Metric("rouge-1"), Metric("rouge-L"), Metric("meteor"))
+_UNIT = (0.0, 1.0)
+_CLASSIFICATION = (
+    Metric("accuracy", bounds=_UNIT, share=True),
+    Metric("f1", of_mean=_macro_f1, bounds=_UNIT),
+)
+_REGRESSION = (
+    Metric("mae", False, bounds=(0, math.inf)),
+    Metric("rmse", False, _root, bounds=(0, math.inf)),
+)
+_GENERATION = (
+    Metric("rouge-1", bounds=_UNIT, resampled=True),
+    Metric("rouge-L", bounds=_UNIT, resampled=True),
+    Metric("meteor", bounds=_UNIT),
+)
+OFFICIAL = ", official"
+"""Follows the name of a metric whose official aggregate is not the mean."""
 
 
 def metrics_of(task: str | None) -> tuple[Metric, ...]:
@@ -212,9 +241,15 @@ def caveat(task: str | None, references: Sequence[str]) -> str:
 def evaluate(
     task: str | None, predictions: Sequence[str], references: Sequence[str]
 ) -> dict[str, float]:
-    """Every metric of a task over n predictions and their golds; see ``sample_scores``."""
+    """Every metric of a task over n predictions and their golds; see ``sample_scores``.
+
+    ROUGE comes twice: its mean, and by ``"rouge-1, official"`` what the benchmark's own evaluation
+    prints, the median of 1,000 resampled means.
+    """
     rows = sample_scores(task, predictions, references)
-    return {metric.name: metric.aggregate(rows[metric.name]) for metric in metrics_of(task)}
+    metrics = metrics_of(task)
+    official = {m.name + OFFICIAL: m.official(rows[m.name]) for m in metrics if m.resampled}
+    return {metric.name: metric.aggregate(rows[metric.name]) for metric in metrics} | official
 
 
 def write_predictions(

@@ -1,0 +1,53 @@
+"""`prefheads tables`: evaluations of several models as the paper's Tables 1 and 2."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+
+from prefheads.cli import options, session
+from prefheads.progress import stage
+from prefheads.storage import writable_dir
+from prefheads.tasks.wordnet import require
+
+
+def tables(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `eval` wrote.", metavar="RUN")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for tables.md, tables.tex and tables.csv.")
+    ] = None,
+    extract: Annotated[
+        bool, typer.Option("--extract", help="Score answers extracted from the texts.")
+    ] = False,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Join evaluations into the paper's Tables 1 and 2: models, tasks and methods.
+
+    The best method is bold where it is told from the second best by a paired test.
+    """
+    from prefheads.analysis import joined  # needs the extra `eval`
+
+    for library in ("pandas", "tabulate"):
+        require(library)
+    with stage("testing", shown=not quiet):
+        scores = joined.join(runs, extracted=extract, seed=seed)
+    shown: list[RenderableType] = []
+    for title, frame in joined.frames(scores, "{} *").items():
+        table = Table("model", "method", title=title, title_justify="left")
+        for task, metric in frame.columns:
+            table.add_column(f"{task}\n{metric}", justify="right")
+        for (model, method), row in frame.iterrows():
+            table.add_row(model, method, *row)
+        shown.append(table)
+    shown.append(joined.LEGEND.replace("Bold", "*"))
+    if out is not None:
+        joined.write(writable_dir(out), scores)
+        shown.append(f"Written to {out}: tables.md, tables.tex, tables.csv")
+    session.emit(as_json, [asdict(s) | {"best": s.best} for s in scores], shown)
