@@ -15,6 +15,7 @@ import pytest
 from judged import BAD, GOOD, METHODS, TASK, record, write_run
 from lamp_files import write_task
 from saved import Cli, save_model
+from scipy.stats import binomtest
 
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.records import Records
@@ -196,10 +197,12 @@ def test_win_rates(study: Study, tmp_path: Path) -> None:
     rates = {name: e.mean for name, e in found.wins.items()}
     assert rates == pytest.approx({CAD: 1 / 9, DPS: 4 / 9, TIE: 4 / 9})
     assert found.difference.mean == pytest.approx(3 / 9)
-    assert found.wins[DPS].low < 4 / 9 < found.wins[DPS].high
+    known = binomtest(4, 9).proportion_ci()
+    assert (found.wins[DPS].low, found.wins[DPS].high) == pytest.approx((known.low, known.high))
     assert (found.pairs, found.same, found.open) == (10, 2, 1)
     assert found.votes == {"ann": 7, "ben": 7, "cid": 1}
-    assert found.first_wins == pytest.approx(10 / 14)
+    assert found.first_wins.mean == pytest.approx(10 / 14)
+    assert found.first_wins.low < 0.5 < 10 / 14 < found.first_wins.high
 
 
 def krippendorff_by_hand(ballots: list[list[str]]) -> float:

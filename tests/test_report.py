@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import results
+from scipy.stats import ttest_1samp
 
 from prefheads.analysis.findings import agreement, findings
 from prefheads.analysis.report import write_report
@@ -164,6 +165,30 @@ def test_findings_follow_the_intervals():
         "contradicted",
     ]
     assert findings(results.validation(PLAIN)) == []
+
+
+def test_findings_are_corrected_for_their_number():
+    given = results.validation()
+    nll = given.nll.copy()
+    nll[:, :, 1:] = nll[:, :, :1] + np.random.default_rng(1).normal(0, 1, (8, 1, 1))
+    steered = given.methods.index("steered")
+    nll[:, 0, steered] = nll[:, 0, 0] - [0.1, 0.2, 0.3, 0.2, 0.1, 0.2, -0.2, 0.2]
+    found = findings(replace(given, nll=nll))
+    alone = found[0].estimate
+    known = ttest_1samp(nll[:, 0, steered] - nll[:, 0, 0], 0).pvalue
+    assert alone.excludes_zero and alone.p == pytest.approx(known) and 0.01 < known < 0.05
+    assert found[0].verdict == "not shown"  # as one of six
+    assert found[0].p == pytest.approx(min(1, alone.p * 6)) and f"{found[0].p:.2g}" in str(found[0])
+    assert [f.estimate.excludes_zero for f in found] == [f.estimate.p < 0.05 for f in found]
+
+
+def test_few_people_give_no_verdict():
+    given = results.validation()
+    users = tuple("abcdefga")  # seven of them
+    found = findings(replace(given, user_ids=users))
+    assert {f.verdict for f in found} == {"too few to tell"}
+    assert np.isfinite([f.estimate.low for f in found]).all()
+    assert "TOO FEW TO TELL" in str(found[0])
 
 
 def test_findings_turn_with_the_measurements():

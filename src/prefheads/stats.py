@@ -115,15 +115,22 @@ def jackknife(
 def pairs_jackknife(values: Any) -> Jackknife:
     """The mean of ``values[i, j]`` over pairs of different users, ``(n_users, n_users)``.
 
-    A user is left out with all of their pairs, so three users are the fewest with an interval.
+    A user is left out with all of their pairs. Four users are the fewest with an interval: without
+    one of three a single pair is left.
     """
+    mean, without = pair_means(values)
+    return Jackknife.of(mean, without, np.ones(len(without)))
+
+
+def pair_means(values: Any) -> tuple[float, Array]:
+    """Means over pairs of different users: of all, and without each user ``(n_users,)``."""
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     off = values * (1 - np.eye(n))
-    without = off.sum() - off.sum(0) - off.sum(1)
-    left = (n - 1) * (n - 2)
-    without = without / left if left else np.full(n, np.nan)
-    return Jackknife.of(off.sum() / (n * (n - 1)), without, np.ones(n))
+    mean = float(off.sum() / (n * (n - 1)))
+    if n < 4:
+        return mean, np.full(n, np.nan)
+    return mean, np.asarray((off.sum() - off.sum(0) - off.sum(1)) / ((n - 1) * (n - 2)))
 
 
 def effective_users(counts: Any) -> float:

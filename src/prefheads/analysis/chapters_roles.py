@@ -166,7 +166,7 @@ def _token_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
     """A line a head: its tokens with the mean change of their log-probability."""
 
     def told(shifts: Sequence[Shift]) -> str:
-        return "  ".join(f"{quoted(s.token)} {s.change:+.2f}" for s in shifts)
+        return "  ".join(f"{quoted(s.token)} {s.change:+z.2f}" for s in shifts)
 
     return [
         {"head": _name(e), "group": e.group, "raises": told(e.raised), "lowers": told(e.lowered)}

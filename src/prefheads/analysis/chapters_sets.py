@@ -98,7 +98,7 @@ def clusters(c: Chapter) -> Entry:
             f"Top {c.k} heads of {len(found.names)} clusters: mean overlap "
             f"{found.between:.2f}; of random groups of the same users and sizes "
             f"{show(found.random)} (95 % of deals), of random heads {found.chance:.3f}. Users "
-            f"of one cluster overlap by {found.within:+.3f} more than users of different "
+            f"of one cluster overlap by {found.within:+z.3f} more than users of different "
             f"ones, and in {found.p:.2g} of random deals by as much: above 0.05, these "
             "clusters do not have heads of their own as far as this can tell."
         ),

@@ -289,7 +289,7 @@ def cluster_figure(found: ClusterOverlap, title: str) -> Any:
         upper.set_title(", ".join(found.names), fontsize=9, wrap=True)
         upper.set_ylabel("cluster")
         histogram(lower, found.random_within, GREY, "users dealt at random")
-        label = f"these clusters: {found.within:+.3f} (p = {found.p:.2g})"
+        label = f"these clusters: {found.within:+z.3f} (p = {found.p:.2g})"
         lower.axvline(found.within, color=BLUE, lw=1.8, label=label)
         lower.set_xlabel(f"overlap of users' top {found.k} heads, within - across clusters")
         lower.set_ylabel("share of deals")

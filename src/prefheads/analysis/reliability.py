@@ -16,7 +16,14 @@ import numpy as np
 from prefheads.analysis.charts import BLUE, GREEN, INK, ORANGE, chart, intervals, matrix
 from prefheads.analysis.overlap import chance, chance_of, jaccard, sizes, top_sets
 from prefheads.heads import HeadScores
-from prefheads.stats import Array, Estimate, user_totals
+from prefheads.stats import (
+    Array,
+    Estimate,
+    Jackknife,
+    pair_means,
+    pairs_jackknife,
+    user_totals,
+)
 
 N_SPLITS = 200
 MIN_USERS = 4
@@ -68,7 +75,7 @@ def own_reliability(scores: HeadScores, k: int, seed: int = 0) -> OwnReliability
     values = scores.values.double().numpy().reshape(scores.n_examples, -1)
     rng = np.random.default_rng(seed)
     n = len(users)
-    within, between, expected = np.zeros(n), np.zeros(n), 0.0
+    within, between, expected = np.zeros(n), np.zeros((n, n)), 0.0
     for _ in range(N_SPLITS):
         halves = [np.array_split(rng.permutation(own), 2) for own in rows]
         first, second = (
@@ -76,17 +83,24 @@ def own_reliability(scores: HeadScores, k: int, seed: int = 0) -> OwnReliability
         )
         overlaps = jaccard(first, second)
         within += np.diagonal(overlaps) / N_SPLITS
-        others = (overlaps + overlaps.T) / 2 * (1 - np.eye(n))
-        between += others.sum(1) / (n - 1) / N_SPLITS
+        between += overlaps / N_SPLITS
         expected += chance_of(first, second).mean() / N_SPLITS
     return OwnReliability(
         k,
-        Estimate.of(within, users),
-        Estimate.of(between, users),
-        Estimate.of(within - between, users),
+        Estimate.of(within, users).within(0, 1),
+        Estimate.from_jackknife(pairs_jackknife(between)).within(0, 1),
+        Estimate.from_jackknife(_difference(within, between)).within(-1, 1),
         float(expected),
         n,
     )
+
+
+def _difference(within: Array, between: Array) -> Jackknife:
+    """Of the mean of users ``(n,)`` and that of pairs of users ``(n, n)``, which go together."""
+    n = len(within)
+    mean, without = pair_means(between)
+    one_less = (within.sum() - within) / (n - 1)
+    return Jackknife.of(within.mean() - mean, one_less - without, np.ones(n))
 
 
 @dataclass(frozen=True)

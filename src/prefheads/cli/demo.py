@@ -172,7 +172,7 @@ def summary(result: Result) -> list[RenderableType]:
     steerer, validation = result.steerer, result.validation
     lines: list[RenderableType] = [Text("What was found", "bold")]
     for target, scores in steerer.scores.items():
-        top = ", ".join(f"{la}.{h} {mean:+.3f}" for la, h, mean, _ in scores.ranked()[:5])
+        top = ", ".join(f"{la}.{h} {mean:+z.3f}" for la, h, mean, _ in scores.ranked()[:5])
         what = "whole heads cut" if target == "head" else "reading of the profile cut"
         lines.append(f"Top heads, {what} (layer.head, nats a token): {top}")
     match = agreement(steerer.clusters, _kinds(steerer))

@@ -12,11 +12,12 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.tables import figure, percent
 from prefheads.errors import DataError, ModelError
 from prefheads.judge.pairs import Study, load_study
 from prefheads.listening import listen
 from prefheads.progress import track
-from prefheads.stats import Estimate
+from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
 if TYPE_CHECKING:  # these need the extra `judge`
@@ -73,7 +74,7 @@ def serve(
 def results(
     db: Annotated[Path, typer.Option("--db", help="SQLite file that `serve` wrote.")],
     csv: Csv = None,
-    seed: options.Seed = 0,
+    seed: options.Seed = 0,  # every command takes it; nothing is drawn at random here
     as_json: options.Json = False,
 ) -> None:
     """Win rates by majority vote, with intervals, and how far annotators agree."""
@@ -81,11 +82,11 @@ def results(
         from prefheads.judge.results import human_results, votes_csv
         from prefheads.judge.store import Votes
     votes = Votes(db)
-    found = human_results(votes, seed)
+    found = human_results(votes)
     if csv is not None:
         write_atomic(csv, votes_csv(votes).encode())
     data = vars(found) | {"wins": {k: vars(v) for k, v in found.wins.items()}}
-    data["difference"] = vars(found.difference)
+    data |= {name: vars(getattr(found, name)) for name in ("difference", "first_wins")}
     session.emit(as_json, data, _human(found))
 
 
@@ -146,7 +147,7 @@ def llm(
             workers=workers,
             advance=lambda done: bar.update(done - bar.n),
         )
-    rows = rating_rows(ratings, seed)
+    rows = rating_rows(ratings)
     if csv is not None:
         write_atomic(csv, ratings_csv(ratings).encode())
     data = {
@@ -188,17 +189,16 @@ def _human(found: HumanResults) -> list[Table | str]:
     judged = found.pairs - found.open
     table = _table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
     for name, share in found.wins.items():
-        table.add_row(name, _percent(share))
+        table.add_row(name, percent(share))
     a, b = found.methods
-    table.add_row(f"{b} less {a}", _percent(found.difference, sign="+"))
+    table.add_row(f"{b} less {a}", percent(found.difference, "+"))
     told = ", ".join(f"{name} {count}" for name, count in found.votes.items())
     return [
         table,
         f"Krippendorff's alpha {_or_na(found.alpha)} (1: the annotators agree; 0: as by chance). "
-        f"Of votes but ties, {_or_na(found.first_wins, '.0%')} went to the text shown first.",
+        f"Of votes but ties, {percent(found.first_wins)} % went to the text shown first.",
         f"Votes: {told}. {found.same} pairs have the same text twice and count as ties; "
-        f"{found.open} have no vote yet and are left out. Brackets: 95 % bootstrap intervals over "
-        "users.",
+        f"{found.open} have no vote yet and are left out. Brackets: {INTERVALS}.",
     ]
 
 
@@ -208,12 +208,12 @@ def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[T
     table = _table(title, "", a, b, f"{b} less {a}", "for standing first")
     for row in rows:
         bias = "" if row.bias is None else _score(row.bias, "+")
-        show = _score if row.bias is not None else _percent
+        show = _score if row.bias is not None else percent
         name = row.name.replace("_", " ") + (" (%)" if row.bias is None else "")
         table.add_row(name, *map(show, row.means), show(row.difference, "+"), bias)
     notes = [
         f"Scores from 1 to 5, means of both orders; {data['same']} pairs with the same text twice "
-        "were not asked for and count as ties. Brackets: 95 % bootstrap intervals over users.",
+        f"were not asked for and count as ties. Brackets: {INTERVALS}.",
         f"Tokens of these answers: {_spent(data['tokens'])}. This run: "
         f"{data['this_run']['requests']} requests, {_spent(data['this_run'])}.",
     ]
@@ -231,12 +231,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _score(e: Estimate, sign: str = "") -> str:
-    return f"{e.mean:{sign}.2f} [{e.low:{sign}.2f}, {e.high:{sign}.2f}]"
-
-
-def _percent(e: Estimate, sign: str = "") -> str:
-    mean, low, high = (100 * v for v in (e.mean, e.low, e.high))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return figure(e, f"{sign}z.2f")
 
 
 def _or_na(value: float, form: str = ".2f") -> str:

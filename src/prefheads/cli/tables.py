@@ -50,9 +50,9 @@ def head_table(scores: HeadScores, n: int) -> Table:
         pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
         table.add_row(
             f"{row['layer']}.{row['head']}",
-            f"{pcs:+.2f}",
-            f"{error:.2f}",
-            f"[{low:+.2f}, {high:+.2f}]",
+            f"{pcs:+z.2f}",
+            _or_na(f"{error:.2f}"),
+            _or_na(f"[{low:+z.2f}, {high:+z.2f}]"),
         )
     return table
 
@@ -79,10 +79,10 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
     for i in dict.fromkeys([0, calibration.chosen, *best[:n]]):
         table.add_row(
             str(calibration.settings[i]),
-            f"{calibration.change[i]:+.4f}",
+            f"{calibration.change[i]:+z.4f}",
             _or_na(f"{calibration.stderr[i]:.4f}"),
             f"{calibration.divergence[i]:.4f}",
-            *([_or_na(f"{specific[i]:+.4f}")] if specific else []),
+            *([_or_na(f"{specific[i]:+z.4f}")] if specific else []),
             "chosen" if i == calibration.chosen else "",
         )
     return table
@@ -108,19 +108,24 @@ def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
             str(row.change),
             str(row.other),
             str(row.none),
-            _or_na(f"{row.specificity.mean:+.3f}"),
+            _or_na(f"{row.specificity.mean:+z.3f}"),
             str(row.specificity_change),
-            percent(row.own_wins, ".0f"),
+            percent(row.own_wins, digits=0),
         )
     return table
 
 
-def percent(e: Estimate, form: str = ".1f") -> str:
-    """A share or a difference of shares in per cent, with its interval if there is one."""
-    mean, low, high = (f"{100 * v:{form}}" for v in (e.mean, e.low, e.high))
-    if e.low != e.low:
-        return "n/a" if e.mean != e.mean else mean
+def figure(e: Estimate, form: str, scale: float = 1) -> str:
+    """An estimate with its interval, if there is one."""
+    mean, low, high = (f"{scale * v:{form}}" for v in (e.mean, e.low, e.high))
+    if "nan" in low:
+        return _or_na(mean)
     return f"{mean} [{low}, {high}]"
+
+
+def percent(e: Estimate, sign: str = "", digits: int = 1) -> str:
+    """A share or a difference of shares, in per cent."""
+    return figure(e, f"{sign}z.{digits}f", 100)
 
 
 def verdict(found: Sequence[Finding]) -> str:

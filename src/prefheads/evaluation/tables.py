@@ -263,8 +263,9 @@ def write_tables(
         for task, about in told.items()
         for name, table in frames(parts[task]).items()
     ]
+    as_shown = {"index": False, "disable_numparse": True}  # 0.200 stays 0.200
     markdown = [
-        f"### {head}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n" + (f"\n{said}\n" if said else "")
+        f"### {head}\n\n{table.to_markdown(**as_shown)}\n" + (f"\n{said}\n" if said else "")
         for head, table, said in tables
     ]
     latex = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ class HumanResults:
 
     Attributes:
         task, methods: What was compared.
-        wins: Share of the pairs that each method wins, and share of ties, with 95 % bootstrap
-            intervals over users.
+        wins: Share of the pairs that each method wins, and share of ties, with 95 % intervals
+            over users (Clopper-Pearson).
         difference: Share of the second method less that of the first.
         alpha: Krippendorff's alpha of the annotators (nominal); NaN where no pair has two votes or
             all votes are the same.
@@ -41,14 +41,14 @@ class HumanResults:
     wins: dict[str, Estimate]
     difference: Estimate
     alpha: float
-    first_wins: float
+    first_wins: Estimate
     votes: dict[str, int]
     pairs: int
     same: int
     open: int
 
 
-def human_results(votes: Votes, seed: int = 0) -> HumanResults:
+def human_results(votes: Votes) -> HumanResults:
     """Results of a study from its votes.
 
     Raises:
@@ -65,20 +65,27 @@ def human_results(votes: Votes, seed: int = 0) -> HumanResults:
     settled = [p for p in study["pairs"] if p["same"] or p["id"] in by_pair]
     winners = [TIE if p["same"] else majority(by_pair[p["id"]]) for p in settled]
     won = {name: np.array([w == name for w in winners], dtype=np.float64) for name in (a, b, TIE)}
-    users = [p["user_id"] for p in settled]
-    decided = [v for v in cast if v.choice != TIE]
+    user = {p["id"]: p["user_id"] for p in study["pairs"]}
+    users = [user[p["id"]] for p in settled]
     return HumanResults(
         task=study["task"],
         methods=(a, b),
         wins={name: Estimate.of_share(values, users) for name, values in won.items()},
         difference=Estimate.of_difference(won[b] - won[a], users),
         alpha=agreement(cast, (a, b, TIE)),
-        first_wins=float(np.mean([v.choice == v.first for v in decided])) if decided else np.nan,
+        first_wins=_first_wins([v for v in cast if v.choice != TIE], user),
         votes=dict(sorted(Counter(v.annotator for v in cast).items())),
         pairs=len(study["pairs"]),
         same=sum(p["same"] for p in study["pairs"]),
         open=len(study["pairs"]) - len(settled),
     )
+
+
+def _first_wins(decided: Sequence[Vote], user: Mapping[str, str]) -> Estimate:
+    if not decided:
+        return Estimate(*[float("nan")] * 3)
+    first = np.array([vote.choice == vote.first for vote in decided], dtype=np.float64)
+    return Estimate.of_share(first, [user[vote.pair] for vote in decided])
 
 
 def majority(choices: Sequence[str]) -> str:
@@ -101,7 +108,7 @@ def agreement(votes: Iterable[Vote], choices: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Rating:
-    """One row of the table of ratings, with 95 % bootstrap intervals over users.
+    """One row of the table of ratings, with 95 % intervals over users.
 
     Attributes:
         name: A dimension, or the share of pairs won on preference alignment.
@@ -116,7 +123,7 @@ class Rating:
     bias: Estimate | None
 
 
-def rating_rows(ratings: Ratings, seed: int = 0) -> list[Rating]:
+def rating_rows(ratings: Ratings) -> list[Rating]:
     """The paper's Table 4 from ratings: wins first, then every dimension.
 
     A pair is won by the method with the higher mean of both orders; pairs of equal texts count as
@@ -130,11 +137,10 @@ def rating_rows(ratings: Ratings, seed: int = 0) -> list[Rating]:
         raise DataError(f"no pair was rated: {why}")
     users = [p.user_id for p in ratings.pairs]
 
-    def row(name: str, values: Array, of: Sequence[str], bias: Array | None) -> Rating:
+    def row(name: str, values: Array, bias: Array) -> Rating:
         a, b = values[:, 0], values[:, 1]
-        estimates = (Estimate.of(a, of), Estimate.of(b, of))
-        added = None if bias is None else Estimate.of(bias, of)
-        return Rating(name, estimates, Estimate.of(b - a, of), added)
+        means = (Estimate.of(a, users).within(1, 5), Estimate.of(b, users).within(1, 5))
+        return Rating(name, means, Estimate.of(b - a, users), Estimate.of(bias, users))
 
     means = ratings.scores.mean(axis=1)  # over orders: (n_pairs, 2 methods, dimensions)
     shown_first = ratings.scores[:, (0, 1), (0, 1)]  # (n_pairs, 2 methods, dimensions)
@@ -143,10 +149,12 @@ def rating_rows(ratings: Ratings, seed: int = 0) -> list[Rating]:
     alignment = means[:, :, DIMENSIONS.index("preference_alignment")]
     wins = (alignment > alignment[:, ::-1]).astype(np.float64)
     same = [p.user_id for p in ratings.study.pairs if p.same]
-    ties = np.concatenate([wins, np.zeros((len(same), 2))])
+    a, b = np.concatenate([wins, np.zeros((len(same), 2))]).T
+    of = users + same
+    shares = (Estimate.of_share(a, of), Estimate.of_share(b, of))
     return [
-        row(WINS, ties, users + same, None),
-        *(row(name, means[:, :, i], users, bias[:, i]) for i, name in enumerate(DIMENSIONS)),
+        Rating(WINS, shares, Estimate.of_difference(b - a, of), None),
+        *(row(name, means[:, :, i], bias[:, i]) for i, name in enumerate(DIMENSIONS)),
     ]
 
 

@@ -17,16 +17,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prefheads.errors import DataError
 from prefheads.stats import Array
 from prefheads.storage import PathLike, write_json
-from prefheads.tasks import wordnet
+from prefheads.tasks import wording, wordnet
 from prefheads.tasks.lamp import read_golds, task_name
 from prefheads.tasks.official import resampled
 from prefheads.tasks.wordnet import require
@@ -56,12 +54,6 @@ RATING = "LaMP-3"
 
 # Squares of larger errors overflow; a prediction of so many digits is no rating anyway.
 _LARGEST_ERROR = 1e100
-# Punkt without its English model knows no abbreviations; these are the frequent ones.
-_ABBREVIATIONS = (
-    "a.m approx apr aug ave capt co col corp d.c dec dept dr e.g etc feb fig fr ft gen gov hon i.e "
-    "inc jan jr lt ltd maj mr mrs ms mt nov oct p.m ph.d prof rep rev sen sept sgt sr st u.k "
-    "u.n u.s v vol vs"
-)
 
 
 class MetricWarning(UserWarning):
@@ -160,14 +152,14 @@ def prepare(task: str | None) -> dict[str, str]:
     """
     if metrics_of(task) is not _GENERATION:
         return {}
-    _rouge()
+    wording.rouge()
     from importlib.metadata import version
 
     return {
         "nltk": version("nltk"),
         "rouge-score": version("rouge-score"),
         "wordnet": str(wordnet.load().get_version()),
-        "sentences": _sentence_splitter()[1],
+        "sentences": wording.sentence_splitter()[1],
     }
 
 
@@ -338,49 +330,16 @@ def _number(text: str) -> float | None:
 
 
 def _generation(pairs: Sequence[tuple[str, str]]) -> dict[str, Array]:
-    rouge = _rouge()
+    rouge = wording.rouge()
     scores = []
     for prediction, reference in pairs:
         overlap = rouge.score(reference, prediction)
         scores.append(
-            (overlap["rouge1"].fmeasure, overlap["rougeL"].fmeasure, _meteor(prediction, reference))
+            (
+                overlap["rouge1"].fmeasure,
+                overlap["rougeL"].fmeasure,
+                wording.meteor(prediction, reference),
+            )
         )
     columns = np.array(scores, dtype=np.float64).T
     return {metric.name: column for metric, column in zip(_GENERATION, columns, strict=True)}
-
-
-@cache
-def _rouge() -> Any:
-    scorer = require("rouge_score.rouge_scorer")
-    return scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
-
-
-def _meteor(prediction: str, reference: str) -> float:
-    score = require("nltk.translate.meteor_score").single_meteor_score(
-        _words(reference),
-        _words(prediction),
-        wordnet=wordnet.load(),
-        alpha=0.9,
-        beta=3.0,
-        gamma=0.5,
-    )
-    return float(score)
-
-
-def _words(text: str) -> list[str]:
-    """The words of ``word_tokenize``: Treebank words of each sentence."""
-    tokenizer = require("nltk.tokenize").NLTKWordTokenizer()
-    split, _ = _sentence_splitter()
-    return [word for sentence in split(text) for word in tokenizer.tokenize(sentence)]
-
-
-@cache
-def _sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
-    """The sentence splitter of ``word_tokenize`` or its stand-in, and its name."""
-    punkt = require("nltk.tokenize.punkt")
-    try:
-        return punkt.PunktTokenizer("english").tokenize, "punkt_tab"
-    except LookupError:
-        parameters = punkt.PunktParameters()
-        parameters.abbrev_types = set(_ABBREVIATIONS.split())
-        return punkt.PunktSentenceTokenizer(parameters).tokenize, "punkt without a trained model"

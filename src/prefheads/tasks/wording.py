@@ -1,0 +1,55 @@
+"""How near a text's wording is to its reference: ROUGE and METEOR, by the libraries of the official
+evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from prefheads.tasks import wordnet
+from prefheads.tasks.wordnet import require
+
+# Punkt without its English model knows no abbreviations; these are the frequent ones.
+_ABBREVIATIONS = (
+    "a.m approx apr aug ave capt co col corp d.c dec dept dr e.g etc feb fig fr ft gen gov hon i.e "
+    "inc jan jr lt ltd maj mr mrs ms mt nov oct p.m ph.d prof rep rev sen sept sgt sr st u.k "
+    "u.n u.s v vol vs"
+)
+
+
+@cache
+def rouge() -> Any:
+    scorer = require("rouge_score.rouge_scorer")
+    return scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+
+
+def meteor(prediction: str, reference: str) -> float:
+    score = require("nltk.translate.meteor_score").single_meteor_score(
+        _words(reference),
+        _words(prediction),
+        wordnet=wordnet.load(),
+        alpha=0.9,
+        beta=3.0,
+        gamma=0.5,
+    )
+    return float(score)
+
+
+def _words(text: str) -> list[str]:
+    """The words of ``word_tokenize``: Treebank words of each sentence."""
+    tokenizer = require("nltk.tokenize").NLTKWordTokenizer()
+    split, _ = sentence_splitter()
+    return [word for sentence in split(text) for word in tokenizer.tokenize(sentence)]
+
+
+@cache
+def sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
+    """The sentence splitter of ``word_tokenize`` or its stand-in, and its name."""
+    punkt = require("nltk.tokenize.punkt")
+    try:
+        return punkt.PunktTokenizer("english").tokenize, "punkt_tab"
+    except LookupError:
+        parameters = punkt.PunktParameters()
+        parameters.abbrev_types = set(_ABBREVIATIONS.split())
+        return punkt.PunktSentenceTokenizer(parameters).tokenize, "punkt without a trained model"
