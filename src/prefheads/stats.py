@@ -71,6 +71,21 @@ class Jackknife:
         stderr = np.where(np.isfinite(stderr), stderr, np.nan)
         return cls(value, np.asarray(stderr), effective_users(counts) - 1)
 
+    def over_draws(self, draws: Sequence[Array]) -> Jackknife:
+        """With what a choice of random draws adds to the error over users (Welch, Satterthwaite).
+
+        Args:
+            draws: The statistic of each draw ``(n_draws,)``, of everything whose mean it is of; one
+                draw alone tells nothing.
+        """
+        parts = [(float(self.stderr) ** 2, self.df)]
+        parts += [(float(d.var(ddof=1)) / len(d), len(d) - 1.0) for d in draws if len(d) > 1]
+        total = sum(square for square, _ in parts)
+        if len(parts) == 1 or not total > 0:
+            return self
+        df = total**2 / sum(square**2 / df for square, df in parts if square > 0)
+        return Jackknife(self.value, np.asarray(np.sqrt(total)), df)
+
     def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
         """Lower and upper end, each ``(...)``.
 

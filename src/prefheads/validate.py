@@ -8,7 +8,7 @@ the same steering with another user's profile in the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from prefheads.calibrate import sweep
 from prefheads.errors import DataError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.setting import PLAIN, Setting
-from prefheads.stats import Array, Estimate
+from prefheads.stats import Array, Estimate, jackknife
 from prefheads.steering import Scope
 from prefheads.weights import HeadWeights
 
@@ -63,8 +63,9 @@ class Validation:
         setting: The steering that was tested.
         methods: Names; the first is plain decoding.
         nll: ``(n_examples, 3, n_methods)``, nats a token: own, other, no profile. Random controls
-            are measured with the own profile only, and NaN elsewhere.
+            are means over draws, measured with the own profile only, and NaN elsewhere.
         example_ids, user_ids: ``n_examples`` ids each.
+        draws: Of random controls the NLL of each draw ``(n_examples, n_draws)``, by method.
     """
 
     setting: Setting
@@ -72,6 +73,7 @@ class Validation:
     nll: Array
     example_ids: tuple[str, ...]
     user_ids: tuple[str, ...]
+    draws: Mapping[str, Array] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
         """The table: means with 95 % intervals over users (:mod:`prefheads.stats`)."""
@@ -86,7 +88,7 @@ class Validation:
             Row(
                 method,
                 float(own[:, i].mean()),
-                estimate(own[:, i] - own[:, 0]),
+                self.difference(method, self.methods[0]),
                 estimate(other[:, i] - other[:, 0]),
                 estimate(none[:, i] - none[:, 0]),
                 estimate(specific[:, i]),
@@ -100,8 +102,14 @@ class Validation:
 
     def difference(self, method: str, baseline: str) -> Estimate:
         """Paired difference of NLL (own profile); negative favours ``method``."""
-        a, b = (self.methods.index(name) for name in (method, baseline))
-        return Estimate.of(self.nll[:, 0, a] - self.nll[:, 0, b], self.user_ids)
+        a, b = (self._own(name) for name in (method, baseline))
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            found = jackknife(a.mean(1) - b.mean(1), self.user_ids)
+        return Estimate.from_jackknife(found.over_draws([a.mean(0), b.mean(0)]))
+
+    def _own(self, method: str) -> Array:
+        """NLL with the own profile, of each draw ``(n_examples, n_draws)``; else of one."""
+        return self.draws.get(method, self.nll[:, 0, [self.methods.index(method)]])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data: the raw matrix and the table."""
@@ -111,6 +119,7 @@ class Validation:
             "nll": self.nll.tolist(),
             "example_ids": list(self.example_ids),
             "user_ids": list(self.user_ids),
+            "draws": {method: values.tolist() for method, values in self.draws.items()},
             "table": [asdict(row) for row in self.rows()],
         }
 
@@ -123,6 +132,7 @@ class Validation:
             np.array(data["nll"], dtype=np.float64),
             tuple(data["example_ids"]),
             tuple(data["user_ids"]),
+            {m: np.array(v, dtype=np.float64) for m, v in data.get("draws", {}).items()},
         )
 
 
@@ -217,12 +227,14 @@ def validate(
         "plain": at("plain"),
         f"plain, temperature {plain_temperature:g}": at("plain", plain_temperature),
     }
+    draws: dict[str, Array] = {}
     if not setting.plain:
         columns["steered"] = at("steered")
         columns[f"steered, temperature {temperature:g}"] = at("steered", temperature)
         for kind, label in (("heads", "random heads"), ("mask", "random masks")):
-            draws = [at(f"random {kind} {i}") for i in range(N_RANDOM)]
-            columns[f"{label} (mean of {N_RANDOM})"] = np.mean(draws, 0)
+            each = np.stack([at(f"random {kind} {i}") for i in range(N_RANDOM)], -1)
+            name = f"{label} (mean of {N_RANDOM})"
+            columns[name], draws[name] = each.mean(-1), each[:, 0]
     columns |= {name: at(name) for name in others or {}}
     return Validation(
         setting,
@@ -230,6 +242,7 @@ def validate(
         np.stack(list(columns.values()), -1),
         tuple(e.id for e in examples),
         tuple(e.user_id for e in examples),
+        draws,
     )
 
 

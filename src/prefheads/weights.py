@@ -116,8 +116,7 @@ class HeadWeights:
         Args:
             seed: fixes the draw.
             kind: "heads" puts the same non-zero weights on other heads, drawn at random; own heads
-                return only where there are not enough others. "mask" draws each head of the map
-                on its own, with the same chance of being non-zero and values from the own ones.
+                return only where there are not enough others. "mask" puts them on any heads.
         """
         generator = torch.Generator().manual_seed(seed)
         own = self.values.flatten()
@@ -128,10 +127,7 @@ class HeadWeights:
             order = torch.randperm(len(strengths), generator=generator)
             drawn[others_first[: len(strengths)]] = strengths[order]
         elif kind == "mask":
-            on = torch.rand(own.numel(), generator=generator) < len(strengths) / own.numel()
-            if len(strengths):
-                picks = torch.randint(len(strengths), own.shape, generator=generator)
-                drawn = torch.where(on, strengths[picks], drawn)
+            drawn = own[torch.randperm(own.numel(), generator=generator)]
         else:
             raise SteeringError(f"kind of a random control is 'heads' or 'mask', not {kind!r}")
         info = replace(self.info, method=f"random-{kind}", seed=seed)

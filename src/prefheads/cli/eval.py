@@ -14,7 +14,7 @@ from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.prepare import Choice, choose_samples, shortened
-from prefheads.evaluation.run import RECORDS, Measured, Plan, evaluate_task
+from prefheads.evaluation.run import SHORT, Measured, Plan, evaluate_task
 from prefheads.evaluation.tables import (
     LEGEND,
     RESULTS,
@@ -91,6 +91,14 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="By default what tasks need.")
     ] = None,
+    label_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="The same for answers that are a label or a rating (LaMP-1, 2, 3): more for a "
+            "model that talks first, with --extract.",
+        ),
+    ] = SHORT,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at once.")] = 8,
     clusters: Annotated[
         int | None, typer.Option(min=1, help="Clusters of users; chosen from the data if absent.")
@@ -139,6 +147,7 @@ def evaluate(
         "force": force,
         "prompt_length": prompt_length,
         "max_new_tokens": max_new_tokens,
+        "label_tokens": label_tokens,
         "clusters": clusters,
         "min_samples": min_samples,
         "dtype": dtype,
@@ -152,6 +161,7 @@ def evaluate(
         generation=measure != "likelihood",
         likelihood=measure != "texts",
         max_new_tokens=max_new_tokens,
+        label_tokens=label_tokens,
         batch_size=batch_size,
         clusters=clusters,
         min_samples=min_samples,

@@ -24,6 +24,7 @@ from prefheads.contrast.cad import context_contrast
 from prefheads.contrast.dola import layer_contrast
 from prefheads.encoding import Batch
 from prefheads.errors import DataError, SteeringError
+from prefheads.evaluation.draws import SEED
 from prefheads.examples import Example
 from prefheads.generation import steer_with
 from prefheads.heads import HeadWeights
@@ -63,9 +64,10 @@ DEFAULTS: dict[str, Options] = {
     "dps-cluster": _DPS | {"routing": "soft"},
     # What calibration chose.
     "calibrated": {"routing": "soft"},
-    # Controls of another method: as many heads elsewhere, or a random map as sparse.
-    "random-heads": {"of": "dps", "seed": None},
-    "random-mask": {"of": "dps", "seed": None},
+    # Controls of another method: as many heads elsewhere, or a random map as sparse; the mean over
+    # draws, or one draw of a seed.
+    "random-heads": {"of": "dps", "draws": 5, "seed": None},
+    "random-mask": {"of": "dps", "draws": 5, "seed": None},
 }
 CONTROLS: dict[str, Control] = {"random-heads": "heads", "random-mask": "mask"}
 NEEDS_STEERER = ("dps", "dps-cluster", "calibrated", "random-heads", "random-mask")
@@ -134,6 +136,14 @@ class Method:
         """Whether it works with what discovery found."""
         return self.kind in NEEDS_STEERER and not self.needs_retrieval_heads
 
+    def drawn(self, seed: int) -> list[Method]:
+        """What it is the mean of: a random control with each of its seeds, from ``seed`` on; any
+        other method itself."""
+        if self.kind not in CONTROLS or self.options["seed"] is not None:
+            return [self]
+        seeds = range(seed, seed + self.options["draws"])
+        return [Method.parse(f"{self.name}{SEED}{number}") for number in seeds]
+
     @property
     def generate_options(self) -> Options:
         """What ``model.generate`` is asked for: greedy, or sampling at another temperature.
@@ -195,7 +205,8 @@ class Decoder:
 
     def marks(self, row: int) -> str:
         """A hash of what acts on an example: its options, setting, scope and map."""
-        told = repr((sorted(self.method.options.items()), self.setting, self.scope))
+        options = sorted((k, v) for k, v in self.method.options.items() if k != "draws")
+        told = repr((options, self.setting, self.scope))
         result = hashlib.sha256(told.encode())
         if self.maps:  # three decimals: the last bits depend on the number of threads
             values = (1000 * self.maps[row].values.double()).round().long()
@@ -308,13 +319,13 @@ def _value(key: str, text: str, method: str) -> Any:
             )
         return text
     try:
-        number = int(text) if key == "seed" else float(text)
+        number = int(text) if key in ("seed", "draws") else float(text)
     except ValueError:
         raise DataError(f"method {method!r}: {key} is a number, not {text!r}") from None
     low, high = {"fraction": (0, 1), "plausibility": (0, 1), "suppression": (0, 1)}.get(
         key, (0, float("inf"))
     )
-    positive = key in ("temperature", "repetition_penalty", "fraction", "plausibility")
+    positive = key in ("temperature", "repetition_penalty", "fraction", "plausibility", "draws")
     if not low <= number <= high or number == float("inf") or (positive and number == 0):
         raise DataError(f"method {method!r}: {key}={text} is out of range")
     return number

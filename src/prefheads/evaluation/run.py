@@ -30,7 +30,7 @@ from prefheads.validate import Validation
 
 RECORDS = "records.jsonl"
 LIKELIHOOD = "likelihood.json"
-SHORT, LONG, VERY_LONG = 16, 48, 512  # new tokens for a label, a line, a page
+SHORT, LONG, VERY_LONG = 16, 48, 512  # new tokens for a label or a rating, a line, a page
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Plan:
         methods: What is compared; the first is the baseline.
         generation, likelihood: What is measured.
         max_new_tokens: By default what the task's answers need.
+        label_tokens: The same for tasks whose answer is a label or a rating (LaMP-1, 2 and 3);
+            more where a model talks before it answers, and the answer is extracted.
         clusters: Clusters of users; chosen from the data if None.
         min_samples: Discovery samples that a cluster needs.
         encoder: Sentence encoder of profiles.
@@ -50,6 +52,7 @@ class Plan:
     generation: bool = True
     likelihood: bool = True
     max_new_tokens: int | None = None
+    label_tokens: int = SHORT
     batch_size: int = 8
     clusters: int | None = None
     min_samples: int = 10
@@ -69,15 +72,18 @@ class Measured:
 
     Attributes:
         task: Its name.
-        texts: For each method the records of all samples; empty without generation.
-        nll: Likelihood under every method, or None.
-        settings: For each method how it steered, one text a fold.
+        methods: As typed; the first is the baseline.
+        texts: For each method, and each draw of a random one, the records of all samples; empty
+            without generation.
+        nll: Likelihood under each of them, or None.
+        settings: For each of them how it steered, one text a fold.
         folds: Number of folds.
         split: Which samples these are, for titles.
         heads_from: Where heads were found.
     """
 
     task: str
+    methods: tuple[str, ...]
     texts: dict[str, list[Record]]
     nll: Validation | None
     settings: dict[str, list[str]]
@@ -131,7 +137,7 @@ def _check(
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
         if plan.generation:
-            room = room_for_prompt(model, plan.max_new_tokens or answer_length(task))
+            room = room_for_prompt(model, answer_length(task, plan))
             for example in fold.test:
                 encode(tokenizer, replace(example, output=None), max_length=room)
         require_golds(task, fold.test)
@@ -146,6 +152,7 @@ def _evaluate(
     plan: Plan,
     out: Path,
 ) -> Measured:
+    drawn = [one for method in plan.methods for one in method.drawn(plan.seed)]
     records = Records(out / RECORDS)
     write_samples(out, [e for fold in folds for e in fold.test])
     parts: list[Validation] = []
@@ -156,9 +163,7 @@ def _evaluate(
         if steerer is None and plan.needs_steerer:
             steerer = _fit(model, tokenizer, fold, plan, out / f"fit-{index}")
         heads = RetrievalHeads(model, tokenizer, out.parent / "retrieval-heads.safetensors", plan)
-        decoders = [
-            make_decoder(m, model, fold.test, steerer, heads, plan.seed) for m in plan.methods
-        ]
+        decoders = [make_decoder(m, model, fold.test, steerer, heads, plan.seed) for m in drawn]
         for decoder in decoders:
             settings.setdefault(decoder.method.name, []).append(decoder.described)
         if plan.likelihood:
@@ -170,19 +175,20 @@ def _evaluate(
                 fold.test,
                 decoders,
                 records,
-                max_new_tokens=plan.max_new_tokens or answer_length(task),
+                max_new_tokens=answer_length(task, plan),
                 batch_size=plan.batch_size,
                 seed=plan.seed,
                 progress=plan.progress,
                 label=name,
             )
     ids = [e.id for fold in folds for e in fold.test]
-    names = [m.name for m in plan.methods]
+    names = [m.name for m in drawn]
     texts = {name: records.of(name, ids) for name in names} if plan.generation else {}
     nll = _joined(parts)
     if nll is not None:
         write_json(out / LIKELIHOOD, plain(nll.to_dict()))
-    return Measured(task, texts, nll, settings, len(folds))
+    typed = tuple(m.name for m in plan.methods)
+    return Measured(task, typed, texts, nll, settings, len(folds))
 
 
 def require_golds(task: str, examples: Sequence[Example]) -> None:
@@ -197,11 +203,13 @@ def require_golds(task: str, examples: Sequence[Example]) -> None:
                 raise DataError(f"sample {example.id!r}: {error}") from None
 
 
-def answer_length(task: str) -> int:
-    """New tokens that an answer of this task needs."""
+def answer_length(task: str, plan: Plan) -> int:
+    """New tokens that an answer of this task may have."""
+    if plan.max_new_tokens is not None:
+        return plan.max_new_tokens
     if task.startswith("LongLaMP"):
         return VERY_LONG
-    return SHORT if task in ("LaMP-1", "LaMP-2", "LaMP-3") else LONG
+    return plan.label_tokens if task in ("LaMP-1", "LaMP-2", "LaMP-3") else LONG
 
 
 def _fit(

@@ -11,6 +11,7 @@ import numpy as np
 
 from prefheads.compare import interval, paired_test
 from prefheads.errors import ArtifactError
+from prefheads.evaluation.draws import draws_of, over_draws
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.stats import INTERVALS, Array, holm
@@ -109,29 +110,40 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
 
 @dataclass(frozen=True)
 class _Column:
-    """A metric's rows for every method; untested where another column has the same test."""
+    """A metric's rows for every method, of each of its draws; untested where another column has the
+    same test."""
 
     table: str
     metric: Metric
-    rows: dict[str, Array]
+    rows: dict[str, list[Array]]
     users: tuple[str, ...]
     tested: bool = True
 
 
 def _cell(task: str, column: _Column, method: str, seed: int) -> Cell:
-    metric, rows = column.metric, column.rows[method]
+    metric, draws = column.metric, column.rows[method]
     baseline = next(iter(column.rows.values()))
-    value, base = metric.aggregate(rows), metric.aggregate(baseline)
+    value, base = (float(np.mean([metric.aggregate(r) for r in x])) for x in (draws, baseline))
     low = high = p = float("nan")
-    if np.isfinite(rows).all():
-        estimate = interval(rows, metric, column.users)
+    finite = all(np.isfinite(rows).all() for rows in draws)
+    alone = len(draws) == 1
+    if finite:
+        if alone:
+            estimate = interval(draws[0], metric, column.users)
+        else:
+            estimate = over_draws(draws, [], metric, column.users)
         low, high = estimate.low, estimate.high
-        if column.tested and rows is not baseline and np.isfinite(baseline).all():
-            p = paired_test(rows, baseline, metric, column.users, seed=seed)
+    if finite and column.tested and draws is not baseline and np.isfinite(baseline).all():
+        if alone and len(baseline) == 1:
+            p = paired_test(draws[0], baseline[0], metric, column.users, seed=seed)
+        else:
+            p = over_draws(draws, baseline, metric, column.users).p
     better = value != base and (value > base) == metric.higher_is_better
     name, higher = metric.name, metric.higher_is_better
-    official = metric.official(rows) if metric.resampled else float("nan")
-    n = len(rows)
+    official = float("nan")
+    if metric.resampled:
+        official = float(np.mean([metric.official(rows) for rows in draws]))
+    n = len(draws[0])
     return Cell(task, column.table, method, name, higher, value, low, high, p, better, n, official)
 
 
@@ -151,7 +163,10 @@ def _texts(measured: Measured, extracted: bool) -> list[_Column]:
             for method, records in known.items()
         }
         for metric in metrics_of(measured.task):
-            rows = {method: own[metric.name] for method, own in scores.items()}
+            rows = {
+                m: [scores[draw][metric.name] for draw in draws_of(m, scores)]
+                for m in measured.methods
+            }
             columns.append(_Column(table, metric, rows, users))
     return columns
 
@@ -169,18 +184,23 @@ def _likelihood(measured: Measured) -> list[_Column]:
     found = measured.nll
     if found is None:
         return []
-    own = {m: found.nll[:, 0, i] for i, m in enumerate(found.methods)}
+    own, other = (
+        {
+            m: [found.nll[:, context, found.methods.index(d)] for d in draws_of(m, found.methods)]
+            for m in measured.methods
+        }
+        for context in (0, 1)
+    )
 
-    def less(a: Array, b: Array) -> Array:
+    def less(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
         with np.errstate(invalid="ignore"):  # infinity minus infinity
-            return np.asarray(a - b)
+            return [np.asarray(x - y) for x, y in zip(a, b, strict=True)]
 
-    def change(rows: dict[str, Array]) -> dict[str, Array]:
-        first = next(iter(rows.values()))
-        return {m: less(values, first) for m, values in rows.items()}
+    def change(rows: dict[str, list[Array]]) -> dict[str, list[Array]]:
+        first = next(iter(rows.values()))[0]
+        return {m: less(values, [first] * len(values)) for m, values in rows.items()}
 
-    specific = {m: less(found.nll[:, 1, i], own[m]) for i, m in enumerate(found.methods)}
-
+    specific = {m: less(other[m], own[m]) for m in own}
     return [
         _Column("likelihood", metric, rows, found.user_ids, tested)
         for metric, rows, tested in (
