@@ -151,7 +151,8 @@ def test_a_prompt_is_encoded_once_for_all_that_share_it(
 ) -> None:
     from prefheads.evaluation import generate as module
 
-    few, names, calls = tweets[10:15], ("plain", "dps", "cad", "decore"), []
+    masked = "decore:scope=all"  # from the first token on
+    few, names, calls = tweets[10:15], ("plain", "dps", "cad", "decore", masked), []
     stock = module.encode_prompt
 
     def counted(model: Any, batch: Any) -> Any:
@@ -164,9 +165,8 @@ def test_a_prompt_is_encoded_once_for_all_that_share_it(
     options = {"max_new_tokens": 3, "batch_size": 3, "progress": False}
     generate_records(*tiny_model, few, made, records, **options)
     assert calls == [3, 2]
-    # DeCoRe masks heads from the first token on.
     shared = {name for (name, _), r in records.done.items() if r.prompt_seconds > 0}
-    assert shared == {"plain", "dps", "cad"}
+    assert shared == {"plain", "dps", "cad", "decore"}
 
 
 def test_a_run_goes_on_in_batches_of_another_size(

@@ -63,7 +63,8 @@ def test_maps_of_every_method(tiny_model, tweets, tweet_steerer: PreferenceSteer
     top = tweet_steerer.scores["head"].top(fraction=0.04)
     assert [m.heads for m in made["dps"].maps] == [top.heads] * 4
     assert not made["plain"].maps and not made["cad"].maps and not made["dola"].maps
-    assert made["decore"].scope == "all" and made["decore"].setting.schedule == "entropy"
+    assert made["decore"].scope == "response" and made["decore"].setting.schedule == "entropy"
+    assert made["decore"].setting.target == "query"
     wide = decoders(
         ("dps:fraction=0.5", "random-heads:fraction=0.5"), tiny_model, few, tweet_steerer
     )

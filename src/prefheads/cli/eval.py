@@ -14,7 +14,7 @@ from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.prepare import Choice, choose_samples, shortened
-from prefheads.evaluation.run import SHORT, Measured, Plan, evaluate_task
+from prefheads.evaluation.run import RECORDS, SHORT, Measured, Plan, evaluate_task
 from prefheads.evaluation.tables import (
     LEGEND,
     RESULTS,

@@ -72,7 +72,6 @@ class Measured:
 
     Attributes:
         task: Its name.
-        methods: As typed; the first is the baseline.
         texts: For each method, and each draw of a random one, the records of all samples; empty
             without generation.
         nll: Likelihood under each of them, or None.
@@ -80,16 +79,22 @@ class Measured:
         folds: Number of folds.
         split: Which samples these are, for titles.
         heads_from: Where heads were found.
+        typed: The methods as typed, the first the baseline; those of the measurements if empty.
     """
 
     task: str
-    methods: tuple[str, ...]
     texts: dict[str, list[Record]]
     nll: Validation | None
     settings: dict[str, list[str]]
     folds: int
     split: str = ""
     heads_from: str = ""
+    typed: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, the first the baseline; a random control stands for its draws."""
+        return self.typed or tuple(self.texts) or (() if self.nll is None else self.nll.methods)
 
 
 def evaluate_task(
@@ -137,7 +142,7 @@ def _check(
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
         if plan.generation:
-            room = room_for_prompt(model, answer_length(task, plan))
+            room = room_for_prompt(model, plan.max_new_tokens or answer_length(task, plan.label_tokens))
             for example in fold.test:
                 encode(tokenizer, replace(example, output=None), max_length=room)
         require_golds(task, fold.test)
@@ -175,7 +180,7 @@ def _evaluate(
                 fold.test,
                 decoders,
                 records,
-                max_new_tokens=answer_length(task, plan),
+                max_new_tokens=plan.max_new_tokens or answer_length(task, plan.label_tokens),
                 batch_size=plan.batch_size,
                 seed=plan.seed,
                 progress=plan.progress,
@@ -188,7 +193,7 @@ def _evaluate(
     if nll is not None:
         write_json(out / LIKELIHOOD, plain(nll.to_dict()))
     typed = tuple(m.name for m in plan.methods)
-    return Measured(task, typed, texts, nll, settings, len(folds))
+    return Measured(task, texts, nll, settings, len(folds), typed=typed)
 
 
 def require_golds(task: str, examples: Sequence[Example]) -> None:
@@ -203,13 +208,11 @@ def require_golds(task: str, examples: Sequence[Example]) -> None:
                 raise DataError(f"sample {example.id!r}: {error}") from None
 
 
-def answer_length(task: str, plan: Plan) -> int:
-    """New tokens that an answer of this task may have."""
-    if plan.max_new_tokens is not None:
-        return plan.max_new_tokens
+def answer_length(task: str, of_label: int = SHORT) -> int:
+    """New tokens that an answer of this task needs, ``of_label`` if it is a label or a rating."""
     if task.startswith("LongLaMP"):
         return VERY_LONG
-    return plan.label_tokens if task in ("LaMP-1", "LaMP-2", "LaMP-3") else LONG
+    return of_label if task in ("LaMP-1", "LaMP-2", "LaMP-3") else LONG
 
 
 def _fit(
