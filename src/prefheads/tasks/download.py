@@ -113,7 +113,9 @@ def _longlamp(task: str, split: str, out: Path, setting: Setting) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if why := unreachable(constants.ENDPOINT):
-        raise DataError(f"the hub ({constants.ENDPOINT}) cannot be reached: {why}; check the network")
+        raise DataError(
+            f"the hub ({constants.ENDPOINT}) cannot be reached: {why}; check the network"
+        )
     folder = f"{LONGLAMP_NAMES[task]}_{'temporal' if setting == 'time' else 'user'}"
     name = "val" if split == "dev" else split
     patterns = [f"{folder}/{name}[-.]*", f"{folder}/{name}/*"]
