@@ -161,9 +161,8 @@ def test_differences_of_likelihood_are_paired_by_sample(eval_run: Path, tmp_path
     assert astuple(nll) == pytest.approx(astuple(Estimate.of(expected, users)), abs=1e-9)
     assert -0.7 < nll.low < -0.6 < nll.high < -0.5
     (entry,) = [e for e in quality.evaluation_entries(found, "") if e.name == "eval-controls-dps"]
-    assert f"change of NLL, dps - random-heads: -0.600 [{nll.low:+.3f}, {nll.high:+.3f}]" in (
-        entry.shows
-    )
+    assert "LaMP-2, dps - random-heads: accuracy +0.600 [" in entry.shows
+    assert f"change of NLL -0.600 [{nll.low:+.3f}, {nll.high:+.3f}]" in entry.shows
     assert "no interval" not in entry.shows and "Results keep no" not in entry.shows
 
     bare = tmp_path / "bare"  # only the tables were kept

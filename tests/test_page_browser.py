@@ -63,7 +63,9 @@ def calibration() -> Calibration:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    part = Part("", {"head": results.scores()}, None, "prefheads fit " + 30 * "long-option=x ")
+    found = results.scores()
+    named = replace(found, user_ids=tuple(f"{u}-who-has-a-long-name" for u in found.user_ids))
+    part = Part("", {"head": named}, None, "prefheads fit " + 30 * "long-option=x ")
     entries = [
         *quality.validation_entries(results.validation(), "", "validate"),
         *quality.calibration_entries(calibration(), "", "fit"),

@@ -16,6 +16,7 @@ from prefheads.stats import Array, Estimate
 INK = LIGHT.ink
 BLUE, ORANGE, GREEN = COLOURS[:3]
 SHADES = "Blues"  # from white: for shares and overlaps, which begin at 0
+LONGEST = 14  # letters of a name beside a matrix
 ON_SHADES = "#101418"  # not INK, which a dark page makes light; the shades stay
 
 
@@ -52,7 +53,8 @@ def matrix(axes: Any, values: Array, names: Sequence[str], largest: float = 1.0)
         axes.set_xticks([])
         axes.set_yticks([])
         return image
-    axes.set_xticks(range(n), names, rotation=45 if max(map(len, names)) > 4 else 0)
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\u2026" for name in names]
+    axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 4 else 0)
     axes.set_yticks(range(n), names)
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.6 * largest else ON_SHADES

@@ -103,7 +103,7 @@ def told(points: Sequence[Point], calibration: Calibration) -> str:
     choices = [
         f"{name}: " + (show(own[key].change, 3, sign=True) if key in own else "not tried here")
         for key, name in (
-            (AUTHORS, "The choice in the authors' code"),
+            (AUTHORS, "the choice in the authors' code"),
             (OURS, "4 % with gamma 0.25"),
         )
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 from prefheads.analysis import evaluated, paper_form, plots, sweeps
 from prefheads.analysis.chapter import named, show
@@ -12,7 +13,7 @@ from prefheads.analysis.findings import findings
 from prefheads.analysis.index import Entry
 from prefheads.calibrate import Calibration
 from prefheads.evaluation.methods import CONTROLS, Method
-from prefheads.stats import INTERVALS
+from prefheads.stats import INTERVALS, Estimate
 from prefheads.validate import Validation
 
 METHODS = (
@@ -40,12 +41,14 @@ def calibration_entries(calibration: Calibration | None, name: str, command: str
     where = f"{name}: " if name else ""
     c, best = calibration, calibration.best_tried
     i = c.settings.index(best)
+    half = plots.half_intervals(c)[i]
+    lowest = show(Estimate(c.change[i], c.change[i] - half, c.change[i] + half), 3, sign=True)
     said = (
         f"{len(c.settings) - 1} settings on {c.n_examples} samples of {c.n_users} users who took "
         f"no part in discovery; bars are 95 % intervals over users. Chosen: {c.setting}. "
-        f"Lowest: {best}, {c.change[i]:+z.3f} ± {c.stderr[i]:.3f} nats a token; the best of so "
-        f"many looks better than it is, which is what validation is for. Plain decoding (0) is the "
-        f"control; its NLL is {c.plain_nll:.3f}."
+        f"Lowest: {best}, {lowest} nats a token; the best of so many looks better than it is, "
+        f"which is what validation is for. Plain decoding (0) is the control; its NLL is "
+        f"{c.plain_nll:.3f}."
     )
     return [
         *_paper_form(c, name, where),
@@ -257,8 +260,9 @@ def _routing(found: Evaluation, command: str, seed: int) -> list[Entry]:
 
 def _told(found: Sequence[evaluated.Difference]) -> str:
     told = [
-        f"{d.task}, {d.metric}, {d.names[0]} - {d.names[1]}: {show(d.paired, 3, sign=True)}"
-        for d in found
+        f"{task}, {' - '.join(names)}: "
+        + ", ".join(f"{d.metric} {show(d.paired, 3, sign=True)}" for d in group)
+        for (task, names), group in groupby(found, key=lambda d: (d.task, d.names))
     ]
     return (
         "Differences on the same samples, of texts and of likelihood, with 95 % intervals over "
