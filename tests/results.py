@@ -24,7 +24,7 @@ METHODS = (
     "one map for all users",
     "the paper's DPS (top 4 %, gamma 0.25)",
 )
-STEERED = Setting("top 4%", "amplify", "profile", 2.0)
+STEERED = Setting("top 4% by head PCS", "amplify", "profile", 2.0)
 
 
 def scores(target: str = "head", shape: tuple[int, int] = (6, 4)) -> HeadScores:
@@ -39,7 +39,7 @@ def scores(target: str = "head", shape: tuple[int, int] = (6, 4)) -> HeadScores:
 
 def calibration(setting: Setting = STEERED) -> Calibration:
     """A curve over the default grid, in which ``setting`` was chosen."""
-    settings = grid(("top 4%", "top 8%"))
+    settings = grid(("top 4% by head PCS", "top 8% by head PCS"))
     change = tuple(0.0 if s.plain else 0.1 - 0.06 * s.gamma for s in settings)
     n = len(settings)
     return Calibration(

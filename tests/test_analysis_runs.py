@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells, write_tables
 from prefheads.setting import PLAIN
+from prefheads.stats import Estimate
 from prefheads.validate import Validation
 
 METHODS = (
@@ -60,11 +61,14 @@ def eval_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = {m: [record("LaMP-2", m, i) for i in range(N)] for m in METHODS}
     names = tuple(f"{kind}{i}" for kind in "su" for i in range(N))
     nll = np.zeros((N, 3, len(METHODS))) + np.arange(len(METHODS)) / 10
+    nll += np.arange(N)[:, None, None]  # users differ by nats, methods by tenths
+    nll[:, :, METHODS.index("random-heads")] += np.linspace(-0.1, 0.1, N)[:, None]
     likelihood = Validation(PLAIN, METHODS, nll, names[:N], names[N:])
     measured = Measured("LaMP-2", texts, likelihood, {m: ["x"] for m in METHODS}, 1)
     (out / "LaMP-2").mkdir()
     lines = [json.dumps(asdict(r)) + "\n" for rows in texts.values() for r in rows]
     (out / "LaMP-2" / "records.jsonl").write_text("".join(lines) + '{"torn')
+    (out / "LaMP-2" / "likelihood.json").write_text(json.dumps(likelihood.to_dict()))
     write_tables(out, [measured], [cells(measured)], {})
     return out
 
@@ -99,14 +103,10 @@ def test_calibration_rows_hold_every_setting() -> None:
 
 
 def test_size_figure_has_every_steered_setting_once() -> None:
-    settings = [
-        replace(s, heads=f"{s.heads} by head PCS") if not s.plain else s
-        for s in results.calibration().settings
-    ]
-    calibration = replace(results.calibration(), settings=tuple(settings))
+    calibration = results.calibration()
     figure = sweeps.size_figure(calibration, "title")
     drawn = sum(len(c[0].get_xdata()) for axes in figure.axes for c in axes.containers)
-    assert drawn == len(settings) - 1
+    assert drawn == len(calibration.settings) - 1
 
 
 # --- evaluation
@@ -144,9 +144,44 @@ def test_differences_of_texts_are_paired_by_sample(eval_run: Path) -> None:
     found = {d.metric: d for d in evaluated.differences(Evaluation.read(eval_run), [pair])}
     accuracy = found["accuracy"].paired
     assert accuracy.mean == pytest.approx(0.2)
-    assert accuracy.low >= 0 and accuracy.high <= 0.6  # 8 of 10 samples do not differ at all
-    assert found["change of NLL"].paired.mean == pytest.approx(0.1)
-    assert np.isnan(found["change of NLL"].paired.low)  # no likelihood of single samples is kept
+    assert accuracy.low < 0.2 < accuracy.high  # 8 of 10 samples do not differ at all
+    assert accuracy.high - accuracy.low < 1
+
+
+def test_differences_of_likelihood_are_paired_by_sample(eval_run: Path, tmp_path: Path) -> None:
+    """Samples differ by nats, which no interval of unpaired means could tell 0.6 from 0 in."""
+    found = Evaluation.read(eval_run)
+    (nll,) = [
+        d.paired
+        for d in evaluated.differences(found, [("dps", "random-heads")])
+        if d.metric == evaluated.NLL
+    ]
+    expected = -0.6 - np.linspace(-0.1, 0.1, N)  # dps is method 1, random-heads method 7
+    users = [f"u{i}" for i in range(N)]
+    assert astuple(nll) == pytest.approx(astuple(Estimate.of(expected, users)), abs=1e-9)
+    assert -0.7 < nll.low < -0.6 < nll.high < -0.5
+    (entry,) = [e for e in quality.evaluation_entries(found, "") if e.name == "eval-controls-dps"]
+    assert "LaMP-2, dps - random-heads: accuracy +0.600 [" in entry.shows
+    assert f"change of NLL -0.600 [{nll.low:+.3f}, {nll.high:+.3f}]" in entry.shows
+    assert "no interval" not in entry.shows and "Results keep no" not in entry.shows
+
+    bare = tmp_path / "bare"  # only the tables were kept
+    bare.mkdir()
+    (bare / "results.json").write_bytes((eval_run / "results.json").read_bytes())
+    (alone,) = [
+        d.paired
+        for d in evaluated.differences(Evaluation.read(bare), [("dps", "random-heads")])
+        if d.metric == evaluated.NLL
+    ]
+    assert alone.mean == pytest.approx(-0.6) and np.isnan(alone.low)
+
+
+def test_a_damaged_likelihood_is_told(eval_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "LaMP-2").mkdir()
+    (tmp_path / "LaMP-2" / "likelihood.json").write_text('{"nll": 3}')
+    found = replace(Evaluation.read(eval_run), folder=tmp_path)
+    with pytest.raises(ArtifactError, match=r"likelihood\.json: damaged"):
+        found.likelihood("LaMP-2")
 
 
 def test_an_unfinished_or_damaged_evaluation_is_told(tmp_path: Path) -> None:
@@ -201,7 +236,7 @@ def test_analyze_a_fit(cli, fit_run: Path, tmp_path: Path) -> None:
     figures = {"pcs", "users", "sparsity", "overlap", "reliability", "clusters", "scales"}
     figures |= {"controls", "transfer"}
     wanted = {f"{name}-{target}" for name in figures for target in ("head", "profile")}
-    wanted |= {"relation-head-profile", "gamma", "sizes", "validation"}
+    wanted |= {"relation-head-profile", "gamma", "sizes", "paper-form", "validation"}
     assert {name for name, e in entries.items() if e["figures"]} == wanted
     for e in entries.values():
         assert e["shows"] or e["missing"]
@@ -209,6 +244,8 @@ def test_analyze_a_fit(cli, fit_run: Path, tmp_path: Path) -> None:
     assert {Path(p).suffix for e in entries.values() for p in e["figures"]} == {".png", ".svg"}
     assert all((folder / target).is_file() for target in linked(folder))
     assert "--fitted" in entries["eval"]["missing"]
+    assert len(entries["validation"]["findings"]) == 6
+    assert entries["validation"]["findings"][0] in (folder / "index.md").read_text()
     assert {p.name: p.read_bytes() for p in fit_run.iterdir()} == before
     rows = table(tmp_path / "a" / "tables" / "reliability-head-own.csv")
     assert {r["compared"] for r in rows} >= {"two halves of one user", "halves of two users"}
@@ -234,6 +271,23 @@ def test_analyze_one_sample_a_user_says_what_cannot_be_known(cli, tmp_path: Path
     page = (run / "analysis" / "index.md").read_text()
     assert "no evidence of user-specific heads" in page
     assert "prefheads fit" in page and "prefheads validate" in page
+
+
+def test_analyze_shows_what_there_is_first(cli, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "discover")
+    scores_of(noise_maps(3)).save(run / "scores.safetensors")
+    result = cli("analyze", run, "--json")
+    entries = json.loads(result.out)["entries"]
+    there = [bool(e["shows"]) for e in entries]
+    assert entries[0]["name"] == "pcs-head" and there == sorted(there, reverse=True)
+    page = (run / "analysis" / "report.html").read_text()
+    order = [page.index(part) for part in (
+        'id="a-pcs-head"', "<h2>The paper, and this run", "<h2>Not in this run", 'id="a-eval"',
+        "<h2>How it was made",
+    )]  # fmt: skip
+    assert order == sorted(order)
+    before = page[: page.index("<h2>The paper, and this run")]
+    assert '<details class="section" open>' in before and "prefheads validate" not in before
 
 
 def test_analyze_one_user(cli, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from prefheads.heads import HeadScores
 from prefheads.judge.pairs import load_study
 from prefheads.judge.store import Votes
 
-FEW = ("--samples", 3, "--texts", 2)
+FEW = ("--samples", 3, "--texts", 2, "--quiet")  # errors alone are told
 
 
 @pytest.fixture(scope="module")

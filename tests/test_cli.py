@@ -15,7 +15,10 @@ from saved import CONTEXT
 
 import prefheads
 from prefheads import HeadScores, HeadWeights
+from prefheads.calibrate import Calibration
 from prefheads.cli import session
+from prefheads.cli.tables import calibration_table
+from prefheads.setting import PLAIN, Setting
 
 
 def test_discover_writes_scores_and_heads(
@@ -167,6 +170,30 @@ def test_fit_prints_the_curve(cli, tiny_folder: Path, people_file: Path, tmp_pat
     assert (result.code, result.err) == (0, "")
     for part in ("Clusters of users", "Calibration: 4 samples", "plain (no steering)", "chosen"):
         assert part in result.out
+
+
+def test_the_calibration_table_shows_all_of_the_papers_form() -> None:
+    """Beside the best two of the rest and the chosen one, plain first, then by NLL."""
+    heads, profile = "top 4% by head PCS", "top 4% by profile PCS"
+    tried = [
+        (PLAIN, 0.0, ""),
+        (Setting(heads, "contrast", "head", 0.1), 0.05, "the paper's form"),
+        (Setting(heads, "contrast", "head", 1.0), 0.9, "the paper's form"),
+        (Setting(heads, "contrast", "head", 1.0, 0.1), 0.02, None),  # faint suppression
+        (Setting(profile, "contrast", "head", 0.1), 0.03, None),  # not the paper's heads
+        (Setting(profile, "amplify", "profile", 1.0), -0.3, ""),
+        (Setting(profile, "amplify", "profile", 0.5), -0.2, ""),
+        (Setting(heads, "amplify", "head", 0.1), -0.1, "chosen"),
+    ]
+    n = len(tried)
+    settings, change, _ = zip(*tried, strict=True)
+    zeros = (0.0,) * n
+    found = Calibration(settings, change, zeros, None, zeros, n - 1, 1.0, 1.0, 3.0, 20, 20)
+    table = calibration_table(found, n=2)
+    shown = list(zip(table.columns[0].cells, table.columns[-1].cells, strict=True))
+    expected = [t for t in tried if t[2] is not None]
+    expected = [expected[0], *sorted(expected[1:], key=lambda t: t[1])]
+    assert shown == [(str(s), mark) for s, _, mark in expected]
 
 
 def test_validate_counts_what_it_leaves_out(

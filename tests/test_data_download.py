@@ -2,11 +2,14 @@
 
 import json
 import re
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from commands import assert_one_error
 
 from prefheads.cli.main import run
 from prefheads.errors import DataError
@@ -214,7 +217,7 @@ def test_what_is_not_a_pair_of_questions_and_golds_is_not_kept(server, tmp_path,
 
 
 def test_no_network(tmp_path):
-    with pytest.raises(DataError, match=r"cannot be fetched \(.*refused.*check the network"):
+    with pytest.raises(DataError, match=r"cannot be reached: .*refused; check the network"):
         fetch("http://127.0.0.1:1/", tmp_path)
 
 
@@ -241,6 +244,14 @@ def test_bad_requests_are_refused_before_anything_is_fetched(
         fetch("file:///lamp", tmp_path)
 
 
+def offer(monkeypatch, snapshot):
+    """A hub that offers one split."""
+    monkeypatch.setattr("prefheads.tasks.download.unreachable", lambda url: "")
+    files = ["topic_writing_temporal/val-00000-of-00001.json"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+
+
 def test_longlamp_comes_from_the_hub(tmp_path, monkeypatch):
     asked = []
 
@@ -252,7 +263,7 @@ def test_longlamp_comes_from_the_hub(tmp_path, monkeypatch):
         row["profile"] = [{"summary": "s", "content": "c"}]
         (folder / "val-00000-of-00001.json").write_text(json.dumps([row]))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    offer(monkeypatch, snapshot)
     (split,) = fetch("http://none", tmp_path, ["LongLaMP-4"], ["dev"], setting="time")
     assert asked[0][:2] == ("LongLaMP/LongLaMP", "dataset")
     assert all(p.startswith("topic_writing_temporal/val") for p in asked[0][2])
@@ -265,8 +276,37 @@ def test_hub_out_of_reach(tmp_path, monkeypatch):
     def snapshot(*_, **__):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    offer(monkeypatch, snapshot)
     with pytest.raises(DataError, match=r"cannot be fetched from the hub: no route$"):
+        fetch("http://none", tmp_path, ["LongLaMP-4"], ["dev"], setting="time")
+
+
+def test_no_network_is_told_within_seconds(cli, tmp_path, monkeypatch):
+    """By a server that refuses, and one that takes the call and says nothing."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        for reason in ("Connection refused", "no answer within 4 seconds"):
+            address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+            where = ("data", "download", "--out", tmp_path)
+            told = [
+                (f"the hub ({address})", (*where, "LongLaMP-4")),
+                (address, (*where, "LaMP-4", "--base-url", address)),
+                ("the hub", ("check", "--model", "nobody/nothing")),
+            ]
+            for server, command in told:
+                began = time.monotonic()
+                assert_one_error(cli(*command), f"{server} cannot be reached", reason)
+                assert time.monotonic() - began < 5
+            deaf.listen()
+
+
+def test_the_hubs_own_error_is_told(server, tmp_path, monkeypatch):
+    """Also where a folder of that name is there already."""
+    url, _ = server
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", url)
+    with pytest.raises(DataError, match=r"cannot be fetched from the hub: .*404"):
         fetch("http://none", tmp_path, ["LongLaMP-4"])
 
 

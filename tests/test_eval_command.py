@@ -15,6 +15,7 @@ import pytest
 from commands import assert_one_error
 from compared import METHODS, ask
 from lamp_files import write_task
+from official import official
 from saved import Cli
 
 from prefheads.evaluation.records import Records
@@ -65,12 +66,33 @@ def test_the_documents_example_scores_a_file_of_predictions(
     names: dict[str, Any] = {}
     exec(example, names)
     results = json.loads((evaluated / "results.json").read_text())
-    found = {
-        c["metric"]: c["value"]
+    cells = [
+        c
         for c in results["cells"]
         if (c["task"], c["method"], c["table"]) == ("LaMP-7", "cad", "texts")
-    }
+    ]
+    found = {c["metric"]: c["value"] for c in cells}
+    found |= {f"{c['metric']}, official": c["official"] for c in cells if c["metric"] != "meteor"}
     assert found == pytest.approx(names["scores"])
+
+
+def test_every_value_of_a_run_is_the_official_evaluations(evaluated: Path) -> None:
+    results = json.loads((evaluated / "results.json").read_text())
+    checked = 0
+    for task in ("LaMP-7", "LaMP-3"):
+        _, golds = read_predictions(evaluated / task / "golds.json")
+        for path in (evaluated / task / "predictions").iterdir():
+            _, texts = read_predictions(path)
+            told = official(task, [texts[key] for key in golds], list(golds.values()))
+            for cell in results["cells"]:
+                method = cell["method"].replace(":", ",")
+                if (cell["task"], cell["table"], method) == (task, "texts", path.stem):
+                    assert cell["value"] == pytest.approx(told[cell["metric"]])
+                    if cell["official"] is not None:
+                        resampled = told[f"{cell['metric']}, official"]
+                        assert cell["official"] == pytest.approx(resampled)
+                    checked += 1
+    assert checked == 5 * len(METHODS)
 
 
 def test_eval_resumes_without_work(

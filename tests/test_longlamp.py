@@ -166,7 +166,7 @@ def test_parquet_without_its_library(tmp_path, monkeypatch):
     path = tmp_path / "topic_writing_user" / "test.parquet"
     path.parent.mkdir()
     path.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="pip install pyarrow"):
+    with pytest.raises(DataError, match=r"pip install \"prefheads\[parquet\]\""):
         load_examples(path)
 
 

@@ -92,7 +92,7 @@ def page(source):
 
 def test_page_is_well_formed_with_unique_ids(page):
     assert len(page.ids) == len(set(page.ids)) > 10
-    assert page.tags.count("svg") == 4  # two heat maps, calibration, validation
+    assert page.tags.count("svg") == 5  # two heat maps, calibration, the paper's form, validation
     assert page.tags.count("section") == 8
 
 

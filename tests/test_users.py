@@ -250,6 +250,7 @@ class Letters:
 def letters(monkeypatch: pytest.MonkeyPatch) -> ProfileEncoder:
     stand_in = SimpleNamespace(SentenceTransformer=Letters)
     monkeypatch.setitem(sys.modules, "sentence_transformers", stand_in)
+    monkeypatch.setattr("prefheads.users.embed.no_hub", lambda source: "")
     return ProfileEncoder("letters")
 
 

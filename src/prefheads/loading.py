@@ -19,6 +19,7 @@ from transformers import (
 
 from prefheads import bundled
 from prefheads.errors import ModelError
+from prefheads.network import no_hub
 from prefheads.presets import preset_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,15 +62,17 @@ def load_model(
             device, device_map = None, "auto"
     place = None if device_map is not None else _device(device)
     wanted_dtype = _dtype(dtype, place)
-    source, config = _source(name), load_config(name)
+    source = _source(name)
+    config, offline = _read_config(source)
     model = _read_weights(
         source,
+        local_files_only=offline,
         config=config,
         dtype=wanted_dtype,
         attn_implementation=attn_implementation,
         device_map=device_map,
     )
-    tokenizer = _read_tokenizer(source)
+    tokenizer = _read_tokenizer(source, offline)
     if place is not None:
         try:
             model.to(place)  # type: ignore[arg-type]
@@ -88,15 +91,16 @@ def load_skeleton(
     Raises:
         ModelError: As :func:`load_model`, but for its weights.
     """
-    source, config = _source(name), load_config(name)
+    source = _source(name)
+    config, offline = _read_config(source)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # anything can be wrong with foreign files
         raise ModelError(f"cannot load model {source}: {_one_line(error)}") from None
     with suppress(OSError):  # without one, what the configuration says
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    return model.eval(), _read_tokenizer(source)
+        model.generation_config = GenerationConfig.from_pretrained(source, local_files_only=offline)
+    return model.eval(), _read_tokenizer(source, offline)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -148,20 +152,29 @@ def load_config(name: str | os.PathLike[str] = "bundled") -> PreTrainedConfig:
     Raises:
         ModelError: No such model, or not a causal language model.
     """
-    source = _source(name)
+    return _read_config(_source(name))[0]
+
+
+def _read_config(source: str) -> tuple[PreTrainedConfig, bool]:
+    """The configuration, and whether nothing but what was downloaded before can be had."""
+    why = no_hub(source)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, trust_remote_code=False, local_files_only=bool(why)
+        )
     except Exception as error:  # anything can be wrong with foreign files
         if Path(source).is_dir():
             raise ModelError(f"cannot read {source}/config.json: {_one_line(error)}") from None
-        raise ModelError(
-            f"cannot get model {source!r}: no such folder, and the hub is out of reach "
-            f"or does not offer it ({_one_line(error)})"
-        ) from None
+        cannot = f"cannot get model {source!r}: no such folder, "
+        if why:
+            cannot += f"none downloaded before, and the hub cannot be reached ({why})"
+        else:
+            cannot += f"and the hub does not offer it ({_one_line(error)})"
+        raise ModelError(cannot) from None
     architectures = config.architectures or []
     if config.is_encoder_decoder or any(name.endswith("MaskedLM") for name in architectures):
         raise ModelError(f"{source} is not a causal language model but {config.model_type}")
-    return config
+    return config, bool(why)
 
 
 def _read_weights(source: str, **options: Any) -> PreTrainedModel:
@@ -185,10 +198,10 @@ def _read_weights(source: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _read_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def _read_tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, padding_side="left", trust_remote_code=False
+            source, padding_side="left", trust_remote_code=False, local_files_only=offline
         )
     except Exception as error:  # anything can be wrong with foreign files
         raise ModelError(f"cannot load the tokenizer of {source}: {_one_line(error)}") from None

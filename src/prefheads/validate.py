@@ -65,7 +65,7 @@ class Validation:
         nll: ``(n_examples, 3, n_methods)``, nats a token: own, other, no profile. Random controls
             are means over draws, measured with the own profile only, and NaN elsewhere.
         example_ids, user_ids: ``n_examples`` ids each.
-        draws: Of random controls the NLL of each draw ``(n_examples, n_draws)``, by method.
+        draws: Of random controls the same for each draw, ``(n_examples, 3, n_draws)``, by method.
     """
 
     setting: Setting
@@ -102,14 +102,14 @@ class Validation:
 
     def difference(self, method: str, baseline: str) -> Estimate:
         """Paired difference of NLL (own profile); negative favours ``method``."""
-        a, b = (self._own(name) for name in (method, baseline))
+        a, b = (self.of(name)[:, 0] for name in (method, baseline))
         with np.errstate(invalid="ignore"):  # infinity minus infinity
             found = jackknife(a.mean(1) - b.mean(1), self.user_ids)
         return Estimate.from_jackknife(found.over_draws([a.mean(0), b.mean(0)]))
 
-    def _own(self, method: str) -> Array:
-        """NLL with the own profile, of each draw ``(n_examples, n_draws)``; else of one."""
-        return self.draws.get(method, self.nll[:, 0, [self.methods.index(method)]])
+    def of(self, method: str) -> Array:
+        """NLL of each draw of a method, ``(n_examples, 3, n_draws)``; of others there is one."""
+        return self.draws.get(method, self.nll[:, :, [self.methods.index(method)]])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data: the raw matrix and the table."""
@@ -234,7 +234,7 @@ def validate(
         for kind, label in (("heads", "random heads"), ("mask", "random masks")):
             each = np.stack([at(f"random {kind} {i}") for i in range(N_RANDOM)], -1)
             name = f"{label} (mean of {N_RANDOM})"
-            columns[name], draws[name] = each.mean(-1), each[:, 0]
+            columns[name], draws[name] = each.mean(-1), each
     columns |= {name: at(name) for name in others or {}}
     return Validation(
         setting,

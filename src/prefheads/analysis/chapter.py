@@ -105,11 +105,12 @@ def set_size(scores: HeadScores) -> int:
     return max(1, round(FRACTION * scores.mean.numel()))
 
 
-def show(e: Estimate, digits: int = 2) -> str:
-    """A figure with its interval, where that is known."""
+def show(e: Estimate, digits: int = 2, *, sign: bool = False) -> str:
+    """A figure with its interval, where that is known; with its ``sign`` where it is a change."""
+    form = f"{'+' if sign else ''}z.{digits}f"
     if isnan(e.low):
-        return f"{e.mean:.{digits}f} (no interval)"
-    return f"{e.mean:.{digits}f} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
+        return f"{e.mean:{form}} (no interval)"
+    return f"{e.mean:{form}} [{e.low:{form}}, {e.high:{form}}]"
 
 
 def named(*words: str) -> str:

@@ -38,7 +38,7 @@ def maps(c: Chapter) -> Entry:
         "pcs",
         "PCS of every head, all users and clusters",
         "Fig. 3",
-        shows=f"Mean PCS with 95 % bootstrap intervals over users. {_counted(everybody)}",
+        shows=f"Mean PCS with 95 % intervals over users (jackknife, t). {_counted(everybody)}",
         missing=missing,
         figure=significance.pcs_figure(
             dict(list(tests.items())[: 1 + N_GROUPS]), c.title("Mean PCS")
@@ -59,7 +59,7 @@ def single_users(c: Chapter) -> Entry:
     several = sum(n > 1 for n in Counter(c.scores.user_ids).values())
     return c.entry(
         "users",
-        f"PCS of every head, {len(picked)} users drawn at random",
+        f"PCS of every head, {counted(len(picked), 'user')} drawn at random",
         "Fig. 3",
         shows=(
             f"{several} of {len(c.users)} users have more than one sample. A user's map shows what "
@@ -88,12 +88,12 @@ def sparsity(c: Chapter) -> Entry:
         "6.3, sparsity",
         shows=(
             f"The top {c.k} of {len(found.share)} heads hold {show(top)} of the positive "
-            f"PCS (interval: bootstrap over users){held}. Gini coefficient "
+            f"PCS (interval: over users){held}. Gini coefficient "
             f"{show(found.gini)}; with random signs of users, as if heads acted as strongly but in "
             f"no direction, {show(found.gini_null)}, p = {found.gini_p:.2g}. "
             f"Negative over positive PCS: {show(found.negative)}; at 1 they "
-            "balance. Drawing users anew adds noise, so a bootstrap interval of a share may lie "
-            "to one side of its value."
+            "balance. Intervals tell how far other users would differ, not how much noise adds to "
+            "each of these: the random signs do."
         ),
         figure=sparse.sparsity_figure(found, c.title("Share of the positive PCS")),
         tables={"": found.rows(), "gini": found.summary()},
@@ -177,7 +177,7 @@ def _by_sample(scores: HeadScores) -> HeadScores:
 
 def _counted(tests: HeadTests) -> str:
     if tests.n_users < significance.MIN_USERS:
-        return f"No head can be tested with {tests.n_users} users."
+        return f"No head can be tested with {counted(tests.n_users, 'user')}."
     alone = int(((tests.low > 0) | (tests.high < 0)).sum())
     holm = int((tests.holm < significance.LEVEL).sum())
     up = int((tests.significant & (tests.mean > 0)).sum())

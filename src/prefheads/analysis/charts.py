@@ -16,6 +16,7 @@ from prefheads.stats import Array, Estimate
 INK = LIGHT.ink
 BLUE, ORANGE, GREEN = COLOURS[:3]
 SHADES = "Blues"  # from white: for shares and overlaps, which begin at 0
+LONGEST = 14  # letters of a name beside a matrix
 ON_SHADES = "#101418"  # not INK, which a dark page makes light; the shades stay
 
 
@@ -52,7 +53,8 @@ def matrix(axes: Any, values: Array, names: Sequence[str], largest: float = 1.0)
         axes.set_xticks([])
         axes.set_yticks([])
         return image
-    axes.set_xticks(range(n), names, rotation=45 if max(map(len, names)) > 4 else 0)
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\u2026" for name in names]
+    axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 4 else 0)
     axes.set_yticks(range(n), names)
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.6 * largest else ON_SHADES
@@ -75,3 +77,34 @@ def histogram(axes: Any, values: NDArray[Any], colour: str = GREY, label: str = 
     edges = np.histogram_bin_edges(values, bins=min(20, max(5, len(np.unique(values)))))
     weights = np.full(len(values), 1 / len(values))
     axes.hist(values, bins=edges, weights=weights, color=colour, alpha=0.55, label=label)
+
+
+def log_ticks(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic x axis with ticks at these values; labels that would touch are left out."""
+    axes.set_xscale("log")
+    where = np.log(values)
+    room = 0.07 * max(float(np.ptp(where)), 1e-9)
+    labels: list[str] = []
+    last = -np.inf
+    for value, at in zip(values, where, strict=True):
+        free = at - last >= room
+        labels.append(f"{value:g}" if free else "")
+        last = at if free else last
+    axes.set_xticks(values, labels)
+    axes.minorticks_off()
+    if len(values) == 1:
+        axes.set_xlim(values[0] / 2, values[0] * 2)
+
+
+def symmetric_scale(axes: Any, values: Sequence[float], linear: float = 0.1) -> None:
+    """A y axis on which tenths and tens are both seen: linear about 0, logarithmic beyond."""
+    known = [v for v in values if np.isfinite(v)]
+    low, high = min([*known, 0.0]), max([*known, 0.0])
+    if max(-low, high) <= 5 * linear:
+        return
+    axes.set_yscale("symlog", linthresh=linear)
+    powers = [linear * 10.0**i for i in range(8)]
+    ticks = [-p for p in powers if p <= -low * 1.5] + [0.0] + [p for p in powers if p <= high * 1.5]
+    axes.set_yticks(sorted(ticks), [f"{t:g}".replace("-", "\u2212") for t in sorted(ticks)])
+    axes.minorticks_off()
+    axes.set_ylim(1.5 * min(low, -0.3 * linear), 1.6 * max(high, 0.3 * linear))

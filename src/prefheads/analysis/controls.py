@@ -10,7 +10,7 @@ import numpy as np
 
 from prefheads.analysis.charts import BLUE, SHADES, chart, head_map, intervals, map_height
 from prefheads.analysis.overlap import sizes, top_sets, user_maps
-from prefheads.analysis.plots import GREY
+from prefheads.analysis.plots import GREY, colour_bar
 from prefheads.errors import DataError
 from prefheads.heads import HeadScores, HeadWeights
 from prefheads.stats import Array, Estimate, user_totals
@@ -106,7 +106,5 @@ def control_figure(maps: dict[str, HeadWeights], title: str) -> Any:
             image = head_map(axes, values, 1.0, SHADES)
             axes.set_title(name)
         grid[-1].set_xlabel("layer")
-        bar = figure.colorbar(image, ax=list(grid), location="bottom", aspect=40, shrink=0.8)
-        bar.set_label("weight of the head")
-        bar.outline.set_visible(False)
+        colour_bar(figure, image, grid, "weight of the head")
     return figure

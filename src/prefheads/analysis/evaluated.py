@@ -13,13 +13,16 @@ from prefheads.compare import difference as paired_difference
 from prefheads.errors import ArtifactError, PrefheadsError
 from prefheads.evaluation.methods import CONTROLS, Method
 from prefheads.evaluation.records import Record
+from prefheads.evaluation.run import LIKELIHOOD
 from prefheads.evaluation.tables import Cell
 from prefheads.stats import Estimate
 from prefheads.storage import read_json
 from prefheads.tasks.metrics import metrics_of, sample_scores
+from prefheads.validate import Validation
 
 NLL = "change of NLL"
-SAME = ("seed", "of")  # options of controls; what they differ in is no setting of a method
+NOTHING = 1e-5  # a difference below this is rounding
+SAME = ("seed", "of", "draws")  # options of controls; what they differ in is no setting of a method
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,21 @@ class Evaluation:
                 found.setdefault(record.method, {})[record.id] = record
         return found
 
+    def likelihood(self, task: str) -> Validation | None:
+        """The NLL of every sample of a task under every method; None if it was not measured.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        path = self.folder / task / LIKELIHOOD
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        try:
+            return Validation.from_dict(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path}: damaged ({error!r}); run the command again") from error
+
 
 def _known(cell: dict[str, Any]) -> dict[str, Any]:
     return {k: math.nan if v is None else v for k, v in cell.items()}
@@ -119,8 +137,8 @@ class Difference:
 
     Attributes:
         first, second: The metric of each with its interval.
-        paired: Their difference on the same samples with its 95 % bootstrap interval over users;
-            of likelihood only its value, since results hold no likelihood of single samples.
+        paired: Their difference on the same samples with its 95 % interval over users; only its
+            value where the samples are no longer in the run's folder.
         higher_is_better: Of the metric.
     """
 
@@ -148,12 +166,14 @@ class Difference:
 def differences(
     found: Evaluation, pairs: Sequence[tuple[str, str]], seed: int = 0
 ) -> list[Difference]:
-    """Compare pairs of methods on every task and metric, paired by sample where there are texts."""
+    """Compare pairs of methods on every task and metric, paired by sample."""
     result = []
     for task in found.tasks:
-        records = found.records(task)
+        records, likelihood = found.records(task), found.likelihood(task)
         for first, second in pairs:
-            paired = _paired(task, records.get(first, {}), records.get(second, {}), seed)
+            paired = _of_texts(task, records.get(first, {}), records.get(second, {}), seed)
+            if likelihood is not None and {first, second} <= set(likelihood.methods):
+                paired[NLL] = likelihood.difference(first, second)
             for metric in found.metrics(task):
                 a, b = (found.cell(task, name, metric) for name in (first, second))
                 if a is None or b is None or math.isnan(a.value - b.value):
@@ -165,7 +185,7 @@ def differences(
     return result
 
 
-def _paired(
+def _of_texts(
     task: str, first: dict[str, Record], second: dict[str, Record], seed: int
 ) -> dict[str, Estimate]:
     ids = [key for key in first if key in second]
@@ -178,6 +198,6 @@ def _paired(
         for side in (first, second)
     ]
     return {
-        m.name: paired_difference(rows[0][m.name], rows[1][m.name], m, users, seed)
+        m.name: paired_difference(rows[0][m.name], rows[1][m.name], m, users)
         for m in metrics_of(task)
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefheads.analysis.findings import VERDICTS, Finding
 from prefheads.analysis.plots import save
 from prefheads.storage import writable_dir, write_atomic
 
@@ -26,6 +27,7 @@ class Entry:
         figure: A matplotlib figure, or None.
         tables: Lines of tables, by the ending of their names.
         section: Of the page; entries of one section follow each other.
+        findings: Verdicts on the paper's claims.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Entry:
     figure: Any = None
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
     section: str = ""
+    findings: Sequence[Finding] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Written:
         """For programs."""
         texts = ("name", "title", "paper", "shows", "missing")
         found: dict[str, Any] = {name: getattr(self.entry, name) for name in texts}
+        found["findings"] = [str(finding) for finding in self.entry.findings]
         return found | {"figures": list(self.figures), "tables": list(self.tables)}
 
 
@@ -105,6 +109,9 @@ def _page(folder: Path, written: Sequence[Written], about: str) -> str:
             parts.append(f"Answers: {w.entry.paper}.")
         if w.entry.shows:
             parts.append(w.entry.shows)
+        if w.entry.findings:
+            parts.append("\n".join(f"- {finding}." for finding in w.entry.findings))
+            parts.append(VERDICTS)
         if w.entry.missing:
             parts.append(f"Missing: {w.entry.missing}")
         if w.figures:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.analysis.chapters_roles import quoted
-from prefheads.analysis.index import Written
+from prefheads.analysis.findings import VERDICTS
+from prefheads.analysis.index import Entry, Written
 from prefheads.analysis.templating import drawn, environment
 from prefheads.analysis.traces import Readings, Token
 from prefheads.storage import write_atomic
@@ -18,6 +19,7 @@ from prefheads.storage import write_atomic
 PAGE = "report.html"
 HALF = "\u2026"  # a token that is a part of a character
 MAX_ROWS = 12  # of a long table; its file has all
+BESIDE = 66  # characters of a table's line that fit beside a figure
 SHORT = 30  # rows that a table may have to be shown whole
 # What the paper shows, and where its counterpart is found by an entry's `paper`.
 OF_PAPER = {
@@ -70,22 +72,38 @@ def write_page(
     Raises:
         ArtifactError: It cannot be written.
     """
+    shown = [w for w in written if w.entry.shows]
     sections = [
         _Section(name, [_Shown(w, folder) for w in group])
-        for name, group in groupby(written, key=lambda w: w.entry.section)
+        for name, group in groupby(shown, key=lambda w: w.entry.section)
     ]
+    lacking = [
+        _Lacking(_id(w.entry), w.entry.title, w.entry.missing, w.entry.paper)
+        for w in written
+        if not w.entry.shows
+    ]
+    for i, group in enumerate(t for t in texts if t.readings is None):
+        where = f" ({group.name})" if group.name else ""
+        lacking.append(_Lacking(f"texts-{i}", f"Texts side by side{where}", group.missing))
     page = environment()
     page.filters |= {"tip": _tip, "tokens_nll": _nll}
     html = page.get_template("analysis.html.j2").render(
         title=title,
+        findings=[finding for w in shown for finding in w.entry.findings],
+        verdicts=VERDICTS,
         sections=sections,
-        paper=_of_paper(sections),
-        texts=texts,
+        paper=_of_paper(sections, lacking),
+        read=[t for t in texts if t.readings is not None],
+        lacking=lacking,
         provenance=provenance,
     )
     path = folder / PAGE
     write_atomic(path, html.encode())
     return path
+
+
+def _id(entry: Entry) -> str:
+    return f"a-{entry.name}"
 
 
 @dataclass(frozen=True)
@@ -94,12 +112,22 @@ class _Section:
     entries: list[_Shown]
 
 
+@dataclass(frozen=True)
+class _Lacking:
+    """What the run does not hold, and how to get it."""
+
+    id: str
+    title: str
+    missing: str
+    paper: str = ""
+
+
 class _Shown:
     """An entry as the template shows it."""
 
     def __init__(self, written: Written, folder: Path) -> None:
         self.entry = written.entry
-        self.id = f"a-{written.entry.name}"
+        self.id = _id(written.entry)
         self.figure = None
         if self.entry.figure is not None:
             self.figure = drawn(self.entry.figure, self.id, self.entry.title)
@@ -109,8 +137,6 @@ class _Shown:
                 (self.entry.tables or {}).values(), written.tables, strict=True
             )
         ]  # fmt: skip
-        # Where there is nothing else to see, the table is not folded away.
-        self.open = self.figure is None
 
 
 class _Table:
@@ -127,12 +153,16 @@ class _Table:
             wide = len(ends) == 2 and ends[0].endswith("low") and ends[1].endswith("high")
             self.columns.append((names[i], *ends) if wide else (names[i],))
             i += len(self.columns[-1])
+        self.columns = [c for c in self.columns if any(_known(row.get(c[0])) for row in rows)]
         self.head = [c[0].replace("_", " ") for c in self.columns]
         shown = rows[: self.rows_shown]
         self.numeric = [
             all(isinstance(r.get(c[0]), int | float | None) for r in shown) for c in self.columns
         ]
         self.rows = [[_cell([row.get(name) for name in c]) for c in self.columns] for row in shown]
+        cells = zip(self.head, *self.rows, strict=True)
+        # Whether it fits beside a figure; a wider one has the width of the page.
+        self.narrow = sum(2 + max(map(len, column)) for column in cells) <= BESIDE
 
 
 def _cell(values: Sequence[Any]) -> str:
@@ -142,8 +172,12 @@ def _cell(values: Sequence[Any]) -> str:
     return known[0]
 
 
+def _known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
 def _number(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if not _known(value):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -163,17 +197,19 @@ class _Counterpart:
     missing: bool
 
 
-def _of_paper(sections: Sequence[_Section]) -> list[_Counterpart]:
+def _of_paper(sections: Sequence[_Section], lacking: Sequence[_Lacking]) -> list[_Counterpart]:
     found = []
     for item, what in OF_PAPER.items():
-        own = [(s, e) for s in sections for e in s.entries if item in e.entry.paper]
         # The first entry of a section that shows it; if there is none, what says how to get it.
-        shown = {s.name: e.id for s, e in reversed(own) if e.entry.shows}
-        links = {s.name: shown[s.name] for s, _ in own if s.name in shown}
-        if own:
-            missing = {"missing": own[0][1].id}
-            told = [(place, name) for name, place in (links or missing).items()]
-            found.append(_Counterpart(item, what, told, not links))
+        links = {
+            s.name: e.id for s in sections for e in reversed(s.entries) if item in e.entry.paper
+        }
+        wanted = next((x.id for x in lacking if item in x.paper), None)
+        if links:
+            told = [(place, name) for name, place in links.items()]
+            found.append(_Counterpart(item, what, told, missing=False))
+        elif wanted is not None:
+            found.append(_Counterpart(item, what, [(wanted, "missing")], missing=True))
     return found
 
 

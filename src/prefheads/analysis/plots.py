@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from prefheads.calibrate import Calibration
 from prefheads.errors import DataError, PrefheadsError
 from prefheads.heads import HeadScores, HeadWeights
-from prefheads.stats import Estimate
+from prefheads.setting import Setting
+from prefheads.stats import Array, Estimate
 from prefheads.storage import PathLike, write_atomic
 from prefheads.validate import Validation
 
@@ -31,6 +33,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:
     raise PrefheadsError(
         f'{error.name} is not installed; install the extra: pip install "prefheads[plots]"'
@@ -93,12 +96,23 @@ def heat_map(
             image = _map(axes[i], scores, limit, chosen[i] if chosen else None, theme)
             axes[i].set_title(name)
         axes[-1].set_xlabel("layer (dot: interval excludes 0; frame: steered with)")
-        bar = figure.colorbar(
-            image, ax=list(axes), location="bottom", extend="both", aspect=40, shrink=0.8
-        )
-        bar.set_label("rise of NLL when ablated, nats a token")
-        bar.outline.set_visible(False)
+        colour_bar(figure, image, axes, "rise of NLL when ablated, nats a token", extend="both")
     return figure
+
+
+def colour_bar(figure: Figure, image: Any, axes: Any, label: str, **options: Any) -> None:
+    """What the colours of maps mean, under them, with ticks that do not touch."""
+    bar = figure.colorbar(
+        image,
+        ax=list(axes),
+        location="bottom",
+        aspect=40,
+        shrink=0.8,
+        ticks=MaxNLocator(5),
+        **options,
+    )
+    bar.set_label(label)
+    bar.outline.set_visible(False)
 
 
 def _map(
@@ -127,73 +141,103 @@ def _map(
     return image
 
 
+Form = tuple[str, str, float, str, float | None]
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour, marker and dash of the i-th line of a panel; none is like another of the first 12."""
+    turn = i // len(COLOURS)
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[(i + turn) % len(MARKERS)],
+        "ls": "-" if turn % 2 == 0 else "--",
+    }
+
+
+def form_of(s: Setting) -> Form:
+    """All of a setting but its heads and gamma."""
+    return s.mode, s.target, s.suppression, s.schedule, s.cap
+
+
+def form_name(form: Form) -> str:
+    """For titles: "contrast (0.1), head", "contrast x entropy to 1, head"."""
+    mode, target, suppression, schedule, cap = form
+    faint = f" ({suppression:g})" if mode == "contrast" and suppression != 1 else ""
+    entropy = " x entropy" if schedule == "entropy" else ""
+    bound = "" if cap is None else f" to {cap:g}"
+    return f"{mode}{faint}{entropy}{bound}, {target}"
+
+
+def half_intervals(calibration: Calibration) -> Array:
+    """Half of the 95 % interval over users of each setting's change of NLL (t)."""
+    reach = stdtrit(calibration.n_users - 1, 0.975)
+    return np.asarray(reach * np.array(calibration.stderr, dtype=np.float64))
+
+
 def calibration_curves(calibration: Calibration, *, theme: Theme = LIGHT) -> Figure:
     """Change of held-out NLL against gamma: a panel a form of steering, a line a head set.
 
-    Bars are one standard error over users; a ring marks the setting that was chosen.
+    Bars are 95 % intervals over users; a ring marks the setting that was chosen.
     """
-    forms: dict[tuple[str, str, float], None] = {}
-    sets: dict[str, None] = {}
-    for s in calibration.settings:
-        if not s.plain:
-            forms[s.mode, s.target, s.suppression] = None
-            sets[s.heads] = None
+    steered = [s for s in calibration.settings if not s.plain]
+    forms = list(dict.fromkeys(map(form_of, steered)))
+    sets = list(dict.fromkeys(s.heads for s in steered))
     columns = min(2, max(1, len(forms)))
     rows = max(1, -(-len(forms) // columns))
     with mpl.rc_context(style_of(theme)):
-        figure = blank_figure(1.3 + 1.9 * rows, "Calibration: change of NLL on held-out users")
+        legend = 0.17 * -(-len(sets) // 2)
+        figure = blank_figure(1.0 + legend + 1.95 * rows, "Change of NLL on calibration users")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, form in zip(grid, forms, strict=False):
             for i, name in enumerate(sets):
                 _curve(axes, calibration, form, name, i)
             _ring(axes, calibration, form, theme)
             axes.axhline(0, color=theme.ink, lw=0.8, label="_plain")
-            axes.set_title(_form_name(*form))
+            axes.set_title(form_name(form))
             axes.set_xlabel("gamma")
+            axes.locator_params(nbins=4)
         for axes in grid[len(forms) :]:
             axes.set_axis_off()
         figure.supylabel("change of NLL, nats a token (below 0 helps)", fontsize=10)
-        if handles := grid[0].get_legend_handles_labels()[0]:
-            figure.legend(handles, list(sets), loc="outside lower center", ncols=2)
+        handles = {
+            label: handle
+            for axes in grid
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        if handles:
+            figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def _curve(
-    axes: Axes, calibration: Calibration, form: tuple[str, str, float], name: str, i: int
-) -> None:
+def _curve(axes: Axes, calibration: Calibration, form: Form, name: str, i: int) -> None:
+    bars = half_intervals(calibration)
     points = sorted(
-        (s.gamma, calibration.change[j], calibration.stderr[j])
+        (s.gamma, calibration.change[j], bars[j])
         for j, s in enumerate(calibration.settings)
-        if not s.plain and s.heads == name and (s.mode, s.target, s.suppression) == form
+        if not s.plain and s.heads == name and form_of(s) == form
     )
     if not points:
         return
-    gamma, change, stderr = zip(*[(0.0, 0.0, 0.0), *points], strict=True)
+    gamma, change, half = zip(*[(0.0, 0.0, 0.0), *points], strict=True)
     axes.errorbar(
         gamma,
         change,
-        stderr,
+        half,
         label=name,
-        color=COLOURS[i % len(COLOURS)],
-        marker=MARKERS[i % len(MARKERS)],
         ms=3.5,
         lw=1.3,
         elinewidth=0.9,
+        **line_style(i),
     )
 
 
-def _ring(axes: Axes, calibration: Calibration, form: tuple[str, str, float], theme: Theme) -> None:
+def _ring(axes: Axes, calibration: Calibration, form: Form, theme: Theme) -> None:
     s = calibration.setting
-    if not s.plain and (s.mode, s.target, s.suppression) == form:
+    if not s.plain and form_of(s) == form:
         change = calibration.change[calibration.chosen]
         axes.plot(
             [s.gamma], [change], "o", ms=11, mfc="none", mec=theme.ink, mew=1.6, label="_chosen"
         )
-
-
-def _form_name(mode: str, target: str, suppression: float) -> str:
-    faint = f" ({suppression:g})" if mode == "contrast" and suppression != 1 else ""
-    return f"{mode}{faint}, {target}"
 
 
 def validation_plot(validation: Validation, *, theme: Theme = LIGHT) -> Figure:
@@ -204,8 +248,9 @@ def validation_plot(validation: Validation, *, theme: Theme = LIGHT) -> Figure:
     """
     rows = validation.rows()[1:]
     names = [textwrap.fill(row.method, 18) for row in rows]
+    lines = sum(max(2, name.count("\n") + 1) for name in names)
     with mpl.rc_context(style_of(theme)):
-        figure = blank_figure(1.35 + 0.45 * max(1, len(rows)), "Validation on test users")
+        figure = blank_figure(1.5 + 0.24 * max(2, lines), "Validation on test users")
         left, right = figure.subplots(1, 2, sharey=True)
         _forest(left, [row.change for row in rows], theme)
         _forest(right, [row.specificity_change for row in rows], theme)
@@ -215,6 +260,8 @@ def validation_plot(validation: Validation, *, theme: Theme = LIGHT) -> Figure:
         left.set_xlabel("nats a token\n← helps")
         right.set_title("change of specificity")
         right.set_xlabel("nats a token\nmore personal →")
+        for axes in (left, right):
+            axes.locator_params(axis="x", nbins=4)
     return figure
 
 

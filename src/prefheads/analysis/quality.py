@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
-from prefheads.analysis import evaluated, plots, sweeps
+from prefheads.analysis import evaluated, paper_form, plots, sweeps
 from prefheads.analysis.chapter import named, show
 from prefheads.analysis.evaluated import Evaluation
 from prefheads.analysis.findings import findings
 from prefheads.analysis.index import Entry
 from prefheads.calibrate import Calibration
 from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.stats import INTERVALS, Estimate
 from prefheads.validate import Validation
 
 METHODS = (
@@ -39,14 +41,17 @@ def calibration_entries(calibration: Calibration | None, name: str, command: str
     where = f"{name}: " if name else ""
     c, best = calibration, calibration.best_tried
     i = c.settings.index(best)
+    half = plots.half_intervals(c)[i]
+    lowest = show(Estimate(c.change[i], c.change[i] - half, c.change[i] + half), 3, sign=True)
     said = (
         f"{len(c.settings) - 1} settings on {c.n_examples} samples of {c.n_users} users who took "
-        f"no part in discovery; bars are one standard error over users. Chosen: {c.setting}. "
-        f"Lowest: {best}, {c.change[i]:+.3f} ± {c.stderr[i]:.3f} nats a token; the best of so many "
-        f"looks better than it is, which is what validation is for. Plain decoding (0) is the "
-        f"control; its NLL is {c.plain_nll:.3f}."
+        f"no part in discovery; bars are 95 % intervals over users. Chosen: {c.setting}. "
+        f"Lowest: {best}, {lowest} nats a token; the best of so many looks better than it is, "
+        f"which is what validation is for. Plain decoding (0) is the control; its NLL is "
+        f"{c.plain_nll:.3f}."
     )
     return [
+        *_paper_form(c, name, where),
         Entry(
             named(name, "gamma"),
             f"{where}Quality against gamma, suppression, mode and target",
@@ -66,6 +71,22 @@ def calibration_entries(calibration: Calibration | None, name: str, command: str
     ]
 
 
+def _paper_form(calibration: Calibration, name: str, where: str) -> list[Entry]:
+    points = paper_form.paper_form(calibration)
+    if not points:
+        return []
+    return [
+        Entry(
+            named(name, "paper-form"),
+            f"{where}The paper's own form, over the number of heads and the strength",
+            "Fig. 6, 6.5, gamma",
+            shows=paper_form.told(points, calibration),
+            figure=paper_form.paper_form_figure(points, f"{where}{paper_form.PAPER_FORM}"),
+            tables={"": [p.row() for p in points]},
+        )
+    ]
+
+
 def validation_entries(
     validation: Validation | None, name: str, command: str, seed: int = 0
 ) -> list[Entry]:
@@ -82,17 +103,18 @@ def validation_entries(
         {"method": row.method, "nll": row.nll, "change": row.change.mean, "low": row.change.low,
          "high": row.change.high, "specificity_change": row.specificity_change.mean,
          "specificity_low": row.specificity_change.low,
-         "specificity_high": row.specificity_change.high, "own_wins": row.own_wins}
-        for row in validation.rows(seed)
+         "specificity_high": row.specificity_change.high, "own_wins": row.own_wins.mean,
+         "own_wins_low": row.own_wins.low, "own_wins_high": row.own_wins.high}
+        for row in validation.rows()
     ]  # fmt: skip
-    found = findings(validation, seed)
+    found = findings(validation)
     claims = [
         {"claim": f.claim, "verdict": f.verdict, "against": f.against,
          "difference": f.estimate.mean, "low": f.estimate.low, "high": f.estimate.high}
         for f in found
     ]  # fmt: skip
     n = f"{len(validation.example_ids)} samples of {len(set(validation.user_ids))} test users"
-    said = f"{n}, paired by sample, 95 % bootstrap intervals over users. "
+    said = f"{n}, paired by sample, {INTERVALS}. "
     if not found:
         return [
             Entry(
@@ -106,8 +128,9 @@ def validation_entries(
             named(name, "validation"),
             title,
             paper,
-            shows=said + " ".join(f"{f}." for f in found),
-            figure=plots.validation_plot(validation, seed=seed),
+            shows=said,
+            findings=found,
+            figure=plots.validation_plot(validation),
             tables={"": rows, "findings": claims},
         )
     ]
@@ -140,7 +163,7 @@ def _sweeps(found: Evaluation, command: str) -> list[Entry]:
             "Fig. 6" if sweep.option == "fraction" else "6.5",
             shows=(
                 f"{', '.join(m.name for m in sweep.methods)}, on {', '.join(found.tasks)}: value "
-                "with 95 % bootstrap interval over users; dotted: "
+                "with 95 % interval over users; dotted: "
                 f"{found.methods[0].name}; grey: random heads or masks under the same options. "
                 "p of each value against the baseline, corrected by Holm, is in the table."
             ),
@@ -218,7 +241,7 @@ def _routing(found: Evaluation, command: str, seed: int) -> list[Entry]:
     differences = evaluated.differences(found, pairs, seed)
     plain = (
         " With a single cluster both are the same."
-        if all(d.paired.mean == 0 for d in differences)
+        if all(abs(d.paired.mean) < evaluated.NOTHING for d in differences)
         else ""
     )
     return [
@@ -237,15 +260,13 @@ def _routing(found: Evaluation, command: str, seed: int) -> list[Entry]:
 
 def _told(found: Sequence[evaluated.Difference]) -> str:
     told = [
-        f"{d.task}, {d.metric}, {d.names[0]} - {d.names[1]}: "
-        + (f"{d.paired.mean:+.3f} (not paired)" if d.paired.low != d.paired.low
-           else show(d.paired, 3))
-        for d in found
-    ]  # fmt: skip
+        f"{task}, {' - '.join(names)}: "
+        + ", ".join(f"{d.metric} {show(d.paired, 3, sign=True)}" for d in group)
+        for (task, names), group in groupby(found, key=lambda d: (d.task, d.names))
+    ]
     return (
-        "Differences on the same samples with 95 % bootstrap intervals over users, not corrected "
-        "for their number. Results keep no likelihood of single samples, so its intervals are "
-        f"those of either method, in the table. {'; '.join(told)}."
+        "Differences on the same samples, of texts and of likelihood, with 95 % intervals over "
+        f"users, not corrected for their number. {'; '.join(told)}."
     )
 
 

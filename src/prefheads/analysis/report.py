@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 import prefheads
 from prefheads.analysis.findings import VERDICTS, agreement, findings
+from prefheads.analysis.paper_form import PAPER_FORM, paper_form, paper_form_figure, told
 from prefheads.analysis.plots import (
     calibration_curves,
     heat_map,
@@ -61,6 +62,7 @@ def write_report(
     """
     folder = writable_dir(folder)
     page = environment().get_template("report.html.j2")
+    points = paper_form(steerer.calibration)
     html = page.render(
         title=title,
         steerer=steerer,
@@ -77,6 +79,15 @@ def write_report(
             "calibration",
             "Change of NLL against gamma, one line a head set, one panel a form of steering",
         ),
+        paper_form=_figure(
+            paper_form_figure(points, PAPER_FORM),
+            folder,
+            "paper-form",
+            "Change of NLL against gamma, one line a number of heads, one panel a kind of strength",
+        )
+        if points
+        else None,
+        paper_form_told=told(points, steerer.calibration) if points else "",
         validation=validation,
         rows=[] if validation is None else validation.rows(),
         findings=[] if validation is None else findings(validation),

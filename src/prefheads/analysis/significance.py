@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from prefheads.analysis.charts import INK, chart, head_map, map_height
+from prefheads.analysis.plots import colour_bar
 from prefheads.errors import DataError
 from prefheads.heads import HeadScores
 from prefheads.stats import Array, holm, user_totals
@@ -123,11 +124,7 @@ def pcs_figure(panels: Mapping[str, HeadTests], title: str) -> Any:
         tested = any(tests.n_users >= MIN_USERS for tests in panels.values())
         marks = "\n(dot: not 0, false discovery rate 5 %; large: also by Holm)"
         grid[-1].set_xlabel("layer" + (marks if tested else ""))
-        bar = figure.colorbar(
-            image, ax=list(grid), location="bottom", extend="both", aspect=40, shrink=0.8
-        )
-        bar.set_label("rise of NLL when ablated, nats a token")
-        bar.outline.set_visible(False)
+        colour_bar(figure, image, grid, "rise of NLL when ablated, nats a token", extend="both")
     return figure
 
 

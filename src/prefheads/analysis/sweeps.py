@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 
 from prefheads.analysis.charts import BLUE, GREEN, INK, ORANGE, chart, intervals
-from prefheads.analysis.evaluated import NLL, Difference, Evaluation, estimate
-from prefheads.analysis.plots import COLOURS, GREY, MARKERS
+from prefheads.analysis.evaluated import NLL, NOTHING, Difference, Evaluation, estimate
+from prefheads.analysis.plots import (
+    GREY,
+    Form,
+    form_name,
+    form_of,
+    half_intervals,
+    line_style,
+)
 from prefheads.calibrate import Calibration
 from prefheads.evaluation.methods import CONTROLS, Method
 from prefheads.headsets import HeadSet
-from prefheads.setting import Setting, percent
+from prefheads.setting import percent
 from prefheads.stats import Estimate
-
-Form = tuple[str, str, float]  # mode, target, suppression
 
 
 def head_set(name: str) -> tuple[str, float]:
@@ -42,6 +47,8 @@ def calibration_rows(calibration: Calibration) -> list[dict[str, Any]]:
                 "target": s.target,
                 "gamma": s.gamma,
                 "suppression": s.suppression,
+                "strength": s.schedule,
+                "cap": s.cap,
                 "change_of_nll": calibration.change[i],
                 "stderr": calibration.stderr[i],
                 "divergence": calibration.divergence[i],
@@ -53,63 +60,75 @@ def calibration_rows(calibration: Calibration) -> list[dict[str, Any]]:
     return rows
 
 
-def _form(setting: Setting) -> Form:
-    return setting.mode, setting.target, setting.suppression
-
-
 def size_figure(calibration: Calibration, title: str) -> Any:
-    """Change of held-out NLL against the share of heads: a panel a form, a line a gamma.
+    """Change of held-out NLL against the share of heads: a row a form, a line a gamma.
 
-    Heads ranked either way stand side by side; bars are one standard error over users.
+    A column a ranking of the heads; bars are 95 % intervals over users.
     """
     steered = [s for s in calibration.settings if not s.plain]
-    forms = list(dict.fromkeys(map(_form, steered)))
-    sets = sorted({s.heads for s in steered}, key=head_set)
-    columns = 2
-    rows = max(1, -(-len(forms) // columns))
-    with chart(0.9 + 2.1 * rows, title) as figure:
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, form in zip(grid, forms, strict=False):
-            mode, target, suppression = form
-            faint = f" ({suppression:g})" if suppression != 1 else ""
-            axes.set_title(f"{mode}{faint}, {target}")
-            gammas = sorted({s.gamma for s in steered if _form(s) == form})
-            for i, gamma in enumerate(gammas):
-                _size_line(axes, calibration, form, gamma, sets, i)
-            axes.axhline(0, color=INK, lw=0.8)
-            axes.set_xticks(range(len(sets)), [_short(name) for name in sets])
-            axes.legend(fontsize=8, handlelength=1.2, labelspacing=0.2)
-        for axes in grid[len(forms) :]:
-            axes.set_axis_off()
+    forms = list(dict.fromkeys(map(form_of, steered)))
+    rankings = sorted({head_set(s.heads)[0] for s in steered})
+    with chart(0.9 + 2.2 * max(1, len(forms)), title) as figure:
+        shape = max(1, len(forms)), max(1, len(rankings))
+        grid = figure.subplots(*shape, squeeze=False, sharey="row")
+        for row, form in zip(grid, forms, strict=False):
+            own = [s for s in steered if form_of(s) == form]
+            gammas = sorted({s.gamma for s in own})
+            for axes, ranking in zip(row, rankings, strict=True):
+                sets = {s.heads for s in own if head_set(s.heads)[0] == ranking}
+                if not sets:
+                    axes.set_axis_off()
+                    continue
+                names = sorted(sets, key=head_set)
+                for i, gamma in enumerate(gammas):
+                    _size_line(axes, calibration, form, gamma, names, i)
+                axes.axhline(0, color=INK, lw=0.8)
+                axes.set_xticks(range(len(names)), [_size(name) for name in names])
+                axes.set_xlim(-0.5, len(names) - 0.5)
+                axes.set_title(f"{form_name(form)}\nby {ranking} PCS", fontsize=9.5)
+                axes.locator_params(axis="y", nbins=5)
+            _gammas(row)
         figure.supylabel("change of NLL, nats a token (below 0 helps)", fontsize=10)
-        figure.supxlabel("share of all heads, and the PCS that ranks them", fontsize=10)
+        figure.supxlabel("share of all heads, %", fontsize=10)
     return figure
+
+
+def _gammas(row: Any) -> None:
+    """What the lines of a row are, right of it, where no line is under it."""
+    handles = {
+        label: handle
+        for axes in row
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": "gamma"}
+    row[-1].legend(handles.values(), handles, fontsize=8, handlelength=1.2, **place)
 
 
 def _size_line(
     axes: Any, calibration: Calibration, form: Form, gamma: float, sets: Sequence[str], i: int
 ) -> None:
+    bars = half_intervals(calibration)
     places = {
-        (s.heads, s.gamma): j
+        s.heads: j
         for j, s in enumerate(calibration.settings)
-        if not s.plain and _form(s) == form
+        if not s.plain and form_of(s) == form and s.gamma == gamma
     }
-    offset = 0.06 * (i - 1.5)
-    by_ranking: dict[str, list[tuple[float, float, float]]] = {}
-    for x, name in enumerate(sets):
-        if (j := places.get((name, gamma))) is not None:
-            point = (x + offset, calibration.change[j], calibration.stderr[j])
-            by_ranking.setdefault(head_set(name)[0], []).append(point)
-    options = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-    for part, points in enumerate(by_ranking.values()):  # lines do not cross between rankings
-        where, change, error = zip(*points, strict=True)
-        label = f"gamma {gamma:g}" if part == 0 else None
-        axes.errorbar(where, change, error, label=label, ms=3.5, lw=1.2, **options)
+    found = [(x, places[name]) for x, name in enumerate(sets) if name in places]
+    if found:
+        axes.errorbar(
+            [x + 0.06 * (i - 1.5) for x, _ in found],
+            [calibration.change[j] for _, j in found],
+            [bars[j] for _, j in found],
+            label=f"{gamma:g}",
+            ms=3.5,
+            lw=1.2,
+            **line_style(i),
+        )
 
 
-def _short(name: str) -> str:
-    ranked, share = head_set(name)
-    return name if math.isnan(share) else f"{percent(share)} %\n{ranked}"
+def _size(name: str) -> str:
+    share = head_set(name)[1]
+    return "all" if math.isnan(share) else percent(share)
 
 
 @dataclass(frozen=True)
@@ -245,25 +264,38 @@ def _two(metrics: Sequence[str]) -> list[str]:
 def difference_figure(found: Sequence[Difference], title: str, axis: str) -> Any:
     """Differences of two methods by task and metric, turned so that right of 0 the first is better.
 
-    A point without a bar has no interval.
+    Metrics of texts and nats have a panel each. A point without a bar has no interval.
     """
     several = len({d.names for d in found}) > 1
     height = 0.5 if several else 0.36
-    with chart(1.2 + height * max(2, len(found)), title) as figure:
-        axes = figure.subplots()
-        axes.axvline(0, color=INK, lw=0.8)
-        for y, d in enumerate(found):
-            sign = 1 if d.higher_is_better else -1
-            mean, ends = sign * d.paired.mean, [sign * d.paired.low, sign * d.paired.high]
-            sure = d.paired.excludes_zero
-            colour = (GREEN if mean > 0 else ORANGE) if sure else GREY
-            axes.plot(ends, [y, y], color=colour, lw=2, solid_capstyle="butt")
-            axes.plot([mean], [y], "o", color=colour, mfc=colour if sure else "none")
-        axes.set_yticks(range(len(found)), [_against(d, several) for d in found])
-        axes.locator_params(axis="x", nbins=5)
-        axes.invert_yaxis()
-        axes.set_xlabel(axis)
+    groups = [[d for d in found if (d.metric == NLL) == nats] for nats in (False, True)]
+    groups = [group for group in groups if group]
+    with chart(0.8 + 0.9 * len(groups) + height * max(2, len(found)), title) as figure:
+        room = {"height_ratios": [len(group) + 0.5 for group in groups]}
+        panels = figure.subplots(max(1, len(groups)), 1, squeeze=False, gridspec_kw=room)[:, 0]
+        for axes, group in zip(panels, groups, strict=False):
+            _differences(axes, group)
+            axes.set_yticks(range(len(group)), [_against(d, several) for d in group])
+            axes.set_ylim(len(group) - 0.5, -0.5)
+            unit = "nats a token" if group[0].metric == NLL else "of the metric"
+            axes.set_xlabel(f"{axis} ({unit})")
     return figure
+
+
+def _differences(axes: Any, found: Sequence[Difference]) -> None:
+    axes.axvline(0, color=INK, lw=0.8)
+    largest = 0.0
+    for y, d in enumerate(found):
+        sign = 1 if d.higher_is_better else -1
+        mean, ends = sign * d.paired.mean, [sign * d.paired.low, sign * d.paired.high]
+        sure = d.paired.excludes_zero
+        colour = (GREEN if mean > 0 else ORANGE) if sure else GREY
+        axes.plot(ends, [y, y], color=colour, lw=2, solid_capstyle="butt")
+        axes.plot([mean], [y], "o", color=colour, mfc=colour if sure else "none")
+        largest = max([largest, *(abs(x) for x in (mean, *ends) if math.isfinite(x))])
+    if largest < NOTHING:
+        axes.set_xlim(-0.01, 0.01)  # rounding is not to fill the panel
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _against(found: Difference, several: bool) -> str:

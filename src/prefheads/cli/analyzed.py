@@ -16,7 +16,7 @@ from prefheads.analysis.index import Entry
 from prefheads.analysis.measuring import Measuring
 from prefheads.analysis.page import Texts
 from prefheads.analysis.traces import Readings
-from prefheads.bundled import people_path
+from prefheads.bundled import NAME
 from prefheads.cli.commands import Commands
 from prefheads.cli.inspect import Contents, read
 from prefheads.errors import ArtifactError, DataError
@@ -41,7 +41,8 @@ def analyzed(
         data: Where the data is; where the run found it if None.
     """
     work = _Analysis(run, about, measuring, data, seed)
-    return work.evaluation() if about.get("command") == "eval" else work.fit()
+    entries, texts = work.evaluation() if about.get("command") == "eval" else work.fit()
+    return sorted(entries, key=lambda e: not e.shows), texts  # what there is comes first
 
 
 class _Analysis:
@@ -71,6 +72,7 @@ class _Analysis:
             *quality.validation_entries(
                 contents.validation, "", self.command.validate(), self.seed
             ),
+            *quality.calibration_entries(contents.calibration, "", self.command.fit()),
             *quality.evaluation_entries(None, self.command.evaluate(), self.seed),
         ]
         entries = _in(RESULTS, results)
@@ -99,6 +101,8 @@ class _Analysis:
             source, examples = self._samples(task)
             part = self._part(name, contents, copying, source, examples)
             entries += _in(f"Heads of {name}", part)
+            tried = quality.calibration_entries(contents.calibration, name, self.command.fit())
+            entries += _in(f"Calibration of {name}", tried)
         entries += _in("Heads of other runs", missing)
         records = Evaluation(self.run, (), ())
         texts = [
@@ -146,10 +150,7 @@ class _Analysis:
         part = Part(
             name, contents.scores, contents.clusters, self.command.fit(), roles, unmeasured, copying
         )
-        return [
-            *chapters.entries(part, self.seed),
-            *quality.calibration_entries(contents.calibration, name, self.command.fit()),
-        ]
+        return chapters.entries(part, self.seed)
 
     def _samples(self, task: str) -> tuple[Any, Callable[[], Sequence[Example]]]:
         """The samples of an evaluated task."""
@@ -198,7 +199,7 @@ class _Analysis:
         if self.data is None:
             counted = self.measuring.kept("data")
         else:
-            where = self.data.resolve()
+            where = self.data if self.data == Path(NAME) else self.data.resolve()
             counted = self.measuring.kept(
                 "data", str(where), lambda: paper_tables.statistics_rows(task_statistics([where]))
             )
@@ -211,7 +212,7 @@ class _Analysis:
 
     def _data_path(self) -> Path:
         if self.data is None and self.about.get("command") == "demo":
-            return people_path()
+            return Path(NAME)
         return self.data or Path(str(self.options.get("data") or "DATA"))
 
 

@@ -142,7 +142,9 @@ def _check(
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
         if plan.generation:
-            room = room_for_prompt(model, plan.max_new_tokens or answer_length(task, plan.label_tokens))
+            room = room_for_prompt(
+                model, plan.max_new_tokens or answer_length(task, plan.label_tokens)
+            )
             for example in fold.test:
                 encode(tokenizer, replace(example, output=None), max_length=room)
         require_golds(task, fold.test)

@@ -6,6 +6,7 @@ import re
 import ssl
 import time
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from prefheads.errors import DataError
+from prefheads.network import unreachable
 from prefheads.progress import track
 from prefheads.storage import writable_dir
 from prefheads.tasks.lamp import (
@@ -108,18 +110,28 @@ def _public(task: str) -> str:
 
 
 def _longlamp(task: str, split: str, out: Path, setting: Setting) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
+    if why := unreachable(constants.ENDPOINT):
+        raise DataError(
+            f"the hub ({constants.ENDPOINT}) cannot be reached: {why}; check the network"
+        )
     folder = f"{LONGLAMP_NAMES[task]}_{'temporal' if setting == 'time' else 'user'}"
     name = "val" if split == "dev" else split
     patterns = [f"{folder}/{name}[-.]*", f"{folder}/{name}/*"]
     try:
+        # Where the hub refuses, `snapshot_download` returns what the folder holds, and no error.
+        offered = HfApi().list_repo_files(DATASET, repo_type="dataset")
+        if not any(fnmatch(file, pattern) for file in offered for pattern in patterns):
+            raise DataError(f"{DATASET}: the hub has no split {name} in {folder}")
         snapshot_download(DATASET, repo_type="dataset", allow_patterns=patterns, local_dir=out)
+    except DataError:
+        raise
     except Exception as error:  # the hub's client raises whatever its parts raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{DATASET} cannot be fetched from the hub: {reason}") from error
     if name not in splits_in(out / folder):
-        raise DataError(f"{DATASET}: the hub has no split {name} in {folder}")
+        raise DataError(f"{DATASET}: split {name} of {folder} has not come; try again")
     return out / folder / name
 
 
@@ -142,6 +154,8 @@ class _Fetch:
         files = [local / name for name in wanted]
         if all(file.is_file() for file in files):
             return files
+        if why := unreachable(self.base_url):
+            raise DataError(f"{self.base_url} cannot be reached: {why}; check the network")
         came = [
             file if file.is_file() else self.file(f"{remote}/{split}/{file.name}", file)
             for file in files

@@ -93,7 +93,10 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 def _parquet(path: Path) -> Iterator[Any]:
     arrow = optional("pyarrow.parquet")
     if arrow is None:
-        raise DataError(f"{path}: pip install pyarrow to read it, or export it as JSON lines")
+        raise DataError(
+            f'{path}: to read Parquet install the extra: pip install "prefheads[parquet]"; or '
+            "export it as JSON lines"
+        )
     try:
         file = arrow.ParquetFile(path)
         for batch in file.iter_batches(batch_size=16):  # profiles are long

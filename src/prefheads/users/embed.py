@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prefheads import bundled
 from prefheads.errors import DataError, ModelError, PrefheadsError
+from prefheads.network import no_hub
 
 Profile = Sequence[Mapping[str, Any]]
 
@@ -31,12 +32,15 @@ class ProfileEncoder:
         library = require("sentence_transformers")
         self.name = name
         source = str(bundled.encoder_dir()) if name == "bundled" else name
+        why = no_hub(source)
         try:
             self._model = library.SentenceTransformer(
-                source, model_kwargs={"use_safetensors": True}
+                source, model_kwargs={"use_safetensors": True}, local_files_only=bool(why)
             )
         except Exception as error:  # the library raises whatever its parts raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if why:
+                reason = f"no such folder, none downloaded before, and no hub ({why})"
             raise ModelError(f"sentence encoder {name!r} cannot be loaded: {reason}") from error
 
     def embed(self, profiles: Sequence[Profile]) -> NDArray[np.float32]:
