@@ -11,6 +11,7 @@ from typing import Any
 
 from prefheads.compare import difference as paired_difference
 from prefheads.errors import ArtifactError, PrefheadsError
+from prefheads.evaluation.draws import draws_of, over_draws
 from prefheads.evaluation.methods import CONTROLS, Method
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import LIKELIHOOD
@@ -171,7 +172,11 @@ def differences(
     for task in found.tasks:
         records, likelihood = found.records(task), found.likelihood(task)
         for first, second in pairs:
-            paired = _of_texts(task, records.get(first, {}), records.get(second, {}), seed)
+            paired = _of_texts(
+                task,
+                [records[name] for name in draws_of(first, records)],
+                [records[name] for name in draws_of(second, records)],
+            )
             if likelihood is not None and {first, second} <= set(likelihood.methods):
                 paired[NLL] = likelihood.difference(first, second)
             for metric in found.metrics(task):
@@ -186,18 +191,23 @@ def differences(
 
 
 def _of_texts(
-    task: str, first: dict[str, Record], second: dict[str, Record], seed: int
+    task: str, first: Sequence[dict[str, Record]], second: Sequence[dict[str, Record]]
 ) -> dict[str, Estimate]:
-    ids = [key for key in first if key in second]
+    """Differences by metric; of each side the texts of every draw."""
+    if not first or not second:
+        return {}
+    sides = [*first, *second]
+    ids = [key for key in first[0] if all(key in side for side in sides)]
     if not ids:
         return {}
-    golds = [str(first[key].reference) for key in ids]
-    users = [first[key].user_id for key in ids]
-    rows = [
-        sample_scores(task, [side[key].prediction for key in ids], golds)
-        for side in (first, second)
-    ]
+    golds = [str(first[0][key].reference) for key in ids]
+    users = [first[0][key].user_id for key in ids]
+    rows = [sample_scores(task, [side[key].prediction for key in ids], golds) for side in sides]
+    a, b = rows[: len(first)], rows[len(first) :]
+    alone = len(first) == len(second) == 1
     return {
-        m.name: paired_difference(rows[0][m.name], rows[1][m.name], m, users)
+        m.name: paired_difference(a[0][m.name], b[0][m.name], m, users)
+        if alone
+        else over_draws([r[m.name] for r in a], [r[m.name] for r in b], m, users)
         for m in metrics_of(task)
     }

@@ -91,8 +91,7 @@ def paper_form(calibration: Calibration) -> list[Point]:
 def _is_of_the_paper(s: Setting) -> bool:
     """Contrast with whole heads removed (Eq. 4 ranks them by that, too)."""
     ranked, share = head_set(s.heads)
-    form = (s.mode, s.target, s.suppression) == ("contrast", "head", 1)
-    return form and not s.plain and ranked == "head" and not np.isnan(share)
+    return s.of_paper and ranked == "head" and not np.isnan(share)
 
 
 def told(points: Sequence[Point], calibration: Calibration) -> str:

@@ -74,8 +74,8 @@ class Measured:
         task: Its name.
         texts: For each method, and each draw of a random one, the records of all samples; empty
             without generation.
-        nll: Likelihood under each of them, or None.
-        settings: For each of them how it steered, one text a fold.
+        nll: Likelihood under each method, or None.
+        settings: For each method, and each draw, how it steered, one text a fold.
         folds: Number of folds.
         split: Which samples these are, for titles.
         heads_from: Where heads were found.
@@ -191,7 +191,7 @@ def _evaluate(
     ids = [e.id for fold in folds for e in fold.test]
     names = [m.name for m in drawn]
     texts = {name: records.of(name, ids) for name in names} if plan.generation else {}
-    nll = _joined(parts)
+    nll = _joined(parts, plan)
     if nll is not None:
         write_json(out / LIKELIHOOD, plain(nll.to_dict()))
     typed = tuple(m.name for m in plan.methods)
@@ -272,12 +272,20 @@ def _likelihood(
     )
 
 
-def _joined(parts: Sequence[Validation]) -> Validation | None:
+def _joined(parts: Sequence[Validation], plan: Plan) -> Validation | None:
+    """All folds, and the draws of random controls as one method."""
     if not parts:
         return None
+    nll = np.concatenate([p.nll for p in parts])
+    drawn = {
+        m.name: nll[:, :, [parts[0].methods.index(one.name) for one in m.drawn(plan.seed)]]
+        for m in plan.methods
+    }
     return replace(
         parts[0],
-        nll=np.concatenate([p.nll for p in parts]),
+        methods=tuple(drawn),
+        nll=np.stack([values.mean(-1) for values in drawn.values()], -1),
+        draws={name: values for name, values in drawn.items() if values.shape[-1] > 1},
         example_ids=tuple(key for p in parts for key in p.example_ids),
         user_ids=tuple(user for p in parts for user in p.user_ids),
     )

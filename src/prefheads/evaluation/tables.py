@@ -184,13 +184,7 @@ def _likelihood(measured: Measured) -> list[_Column]:
     found = measured.nll
     if found is None:
         return []
-    own, other = (
-        {
-            m: [found.nll[:, context, found.methods.index(d)] for d in draws_of(m, found.methods)]
-            for m in measured.methods
-        }
-        for context in (0, 1)
-    )
+    own, other = ({m: list(found.of(m)[:, context].T) for m in found.methods} for context in (0, 1))
 
     def less(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
         with np.errstate(invalid="ignore"):  # infinity minus infinity
