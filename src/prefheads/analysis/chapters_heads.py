@@ -22,7 +22,8 @@ N_GROUPS = 6  # clusters with a map of their own; the table has all
 
 def maps(c: Chapter) -> Entry:
     """PCS of all users and of each cluster, with tests."""
-    groups = {f"all {len(c.users)} users": c.scores, **c.members()}
+    everyone = f"all {len(c.users)} users" if len(c.users) > 1 else "the one user"
+    groups = {everyone: c.scores, **c.members()}
     tests = {name: significance.head_tests(s, c.seed) for name, s in groups.items()}
     everybody = next(iter(tests.values()))
     clusters = c.part.clusters
