@@ -173,7 +173,7 @@ main(sys.argv[1:])
     for name in ("table.md", "table.csv", "table.tex"):
         assert (tmp_path / "run" / name).read_text() == (evaluated / name).read_text()
     lines = (tmp_path / "run" / "LaMP-7" / "records.jsonl").read_text().splitlines()
-    assert len(lines) == 8 * len(METHODS)
+    assert len(lines) == 8 * (len(METHODS) + 2 * 4)  # random controls are drawn five times
 
 
 def test_heads_are_not_found_on_what_is_evaluated(
