@@ -41,7 +41,7 @@ class Setting:
 
     @property
     def of_paper(self) -> bool:
-        """Whether it is of the paper's form (Eq. 8): a contrast with the heads removed."""
+        """Whether it is of the paper's form (Eq. 8): a contrast with whole heads removed."""
         removed = self.mode == "contrast" and self.target == "head" and self.suppression == 1
         return removed and not self.plain
 

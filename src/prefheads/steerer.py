@@ -19,10 +19,11 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.examples import Example, split_users, spread
 from prefheads.generation import generate_texts
 from prefheads.heads import HeadScores, HeadWeights
-from prefheads.headsets import HeadSet, candidates, head_sets
+from prefheads.headsets import candidates, head_sets
+from prefheads.paper import paper_rows
 from prefheads.plan import Target
 from prefheads.scoring import encode_all
-from prefheads.setting import Setting, percent
+from prefheads.setting import Setting
 from prefheads.steering import Mode, Scope
 from prefheads.storage import writable_dir
 from prefheads.tasks.people import Seen
@@ -33,8 +34,6 @@ from prefheads.validate import Validation, validate
 Routing = Literal["hard", "soft"]
 Profile = Sequence[Mapping[str, str]]
 PARTS = ("discovery", "calibration", "test")
-PAPER_SHARE = 0.04  # K in the paper's authors' code; the paper does not say
-PAPER_GAMMA = 0.25  # ours: the paper gives none, and its authors' code takes the entropy instead
 
 
 @dataclass
@@ -320,10 +319,12 @@ class PreferenceSteerer:
         test = self.unseen(examples)
         if not test:
             raise DataError("all users took part in fitting; validation needs users of its own")
-        others = {}
+        others: dict[str, tuple[Sequence[HeadWeights], Setting]] = {}
         if not self.setting.plain:
             others["one map for all users"] = ([self.shared] * len(test), self.setting)
-        others |= self._paper(test)
+        if "head" in self.scores:
+            weights = self.cluster_weights([e.profile for e in test])
+            others |= paper_rows(self.scores["head"], self.clusters, self.calibration, weights)
         return validate(
             self.model,
             self.tokenizer,
@@ -339,32 +340,6 @@ class PreferenceSteerer:
             seed=self.seed if seed is None else seed,
             progress=progress,
         )
-
-    def _paper(self, test: Sequence[Example]) -> dict[str, tuple[list[HeadWeights], Setting]]:
-        """The paper's form of steering, by the names of rows. The paper gives neither K nor gamma:
-        with K as its authors' code has it, with their strength too, and as it calibrated best."""
-        if "head" not in self.scores:
-            return {}
-        top = [self.scores["head"].top(fraction=PAPER_SHARE)] * len(test)
-        few = f"the paper's form, top {percent(PAPER_SHARE)} %"
-        found = {
-            f"{few}, gamma {PAPER_GAMMA:g}": (top, Setting("", "contrast", "head", PAPER_GAMMA)),
-            f"{few}, entropy as strength": (
-                top,
-                Setting("", "contrast", "head", 1.0, schedule="entropy"),
-            ),
-        }
-        best = self.calibration.best(lambda setting: setting.of_paper)
-        if (tried := HeadSet.parse(best.heads)) is not None:
-            maps = cluster_heads(self.scores["head"], self.clusters, fraction=tried.share)
-            own = [mix(w, maps) for w in self.cluster_weights([e.profile for e in test])]
-            found[f"the paper's form, best of {self._tried}: {best}"] = own, best
-        return found
-
-    @property
-    def _tried(self) -> int:
-        """How many settings of the paper's form calibration tried."""
-        return sum(setting.of_paper for setting in self.calibration.settings)
 
     def save(self, folder: str | Path) -> None:
         """Write everything but the model: ``steerer.json``, maps, clusters and scores."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from prefheads.paper import BEST
 from prefheads.stats import Estimate, holm
 from prefheads.users.cluster import Clusters
 from prefheads.users.embed import require
@@ -98,10 +99,12 @@ def findings(validation: Validation) -> list[Finding]:
             helps="above",
         )
     )
-    if paper := named("the paper's"):
+    best = named(BEST)
+    if paper := best or named("the paper's"):
         found.append(
             _judge(
-                "The paper's own form of steering (DPS) helps",
+                "The paper's own form of steering (DPS) helps"
+                + (", as it calibrated best" * bool(best)),
                 rows[paper].change,
                 "change of NLL against plain decoding",
             )

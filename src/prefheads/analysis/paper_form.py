@@ -18,12 +18,13 @@ from prefheads.analysis.charts import INK, chart, log_ticks, symmetric_scale
 from prefheads.analysis.plots import half_intervals, line_style
 from prefheads.analysis.sweeps import head_set
 from prefheads.calibrate import Calibration
-from prefheads.setting import Setting, percent
+from prefheads.paper import GAMMA, SHARE, is_paper
+from prefheads.setting import percent
 from prefheads.stats import Estimate
 
 PAPER_FORM = "The paper's form over K and gamma"
-AUTHORS = (0.04, "entropy", None, 1.0)  # share of heads, schedule, cap, gamma: the authors' code
-OURS = (0.04, "constant", None, 0.25)  # what this project calls DPS where nothing else is said
+AUTHORS = (SHARE, "entropy", None, 1.0)  # share of heads, schedule, cap, gamma: the authors' code
+OURS = (SHARE, "constant", None, GAMMA)  # what this project calls DPS where nothing else is said
 CHOICES = {
     AUTHORS: ("o", "authors' code: 4 %, gamma 1"),
     OURS: ("s", "ours: 4 %, gamma 0.25"),
@@ -83,15 +84,9 @@ def paper_form(calibration: Calibration) -> list[Point]:
             Estimate(change, change - half, change + half),
         )
         for s, change, half in tried
-        if _is_of_the_paper(s) and np.isfinite(change)
+        if is_paper(s) and np.isfinite(change)
     ]
     return sorted(found, key=lambda p: (p.schedule, p.cap or 0.0, p.share, p.gamma))
-
-
-def _is_of_the_paper(s: Setting) -> bool:
-    """Contrast with whole heads removed (Eq. 4 ranks them by that, too)."""
-    ranked, share = head_set(s.heads)
-    return s.of_paper and ranked == "head" and not np.isnan(share)
 
 
 def told(points: Sequence[Point], calibration: Calibration) -> str:
