@@ -11,11 +11,12 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.cli import options, session
+from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, load_task, prepare_task
-from prefheads.evaluation.run import RECORDS, Measured, Plan, evaluate_task
+from prefheads.evaluation.prepare import Choice, Prepared, load_task, prepare_task
+from prefheads.evaluation.run import RECORDS, Measured, Plan, answer_length, evaluate_task
 from prefheads.evaluation.tables import (
     LEGEND,
     RESULTS,
@@ -29,8 +30,10 @@ from prefheads.evaluation.tables import (
     write_tables,
 )
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.scoring import context_length
-from prefheads.steerer import PreferenceSteerer
+from prefheads.setting import grid
+from prefheads.steerer import PreferenceSteerer, head_sets
 from prefheads.storage import read_json, writable_dir, write_json
 from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare
@@ -113,7 +116,8 @@ def evaluate(
     loading["encoder"] = encoder
     paths = {t: find_samples(data, t, split) for t in dict.fromkeys(tasks)}
     golds = measure != "texts"  # texts can be had without, likelihood cannot
-    samples = {t: load_task(p, t, require_output=golds, **loading) for t, p in paths.items()}
+    with stage(f"reading {data}", not quiet):
+        samples = {t: load_task(p, t, require_output=golds, **loading) for t, p in paths.items()}
     require_libraries()
     if any(m.needs_steerer for m in compared):
         require_extra()
@@ -150,7 +154,7 @@ def evaluate(
     )
     measured: list[Measured] = []
     with session.notes() as prompts:
-        network, tokenizer = session.load(model, device, dtype, seed)
+        network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         choice = Choice(
             limit=limit,
             discovery=discovery,
@@ -169,19 +173,47 @@ def evaluate(
             for t, examples in samples.items()
         }
         write_json(writable_dir(out) / session.RUN_FILE, run)
+        if not quiet and not any((out / t).exists() for t in prepared):
+            _tell_cost(network, tokenizer, prepared, plan)
         for t, ready in prepared.items():
             prompts.extend(len(fold.test) + len(fold.pool) for fold, _ in ready.folds)
             if ready.without_profile:
                 session.tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
             how = {"split": ready.split, "heads_from": ready.heads_from}
             measured.append(evaluate_task(network, tokenizer, t, ready.folds, plan, out / t, **how))
-    found = [cells(m, extracted=extract, seed=seed) for m in measured]
-    write_tables(out, measured, found, scored_by)
+    with stage("testing differences", not quiet):
+        found = [cells(m, extracted=extract, seed=seed) for m in measured]
+        write_tables(out, measured, found, scored_by)
     results = read_json(out / RESULTS)
     begun = {p.parent.name for p in out.glob(f"*/{RECORDS}")}
     if others := sorted(begun - results["tasks"].keys()):
         session.tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
     session.emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
+
+
+def _tell_cost(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: dict[str, Prepared],
+    plan: Plan,
+) -> None:
+    """The work on all tasks; that of texts as a number, as their lengths are not known."""
+    stages, texts = [], []
+    for task, ready in prepared.items():
+        for fold, steerer in ready.folds:
+            if steerer is None and plan.needs_steerer:
+                n = round(fold.share * len(fold.pool))
+                stages += fit_stages(model, fold.pool[:n], fold.pool[n:], len(grid(head_sets())))
+            if plan.likelihood:
+                what = f"likelihood by {len(plan.methods)} methods ({task})"
+                stages.append(Stage(what, fold.test, 3 * len(plan.methods), 3))
+        if plan.generation:
+            n = sum(len(fold.test) for fold, _ in ready.folds) * len(plan.methods)
+            texts.append(f"{n} of {plan.max_new_tokens or answer_length(task)} ({task})")
+    if stages:
+        tell_cost(model, tokenizer, stages)
+    if texts:
+        tell_texts(texts)
 
 
 def _methods(text: str) -> tuple[Method, ...]:

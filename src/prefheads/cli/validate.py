@@ -6,11 +6,14 @@ from rich.console import RenderableType
 
 from prefheads.analysis.findings import findings
 from prefheads.cli import options, session
+from prefheads.cli.cost import Stage, tell_cost
 from prefheads.cli.tables import validation_table, verdict
 from prefheads.examples import load_examples
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.steerer import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
+from prefheads.validate import N_RANDOM
 
 
 def validate(
@@ -28,12 +31,19 @@ def validate(
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
     session.require_fitted(run, load_config(model))
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
+    with stage(f"reading {data}", not quiet):
+        examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
     writable_dir(run)
     checkpoint = run / "unfinished-validation.safetensors"
     with session.notes() as prompts:
-        network, tokenizer = session.load(model, device, dtype, seed)
+        network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         steerer = PreferenceSteerer.load(run, network, tokenizer)
+        unseen = steerer.unseen(examples)
+        if unseen and not quiet and not any(run.glob(f"{checkpoint.stem}*")):
+            # The own profile with all controls, the two other prompts without random ones.
+            copies = 3 * 4 + (0 if steerer.setting.plain else 2 * N_RANDOM)
+            todo = Stage("with controls", unseen, copies, 3, steerer.scope == "all")
+            tell_cost(network, tokenizer, [todo])
         result = steerer.validate(
             examples,
             checkpoint=checkpoint,
