@@ -145,7 +145,8 @@ def test_interrupt_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prefheads, "discover", interrupted)
-    result = cli("discover", "--model", tiny_folder, "--data", people_file, "--out", tmp_path)
+    where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path)
+    result = cli("discover", *where, "--quiet")
     assert result.code == 130
     (line,) = result.err.splitlines()
     assert "the same command goes on" in line

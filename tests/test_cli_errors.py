@@ -241,12 +241,11 @@ def test_full_disk(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("prefheads.storage.os.fsync", full)
-    result = cli("discover", "--model", tiny_folder, "--data", people_file, "--out", tmp_path)
-    assert_one_error(result, "No space left")
+    where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path, "--quiet")
+    assert_one_error(cli("discover", *where), "No space left")
     monkeypatch.undo()
     monkeypatch.setattr(prefheads, "discover", full)
-    result = cli("discover", "--model", tiny_folder, "--data", people_file, "--out", tmp_path)
-    assert_one_error(result, "No space left", "same command again")
+    assert_one_error(cli("discover", *where), "No space left", "same command again")
 
 
 @pytest.mark.parametrize("gamma", ["-1", "nan", "inf", "much"])
@@ -278,9 +277,8 @@ def test_bad_options_of_fit(
     cli, options, part: str, tiny_folder: Path, people_file: Path, tmp_path
 ) -> None:
     out = tmp_path / "run"
-    assert_one_error(
-        cli("fit", "--model", tiny_folder, "--data", people_file, "--out", out, *options), part
-    )
+    where = ("--model", tiny_folder, "--data", people_file, "--out", out, "--quiet")
+    assert_one_error(cli("fit", *where, *options), part)
     assert not list(tmp_path.glob("run/*.safetensors"))
 
 

@@ -110,3 +110,25 @@ def test_the_bundled_people_by_name_and_as_a_file(cli, tmp_path: Path) -> None:
     assert {k: v for k, v in named.items() if k != "splits"} == {
         k: v for k, v in written.items() if k != "splits"
     }
+
+
+def test_samples_that_share_a_text_are_one_authors(tmp_path):
+    """Five samples in two splits, of three people: long texts tell them, short ones do not."""
+    article = "article: a story of the sea, of {} and of those who wait ashore for them"
+    whose = {"dev": ["anna", "anna", "ben"], "train": ["ben", "cleo"]}
+    for split_name, people in whose.items():
+        (tmp_path / "LaMP_4").mkdir(exist_ok=True)
+        questions = [
+            {
+                "id": f"{split_name} {i}",
+                "input": f"Generate a headline for the following {article.format(f'{person} {i}')}",
+                "profile": [
+                    {"id": "1", "title": "Home", "text": article.format(person)},
+                    {"id": "2", "title": "Home", "text": "too short to tell"},
+                ],
+            }
+            for i, person in enumerate(people)
+        ]
+        (tmp_path / "LaMP_4" / f"{split_name}_questions.json").write_text(json.dumps(questions))
+    (found,) = task_statistics([tmp_path])
+    assert (found.users, found.instances, found.splits) == (3, 5, ("dev", "train"))

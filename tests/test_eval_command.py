@@ -298,7 +298,8 @@ def test_bad_requests_are_told_in_a_line(
     more: tuple[object, ...],
     part: str,
 ) -> None:
-    result = cli(*ask(tiny_folder, lamp_folder, tmp_path / "out", "--methods", "plain", *more))
+    some = ("--methods", "plain", "--quiet", *more)
+    result = cli(*ask(tiny_folder, lamp_folder, tmp_path / "out", *some))
     assert result.code == 2 and result.out == ""
     (line,) = result.err.splitlines()
     assert line.startswith("error: ") and part in line

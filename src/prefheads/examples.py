@@ -124,7 +124,7 @@ def _survey(
 
     def identify(example: Example, row: Any) -> None:
         if isinstance(row, Mapping) and row.get("anonymous"):
-            people.add(example.id, _marks(example))
+            people.add(example.id, marks_of(example))
             nameless.append(example.id)
 
     for where, row in islice(rows(require_output), limit):
@@ -265,7 +265,7 @@ def parse_example(row: Any, where: str) -> Example:
     )
 
 
-def _marks(example: Example) -> Iterator[int | None]:
+def marks_of(example: Example) -> Iterator[int | None]:
     """Marks of what the user wrote: the profile's texts, and the one that the input asks about.
 
     Of tasks whose texts have many people, the whole example stands for its user.

@@ -13,6 +13,7 @@ from prefheads.cli import options, session
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads import fingerprint
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.storage import read_json, writable_dir
 
 
@@ -60,14 +61,15 @@ def analyze(
     measuring = Measuring(
         run / "measured",
         config,
-        lambda: session.load(str(model), device, dtype, seed),
+        lambda: session.load(str(model), device, dtype, seed, not quiet),
         n_samples=samples,
         n_texts=texts,
         seed=seed,
         progress=not quiet,
     )
     with session.notes() as prompts:
-        entries, readings = analyzed(run, about, measuring, data, seed)
+        with stage("analysing", not quiet):
+            entries, readings = analyzed(run, about, measuring, data, seed)
         prompts.append(measuring.n_prompts)
     folder = writable_dir(out or run / "analysis")
     made_by = f"prefheads {about.get('command', 'run')}, model `{session.named_model(about)}`"

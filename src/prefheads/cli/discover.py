@@ -9,11 +9,13 @@ import typer
 import prefheads
 from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
+from prefheads.cli.cost import discovery_stage, tell_cost
 from prefheads.cli.tables import head_rows, head_table
 from prefheads.errors import ArtifactError
 from prefheads.examples import load_examples
 from prefheads.heads import HeadScores
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.storage import read_json, write_json
 
 SHOWN = 20
@@ -48,7 +50,8 @@ def discover(
 ) -> None:
     """Score every attention head by ablation (PCS), and keep the strongest."""
     config = load_config(model)
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
+    with stage(f"reading {data}", not quiet):
+        examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
     settings = {
         "data": data,
         "limit": limit,
@@ -64,19 +67,24 @@ def discover(
     run = session.open_run(out, "discover", model, config, settings)
     with session.notes() as prompts:
         prompts.append(len(examples))
-        network, tokenizer = session.load(model, device, dtype, seed)
+        network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         run["made_from"] = digest([[asdict(e) for e in examples], *model_marks(network)])
         scores = _finished(out, run)
         if scores is None:
             session.begin(out, run)
+            how: dict[str, Any] = {
+                "scope": scope,
+                "target": target,
+                "reference": None if reference == "none" else reference,
+                "method": method,
+            }
+            if not quiet and not (out / UNFINISHED).is_file():
+                tell_cost(network, tokenizer, [discovery_stage(network, examples, **how)])
             scores = prefheads.discover(
                 network,
                 tokenizer,
                 examples,
-                scope=scope,
-                target=target,
-                reference=None if reference == "none" else reference,
-                method=method,
+                **how,
                 checkpoint=out / UNFINISHED,
                 seed=seed,
                 progress=not quiet,

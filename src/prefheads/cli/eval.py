@@ -8,13 +8,22 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import RenderableType
 from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.cli import options, session
+from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, choose_samples, shortened
-from prefheads.evaluation.run import RECORDS, SHORT, Measured, Plan, evaluate_task
+from prefheads.evaluation.prepare import Choice, Prepared, choose_samples, shortened
+from prefheads.evaluation.run import (
+    RECORDS,
+    SHORT,
+    Measured,
+    Plan,
+    answer_length,
+    evaluate_task,
+)
 from prefheads.evaluation.tables import (
     LEGEND,
     RESULTS,
@@ -27,7 +36,9 @@ from prefheads.evaluation.tables import (
     title,
     write_tables,
 )
+from prefheads.headsets import candidates
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.scoring import context_length
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steerer_files import fitted_task, load_seen
@@ -122,17 +133,18 @@ def evaluate(
     needs_heads = any(m.needs_steerer for m in compared)
     folders = _fitted(fitted or [], tasks, {"items": items, "retrieval": retrieval}, force)
     choice = Choice(limit, discovery, calibration, discovery_split, force, seed, loading)
-    samples = {
-        t: choose_samples(
-            find_samples(data, t, split),
-            t,
-            choice,
-            needs_heads=needs_heads,
-            seen=load_seen(folders[t]) if t in folders else None,
-            require_output=measure != "texts",  # texts can be had without, likelihood cannot
-        )
-        for t in dict.fromkeys(tasks)
-    }
+    with stage(f"reading {data}", not quiet):
+        samples = {
+            t: choose_samples(
+                find_samples(data, t, split),
+                t,
+                choice,
+                needs_heads=needs_heads,
+                seen=load_seen(folders[t]) if t in folders else None,
+                require_output=measure != "texts",  # texts can be had without, likelihood cannot
+            )
+            for t in dict.fromkeys(tasks)
+        }
     require_libraries()
     if needs_heads:
         require_extra()
@@ -171,7 +183,7 @@ def evaluate(
     )
     measured: list[Measured] = []
     with session.notes() as prompts:
-        network, tokenizer = session.load(model, device, dtype, seed)
+        network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         length = min(prompt_length, context_length(network) or prompt_length)
         prepared = {
             t: shortened(chosen, tokenizer, length, needs_heads) for t, chosen in samples.items()
@@ -180,6 +192,8 @@ def evaluate(
             t: PreferenceSteerer.load(folder, network, tokenizer) for t, folder in folders.items()
         }
         write_json(writable_dir(out) / session.RUN_FILE, run)
+        if not quiet and not any((out / t).exists() for t in prepared):
+            _tell_cost(network, tokenizer, prepared, set(steerers), plan)
         for t, ready in prepared.items():
             prompts.extend(len(fold.test) + len(fold.pool) for fold in ready.folds)
             if ready.without_profile:
@@ -190,13 +204,42 @@ def evaluate(
                     network, tokenizer, t, ready.folds, steerers.get(t), plan, out / t, **how
                 )
             )
-    found = [cells(m, extracted=extract, seed=seed) for m in measured]
-    write_tables(out, measured, found, scored_by)
+    with stage("testing differences", not quiet):
+        found = [cells(m, extracted=extract, seed=seed) for m in measured]
+        write_tables(out, measured, found, scored_by)
     results = read_json(out / RESULTS)
     begun = {p.parent.name for p in out.glob(f"*/{RECORDS}")}
     if others := sorted(begun - results["tasks"].keys()):
         session.tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
     session.emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
+
+
+def _tell_cost(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: dict[str, Prepared],
+    fitted: set[str],
+    plan: Plan,
+) -> None:
+    """The work on all tasks; that of texts as a number, as their lengths are not known."""
+    stages, texts = [], []
+    drawn = sum(len(method.drawn(plan.seed)) for method in plan.methods)
+    for task, ready in prepared.items():
+        for fold in ready.folds:
+            if task not in fitted and plan.needs_steerer:
+                n = round(fold.share * len(fold.pool))
+                stages += fit_stages(model, fold.pool[:n], fold.pool[n:], len(candidates()))
+            if plan.likelihood:
+                what = f"likelihood by {drawn} methods and draws ({task})"
+                stages.append(Stage(what, fold.test, 3 * drawn, 3))
+        if plan.generation:
+            n = sum(len(fold.test) for fold in ready.folds) * drawn
+            length = plan.max_new_tokens or answer_length(task, plan.label_tokens)
+            texts.append(f"{n} of {length} ({task})")
+    if stages:
+        tell_cost(model, tokenizer, stages)
+    if texts:
+        tell_texts(texts)
 
 
 def _methods(text: str) -> tuple[Method, ...]:

@@ -1,16 +1,18 @@
 """`prefheads fit`: clusters of users, the heads of each, and the strength to steer with."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import RenderableType
 
 from prefheads.cli import options, session
+from prefheads.cli.cost import fit_stages, tell_cost
 from prefheads.cli.tables import calibration_table, cluster_table
 from prefheads.errors import DataError
 from prefheads.examples import Example, load_examples, split_users, spread
 from prefheads.headsets import candidates
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.users.embed import require_extra
@@ -32,8 +34,11 @@ def _used(
     clusters: int | None,
     limits: tuple[int | None, int | None],
     seed: int,
-) -> list[Example]:
-    """The samples that fitting will use; refuses what it would only stumble over hours later."""
+) -> tuple[list[Example], list[Example]]:
+    """The samples for discovery and for calibration.
+
+    Refuses what fitting would only stumble over hours later.
+    """
     parts = split_users(examples, fractions, seed)
     found, held = (spread(part, limit, seed) for part, limit in zip(parts, limits, strict=False))
     n_held = len({e.user_id for e in held})
@@ -45,7 +50,7 @@ def _used(
         )
     if n_held < 2:
         raise DataError(f"calibration needs at least two users, and has {n_held}; add users")
-    return found + held
+    return found, held
 
 
 def _candidates(mode: str | None, target: str | None) -> list[Setting]:
@@ -96,8 +101,9 @@ def fit(
     """Cluster users, discover the heads of each cluster, and calibrate how to steer."""
     fractions = _fractions(split)
     config = load_config(model)
-    examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
-    used = _used(examples, fractions, clusters, (discovery, calibration), seed)
+    with stage(f"reading {data}", not quiet):
+        examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
+    found, held = _used(examples, fractions, clusters, (discovery, calibration), seed)
     require_extra()
     settings = {
         "data": data,
@@ -119,9 +125,18 @@ def fit(
     # Recorded where they are given: runs of before they existed can still be resumed.
     settings |= {k: v for k, v in {"mode": mode, "target": target}.items() if v is not None}
     run = session.open_run(out, "fit", model, config, settings)
+    resumed = session.has_results(out)
+    how: dict[str, Any] = {
+        "scope": scope,
+        "reference": None if reference == "none" else reference,
+    }
+    candidates = _candidates(mode, target)
     with session.notes() as prompts:
-        network, tokenizer = session.load(model, device, dtype, seed)
-        prompts.append(len(used))
+        network, tokenizer = session.load(model, device, dtype, seed, not quiet)
+        prompts.append(len(found) + len(held))
+        if not quiet and not resumed:
+            stages = fit_stages(network, found, held, len(candidates), objective, **how)
+            tell_cost(network, tokenizer, stages)
         session.begin(out, run)
         steerer = PreferenceSteerer.fit(
             network,
@@ -131,9 +146,8 @@ def fit(
             fractions=fractions,
             discovery_limit=discovery,
             calibration_limit=calibration,
-            reference=None if reference == "none" else reference,
-            scope=scope,
-            settings=_candidates(mode, target),
+            **how,
+            settings=candidates,
             objective=objective,
             min_samples=min_samples,
             encoder=encoder,

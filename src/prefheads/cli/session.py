@@ -19,6 +19,7 @@ from prefheads.encoding import TruncationWarning
 from prefheads.errors import ArtifactError
 from prefheads.heads import HeadWeights, fingerprint
 from prefheads.loading import load_model
+from prefheads.progress import stage
 from prefheads.storage import plain as plain
 from prefheads.storage import read_json, writable_dir, write_json
 
@@ -28,11 +29,16 @@ _WIDTH = 160  # of tables that go into a file or a pipe
 
 
 def load(
-    model: str, device: str, dtype: str, seed: int
+    model: str, device: str, dtype: str, seed: int, shown: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and fix every random generator."""
+    """Load the model and fix every random generator.
+
+    Args:
+        shown: Whether to say so, should it take long.
+    """
     set_seed(seed)
-    return load_model(model, device=device, dtype=None if dtype == "auto" else dtype)
+    with stage(f"loading {model}", shown):
+        return load_model(model, device=device, dtype=None if dtype == "auto" else dtype)
 
 
 def open_run(
@@ -51,7 +57,7 @@ def open_run(
     """
     writable_dir(folder)
     run = describe_run(command, model, config, options)
-    if _has_results(folder):
+    if has_results(folder):
         if not (folder / RUN_FILE).exists():
             raise ArtifactError(f"{folder}: holds results of something else; give another folder")
         require_same_run(folder, run)
@@ -116,11 +122,12 @@ def _source(run: Mapping[str, Any]) -> Any:
 
 def begin(folder: Path, run: Mapping[str, Any]) -> None:
     """Record what the folder is for, before the first result; later runs only resume."""
-    if not _has_results(folder):
+    if not has_results(folder):
         write_json(folder / RUN_FILE, run)
 
 
-def _has_results(folder: Path) -> bool:
+def has_results(folder: Path) -> bool:
+    """Whether a run has begun to write there."""
     return any(folder.glob("*.safetensors"))
 
 

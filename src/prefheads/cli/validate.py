@@ -8,13 +8,16 @@ from rich.console import RenderableType
 
 from prefheads.analysis.findings import findings
 from prefheads.cli import options, session
+from prefheads.cli.cost import Stage, tell_cost
 from prefheads.cli.tables import validation_table, verdict
 from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
+from prefheads.progress import stage
 from prefheads.steerer import PreferenceSteerer
 from prefheads.steerer_files import load_seen
 from prefheads.storage import writable_dir, write_json
 from prefheads.tasks.retrieve import Method
+from prefheads.validate import N_RANDOM
 
 
 def validate(
@@ -46,18 +49,25 @@ def validate(
         counted.extend((len(all_of_them), len(unseen)))
         return spread(unseen, limit, seed)
 
-    examples = load_examples(
-        data,
-        items=items or fitted.get("items", 5),
-        retrieval=retrieval or fitted.get("retrieval", "bm25"),
-        seed=seed,
-        select=choose,
-    )
+    with stage(f"reading {data}", not quiet):
+        examples = load_examples(
+            data,
+            items=items or fitted.get("items", 5),
+            retrieval=retrieval or fitted.get("retrieval", "bm25"),
+            seed=seed,
+            select=choose,
+        )
     writable_dir(run)
     checkpoint = run / "unfinished-validation.safetensors"
     with session.notes() as prompts:
-        network, tokenizer = session.load(model, device, dtype, seed)
+        network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         steerer = PreferenceSteerer.load(run, network, tokenizer)
+        unseen = steerer.unseen(examples)
+        if unseen and not quiet and not any(run.glob(f"{checkpoint.stem}*")):
+            # The own profile with all controls, the two other prompts without random ones.
+            copies = 3 * 4 + (0 if steerer.setting.plain else 2 * N_RANDOM)
+            todo = Stage("with controls", unseen, copies, 3, steerer.scope == "all")
+            tell_cost(network, tokenizer, [todo])
         result = steerer.validate(
             examples,
             checkpoint=checkpoint,
@@ -66,8 +76,8 @@ def validate(
         )
         tested = len(result.example_ids)
         prompts.append(tested)
-    there, unseen = counted
-    left_out = there - unseen
+    there, left = counted
+    left_out = there - left
     write_json(run / "validation.json", session.plain(result.to_dict()))
     for path in run.glob(f"{checkpoint.stem}*"):  # so that other data can be validated next
         path.unlink()

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefheads.examples import Example, parse_example
+from prefheads.examples import Example, marks_of, parse_example
 from prefheads.tasks.data import find_sources, read_rows
 from prefheads.tasks.lamp import QUESTIONS, Kind, task_of
+from prefheads.tasks.people import People
 
 
 class Spread(NamedTuple):
@@ -30,7 +31,7 @@ class TaskStatistics:
         setting: ``"user"``: other users in each split; ``"time"``: later texts of the same users.
         kind: Generation, classification or regression.
         splits: The splits counted together.
-        users: Different users; where files name none, each instance counts as one.
+        users: Different users; where files name none, instances that share a text are one's.
         instances: Examples.
         profile_items: Items of a profile.
         input_words: Words of an input, split at whitespace.
@@ -66,7 +67,12 @@ def task_statistics(paths: Iterable[str | Path]) -> list[TaskStatistics]:
         setting = _setting(source)
         for where, row in read_rows(source, require_output=False):
             example = parse_example(row, where)
-            counts.setdefault((example.task, setting), _Counts()).add(example, _split(source))
+            found = counts.setdefault((example.task, setting), _Counts())
+            found.add(example, _split(source))
+            if row.get("anonymous"):
+                found.join(f"{source}:{example.id}", marks_of(example))
+            else:
+                found.users.add(example.user_id)
     # Official names sort as they should; what has no task comes last.
     ordered = sorted(counts.items(), key=lambda item: (item[0][0] is None, str(item[0])))
     return [found.summary(*key) for key, found in ordered]
@@ -75,6 +81,8 @@ def task_statistics(paths: Iterable[str | Path]) -> list[TaskStatistics]:
 @dataclass
 class _Counts:
     users: set[str] = field(default_factory=set)
+    unnamed: list[str] = field(default_factory=list)
+    people: People = field(default_factory=People)
     splits: dict[str, None] = field(default_factory=dict)
     profile_items: array[int] = field(default_factory=lambda: array("l"))
     input_words: array[int] = field(default_factory=lambda: array("l"))
@@ -82,11 +90,15 @@ class _Counts:
 
     def add(self, example: Example, split: str) -> None:
         self.splits[split] = None
-        self.users.add(example.user_id)
         self.profile_items.append(len(example.profile))
         self.input_words.append(len(example.input.split()))
         if example.output is not None:
             self.output_words.append(len(example.output.split()))
+
+    def join(self, sample: str, marks: Iterable[int | None]) -> None:
+        """Count a sample of whom the file says nothing: samples with a common text are one's."""
+        self.unnamed.append(sample)
+        self.people.add(sample, marks)
 
     def summary(self, task: str | None, setting: str) -> TaskStatistics:
         return TaskStatistics(
@@ -94,7 +106,7 @@ class _Counts:
             setting=setting,
             kind=task_of(task).kind,
             splits=tuple(self.splits),
-            users=len(self.users),
+            users=len(self.users) + len({self.people.of(sample) for sample in self.unnamed}),
             instances=len(self.profile_items),
             profile_items=_spread(self.profile_items),
             input_words=_spread(self.input_words),
