@@ -45,8 +45,9 @@ class Size:
 
 
 # Discovery is what takes time: about a quarter of a minute a sample and target on two cores.
-FULL = Size(discovery=8, calibration=12, test=12, people=6)
-QUICK = Size(discovery=4, calibration=6, test=6, people=2)
+FULL = Size(discovery=8, calibration=12, test=16, people=6)
+QUICK = Size(discovery=4, calibration=6, test=8, people=2)
+SHARES = (1 / 3, 1 / 3, 1 / 3)  # of 24 people: eight to test on, the fewest with a verdict
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def run(
         model,
         tokenizer,
         examples,
+        fractions=SHARES,
         discovery_limit=size.discovery,
         calibration_limit=size.calibration,
         min_samples=2,

@@ -65,7 +65,7 @@ def validate(
         unseen = steerer.unseen(examples)
         if unseen and not quiet and not any(run.glob(f"{checkpoint.stem}*")):
             # The own profile with all controls, the two other prompts without random ones.
-            copies = 3 * 4 + (0 if steerer.setting.plain else 2 * N_RANDOM)
+            copies = 3 * 6 + (0 if steerer.setting.plain else 2 * N_RANDOM)
             todo = Stage("with controls", unseen, copies, 3, steerer.scope == "all")
             tell_cost(network, tokenizer, [todo])
         result = steerer.validate(
