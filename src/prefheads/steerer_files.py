@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KIND = "steerer"
 SEEN = "seen.json"
+USED = ("discovery", "calibration")
 PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
 
 
@@ -100,15 +101,20 @@ def fitted_task(folder: Path) -> str | None:
 
 
 def load_seen(folder: Path) -> Seen:
-    """The samples and people that a fit saw, which a test must not see again.
+    """The samples and people that a fit saw, which a test must not see again. Of fits by version
+    0.1.0 before it kept them, the names of users alone, which files of LaMP do not give.
 
     Raises:
-        ArtifactError: Missing or damaged.
+        ArtifactError: Damaged.
     """
     path = folder / SEEN
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing, so that nobody is known to be unseen; fit again")
+    if path.is_file():
+        try:
+            return Seen.from_dict(read_json(path))
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}: damaged ({error})") from None
     try:
-        return Seen.from_dict(read_json(path))
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error})") from None
+        users = read_json(folder / "steerer.json")["users"]
+        return Seen(users=frozenset(u for part in USED for u in users.get(part, ())))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder}: damaged steerer ({error})") from None

@@ -41,7 +41,7 @@ from prefheads.loading import load_config
 from prefheads.progress import stage
 from prefheads.scoring import context_length
 from prefheads.steerer import PreferenceSteerer
-from prefheads.steerer_files import fitted_task, load_seen
+from prefheads.steerer_files import fitted_task
 from prefheads.storage import read_json, writable_dir, write_json
 from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare
@@ -140,7 +140,7 @@ def evaluate(
                 t,
                 choice,
                 needs_heads=needs_heads,
-                seen=load_seen(folders[t]) if t in folders else None,
+                seen=session.load_seen(folders[t]) if t in folders else None,
                 require_output=measure != "texts",  # texts can be had without, likelihood cannot
             )
             for t in dict.fromkeys(tasks)

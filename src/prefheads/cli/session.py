@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import prefheads
+from prefheads import steerer_files
 from prefheads.bundled import model_name
 from prefheads.encoding import TruncationWarning
 from prefheads.errors import ArtifactError
@@ -22,6 +23,7 @@ from prefheads.loading import load_model
 from prefheads.progress import stage
 from prefheads.storage import plain as plain
 from prefheads.storage import read_json, writable_dir, write_json
+from prefheads.tasks.people import Seen
 
 RUN_FILE = "run.json"
 _PACKAGE = str(Path(prefheads.__file__).parent)
@@ -155,6 +157,17 @@ def options_of(folder: Path) -> dict[str, Any]:
     run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
     options = run.get("options", {}) if isinstance(run, dict) else {}
     return options if isinstance(options, dict) else {}
+
+
+def load_seen(folder: Path) -> Seen:
+    """What a fit saw; told where it did not keep the samples themselves."""
+    seen = steerer_files.load_seen(folder)
+    if not seen.samples:
+        tell(
+            f"{folder} is of an older version: people whom its data did not name may be among the "
+            "unseen; fit again"
+        )
+    return seen
 
 
 def require_same_profiles(folder: Path, loading: Mapping[str, Any]) -> None:

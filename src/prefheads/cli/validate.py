@@ -14,7 +14,6 @@ from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer import PreferenceSteerer
-from prefheads.steerer_files import load_seen
 from prefheads.storage import writable_dir, write_json
 from prefheads.tasks.retrieve import Method
 from prefheads.validate import N_RANDOM
@@ -42,7 +41,7 @@ def validate(
     given = {"items": items, "retrieval": retrieval}
     session.require_same_profiles(run, {k: v for k, v in given.items() if v is not None})
     fitted = session.options_of(run)
-    seen, counted = load_seen(run), list[int]()
+    seen, counted = session.load_seen(run), list[int]()
 
     def choose(all_of_them: list[Example]) -> list[Example]:
         unseen = seen.unseen(all_of_them)
