@@ -283,7 +283,7 @@ def ask(chat: Chat, judged_run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 def test_the_command(cli: Cli, chat: Chat, ask: tuple[object, ...], judged_run: Path) -> None:
     chat.mishaps = [Response(completion("no")), Response(completion("no"))]
-    out = (*ask, "--price", "2,10", "--csv", judged_run / "ratings.csv")
+    out = (*ask, "--price", "2,10", "--csv", judged_run / "ratings.csv", "--quiet")
     told = cli(*out)
     assert (told.code, told.err) == (0, "") and len(chat.requests) == 18
     for part in ("3.00 [", "4.00 [", "+1.00 [+1.00, +1.00]", "2 pairs with the same text twice"):
@@ -323,11 +323,11 @@ def test_bad_requests_are_told_in_a_line(
 
 def test_refusals_are_told_in_a_line(cli: Cli, chat: Chat, ask: tuple[object, ...]) -> None:
     chat.mishaps = [Response(f"no key {KEY}", 401)] * 99
-    result = cli(*ask)
+    result = cli(*ask, "--quiet")
     assert result.code == 2 and result.err.startswith("error: ") and KEY not in result.err
     assert len(result.err.splitlines()) == 1 and len(chat.requests) <= 8  # at most two a worker
     chat.mishaps, chat.good = [], lambda body: "no"
-    result = cli(*ask)
+    result = cli(*ask, "--quiet")
     assert result.code == 2 and "no pair was rated" in result.err
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.analysis.quality import METHODS
+from prefheads.bundled import NAME
 from prefheads.cli.session import named_model
 
 HOURS = "  # can take hours: it says how long before it begins"
@@ -44,7 +45,8 @@ class Commands:
     def evaluate(self) -> str:
         """Compares the methods that the analyses need."""
         fitted = f" --fitted {self.run}" if self.fitted else ""
-        where = f"--model {self.model} --data {self.data}{fitted} --out EVAL_RUN"
+        data = "LAMP_FOLDER" if self.data == NAME else self.data  # made-up people have no task
+        where = f"--model {self.model} --data {data}{fitted} --out EVAL_RUN"
         return f"prefheads eval {where} --methods {METHODS}{HOURS}"
 
     def measure(self) -> str:

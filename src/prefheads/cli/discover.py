@@ -1,6 +1,5 @@
 """`prefheads discover`: how much each head contributes, and the heads that contribute most."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,7 +67,8 @@ def discover(
     with session.notes() as prompts:
         prompts.append(len(examples))
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
-        run["made_from"] = digest([[asdict(e) for e in examples], *model_marks(network)])
+        read = [[e.id, e.user_id, e.profile, e.input, e.output, e.task] for e in examples]
+        run["made_from"] = digest([read, *model_marks(network)])
         scores = _finished(out, run)
         if scores is None:
             session.begin(out, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from prefheads.bundled import NAME
 from prefheads.errors import DataError
 from prefheads.tasks.data import find_sources
 from prefheads.tasks.lamp import OUTPUTS, QUESTIONS, task_name
@@ -14,7 +15,13 @@ PREFERRED = ("dev", "validation", "val", "test")
 
 
 def find_tasks(data: Path) -> list[str]:
-    """The tasks of which a data folder has samples with golds."""
+    """The tasks of which a data folder has samples with golds.
+
+    Raises:
+        DataError: There are none.
+    """
+    if data == Path(NAME):
+        raise DataError("the bundled people belong to no benchmark task; give LaMP or LongLaMP")
     found = sorted({t for p in find_sources(data) if (t := _task(p)) and _has_golds(p)})
     if not found:
         raise DataError(f"{data}: holds no task's folder such as LaMP_4; name one with --task")
