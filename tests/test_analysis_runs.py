@@ -230,7 +230,7 @@ def linked(folder: Path) -> set[str]:
 def test_analyze_a_fit(cli, fit_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     before = {p.name: p.read_bytes() for p in fit_run.iterdir()}
-    result = cli("analyze", fit_run, "--out", folder, "--json")
+    result = cli("analyze", fit_run, "--out", folder, "--json", "--quiet")
     assert (result.code, result.err) == (0, "")
     entries = {e["name"]: e for e in json.loads(result.out)["entries"]}
     figures = {"pcs", "users", "sparsity", "overlap", "reliability", "clusters", "scales"}

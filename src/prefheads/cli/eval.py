@@ -230,7 +230,8 @@ def _tell_cost(
                 n = round(fold.share * len(fold.pool))
                 stages += fit_stages(model, fold.pool[:n], fold.pool[n:], len(candidates()))
             if plan.likelihood:
-                what = f"likelihood by {drawn} methods and draws ({task})"
+                each = " and draws" if drawn > len(plan.methods) else ""
+                what = f"likelihood by {drawn} methods{each} ({task})"
                 stages.append(Stage(what, fold.test, 3 * drawn, 3))
         if plan.generation:
             n = sum(len(fold.test) for fold in ready.folds) * drawn
