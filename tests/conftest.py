@@ -42,6 +42,12 @@ def bundled_model():
 # --- the command line
 
 
+@pytest.fixture(autouse=True)
+def no_lines_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine makes commands say how far they are; tests read what is said in any case."""
+    monkeypatch.setattr("prefheads.progress.FIRST", 3600.0)
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs a command line in this process."""

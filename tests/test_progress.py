@@ -11,6 +11,11 @@ import pytest
 from prefheads import progress
 
 
+@pytest.fixture(autouse=True)
+def by_the_clock(monkeypatch: pytest.MonkeyPatch, no_lines_by_the_clock: None) -> None:
+    monkeypatch.setattr(progress, "FIRST", 3.0)
+
+
 def steps(*, n: int, done: int = 0) -> None:
     for _ in progress.track(range(done, n), "PCS", n, unit="example", initial=done):
         pass
