@@ -173,13 +173,21 @@ def test_fit_prints_the_curve(cli, tiny_folder: Path, people_file: Path, tmp_pat
         assert part in result.out
 
 
-def test_the_calibration_table_shows_all_of_the_papers_form() -> None:
+def test_the_calibration_table_shows_the_papers_form() -> None:
     """Beside the best two of the rest and the chosen one, plain first, then by NLL."""
     heads, profile = "top 4% by head PCS", "top 4% by profile PCS"
+    code = "the paper's form, numbers of its authors' code"
+    ours = "the paper's form, 4 % of its authors' code, gamma ours"
     tried = [
         (PLAIN, 0.0, ""),
-        (Setting(heads, "contrast", "head", 0.1), 0.05, "the paper's form"),
-        (Setting(heads, "contrast", "head", 1.0), 0.9, "the paper's form"),
+        (
+            Setting("top 1% by head PCS", "contrast", "head", 0.1),
+            0.05,
+            "the paper's form, best of 4",
+        ),
+        (Setting(heads, "contrast", "head", 0.25), 0.2, ours),
+        (Setting(heads, "contrast", "head", 1.0), 0.9, None),
+        (Setting(heads, "contrast", "head", 1.0, schedule="entropy"), 1.9, code),
         (Setting(heads, "contrast", "head", 1.0, 0.1), 0.02, None),  # faint suppression
         (Setting(profile, "contrast", "head", 0.1), 0.03, None),  # not the paper's heads
         (Setting(profile, "amplify", "profile", 1.0), -0.3, ""),

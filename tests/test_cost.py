@@ -85,4 +85,4 @@ def test_what_fit_validate_and_eval_say(
     some = ("--task", "LaMP-7", "--methods", "plain,cad", "--limit", 5, "--max-new-tokens", 3)
     todo, _, texts, *_ = cli("eval", *where, *some).err.splitlines()
     assert todo == "to do: 5 samples, likelihood by 2 methods (LaMP-7)"
-    assert texts.startswith("texts: 10 of 3 (LaMP-7) new tokens at most")
+    assert texts.startswith("texts: 10 of at most 3 new tokens (LaMP-7); their time")

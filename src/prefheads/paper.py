@@ -50,3 +50,14 @@ def is_paper(setting: Setting) -> bool:
     """Whether a setting is of the paper's form, with heads ranked as in the paper (Eq. 4)."""
     heads = HeadSet.parse(setting.heads)
     return setting.of_paper and heads is not None and heads.target == "head"
+
+
+def whose(setting: Setting) -> str:
+    """Whose numbers a setting of the paper's form has; empty for others than those named here."""
+    heads = HeadSet.parse(setting.heads)
+    if heads is None or heads.share != SHARE or setting.cap is not None:
+        return ""
+    if (setting.schedule, setting.gamma) == ("entropy", 1.0):
+        return "the paper's form, numbers of its authors' code"
+    ours = (setting.schedule, setting.gamma) == ("constant", GAMMA)
+    return "the paper's form, 4 % of its authors' code, gamma ours" if ours else ""

@@ -118,7 +118,7 @@ def tell_cost(
 
 def tell_texts(texts: Sequence[str]) -> None:
     """A line on how many texts of how many tokens will be written."""
-    _say(f"texts: {', '.join(texts)} new tokens at most; their time is told after the first")
+    _say(f"texts: {', '.join(texts)}; their time is told after the first")
 
 
 def _seconds_a_token(

@@ -236,7 +236,7 @@ def _tell_cost(
         if plan.generation:
             n = sum(len(fold.test) for fold in ready.folds) * drawn
             length = plan.max_new_tokens or answer_length(task, plan.label_tokens)
-            texts.append(f"{n} of {length} ({task})")
+            texts.append(f"{n} of at most {length} new tokens ({task})")
     if stages:
         tell_cost(model, tokenizer, stages)
     if texts:

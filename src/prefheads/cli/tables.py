@@ -10,7 +10,7 @@ from rich.table import Table
 from prefheads.analysis.findings import VERDICTS, Finding, Verdict
 from prefheads.calibrate import Calibration
 from prefheads.heads import HeadScores
-from prefheads.setting import Setting
+from prefheads.paper import is_paper, whose
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.users import Clusters
 from prefheads.validate import Row
@@ -68,7 +68,8 @@ def cluster_table(clusters: Clusters, active: Sequence[int]) -> Table:
 
 
 def calibration_table(calibration: Calibration, n: int = 8) -> Table:
-    """Plain decoding, then by NLL: the chosen setting, all of the paper's form, the best others."""
+    """Plain decoding, then by NLL: the chosen setting, the best others, and of the paper's form the
+    best and those with the numbers of its authors' code and of ours."""
     title = (
         f"Calibration: {calibration.n_examples} samples of {calibration.n_users} users, "
         f"plain NLL {calibration.plain_nll:.3f} nats a token"
@@ -77,26 +78,21 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
     columns = ["setting", "change of NLL", "std. error", "divergence"]
     table = _table(title, *columns, *(["specificity"] if specific else []), "")
     best = sorted(range(len(calibration.settings)), key=calibration.change.__getitem__)
-    papers = {i for i, s in enumerate(calibration.settings) if _of_the_paper(s)}
-    shown = papers | {calibration.chosen, *best[:n]}
+    papers = [i for i in best if is_paper(calibration.settings[i])]
+    marks = {i: whose(calibration.settings[i]) for i in papers}
+    marks |= {papers[0]: f"the paper's form, best of {len(papers)}"} if papers else {}
+    shown = {calibration.chosen, *best[:n], *(i for i, mark in marks.items() if mark)}
     for i in dict.fromkeys([0, *(i for i in best if i in shown)]):
-        marks = ["chosen"] if i == calibration.chosen else []
-        marks += ["the paper's form"] if i in papers else []
+        chosen = ["chosen"] if i == calibration.chosen else []
         table.add_row(
             str(calibration.settings[i]),
             f"{calibration.change[i]:+z.4f}",
             _or_na(f"{calibration.stderr[i]:.4f}"),
             f"{calibration.divergence[i]:.4f}",
             *([_or_na(f"{specific[i]:+z.4f}")] if specific else []),
-            ", ".join(marks),
+            ", ".join([*chosen, marks.get(i, "")]).strip(", "),
         )
     return table
-
-
-def _of_the_paper(setting: Setting) -> bool:
-    """Eq. 8 with the heads of highest PCS removed, whatever their number and the strength."""
-    form = (setting.mode, setting.target, setting.suppression)
-    return form == ("contrast", "head", 1) and "head PCS" in setting.heads and not setting.plain
 
 
 def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
