@@ -175,12 +175,12 @@ def test_fit_prints_the_curve(cli, tiny_folder: Path, people_file: Path, tmp_pat
 
 def test_the_calibration_table_shows_the_papers_form() -> None:
     """Beside the best two of the rest and the chosen one, plain first, then by NLL."""
-    heads, profile = "top 4% by head PCS", "top 4% by profile PCS"
+    few, heads, profile = (f"top {x} PCS" for x in ("1% by head", "4% by head", "4% by profile"))
     code = "the paper's form, numbers of its authors' code"
     ours = "the paper's form, 4 % of its authors' code, gamma ours"
     tried = [
         (PLAIN, 0.0, ""),
-        (
+        (Setting(few, "contrast", "head", 0.1), 0.05, "the paper's form, best of 4"),
             Setting("top 1% by head PCS", "contrast", "head", 0.1),
             0.05,
             "the paper's form, best of 4",
