@@ -181,10 +181,6 @@ def test_the_calibration_table_shows_the_papers_form() -> None:
     tried = [
         (PLAIN, 0.0, ""),
         (Setting(few, "contrast", "head", 0.1), 0.05, "the paper's form, best of 4"),
-            Setting("top 1% by head PCS", "contrast", "head", 0.1),
-            0.05,
-            "the paper's form, best of 4",
-        ),
         (Setting(heads, "contrast", "head", 0.25), 0.2, ours),
         (Setting(heads, "contrast", "head", 1.0), 0.9, None),
         (Setting(heads, "contrast", "head", 1.0, schedule="entropy"), 1.9, code),
