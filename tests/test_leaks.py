@@ -168,3 +168,33 @@ def test_a_split_that_all_people_are_in_is_evaluated_crosswise(tmp_path: Path) -
         path.write_text(json.dumps(rows))
     with pytest.raises(DataError, match="too few"):
         choose_samples(dev, "LaMP-4", choice, needs_heads=True)
+
+
+@pytest.mark.parametrize("where", ["fit", "test"])
+def test_retrieval_looks_for_what_is_used_alone(where, tmp_path: Path, monkeypatch) -> None:
+    from prefheads import examples as module
+    from prefheads.cli import fit
+
+    path, asked, stock = write(tmp_path / "LaMP_4", "dev", random.Random(2)), [], module.retrieve
+
+    def counted(*arguments, key: str, **options):
+        asked.append(key)
+        return stock(*arguments, key=key, **options)
+
+    monkeypatch.setattr(module, "retrieve", counted)
+    if where == "fit":
+
+        def use(known: list[Example]) -> fit.Parts:
+            return fit._used(known, (0.5, 0.3, 0.2), None, (3, 2), 0)
+
+        everything, found, held = fit._load(path, use, {"retrieval": "bm25"})
+        assert sorted(asked) == sorted(e.id for e in (*found, *held)) and len(asked) == 5
+        assert len(everything) == len(json.loads(path.read_text()))
+        assert [e.id for e in everything if e.profile] == [
+            e.id for e in everything if e in (*found, *held)
+        ]
+    else:
+        choice = Choice(limit=3, discovery=2, calibration=2, loading={"retrieval": "bm25"})
+        (fold,) = choose_samples(path, "LaMP-4", choice, needs_heads=True).folds
+        assert sorted(asked) == sorted(e.id for e in (*fold.test, *fold.pool))
+        assert len(fold.test) == 3

@@ -1,5 +1,7 @@
 """`prefheads fit`: clusters of users, the heads of each, and the strength to steer with."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -16,6 +18,8 @@ from prefheads.progress import stage
 from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.users.embed import require_extra
+
+Parts = tuple[list[Example], list[Example]]  # for discovery, for calibration
 
 
 def _fractions(text: str) -> tuple[float, ...]:
@@ -34,7 +38,7 @@ def _used(
     clusters: int | None,
     limits: tuple[int | None, int | None],
     seed: int,
-) -> tuple[list[Example], list[Example]]:
+) -> Parts:
     """The samples for discovery and for calibration.
 
     Refuses what fitting would only stumble over hours later.
@@ -42,7 +46,7 @@ def _used(
     parts = split_users(examples, fractions, seed)
     found, held = (spread(part, limit, seed) for part, limit in zip(parts, limits, strict=False))
     n_held = len({e.user_id for e in held})
-    n_found = len({e.user_id for e in parts[0]})
+    n_found = len({e.user_id for e in found})
     if clusters is not None and clusters > n_found:
         raise DataError(
             f"{clusters} clusters, but discovery has {n_found} users; ask for fewer, or give more "
@@ -51,6 +55,23 @@ def _used(
     if n_held < 2:
         raise DataError(f"calibration needs at least two users, and has {n_held}; add users")
     return found, held
+
+
+def _load(
+    data: Path, use: Callable[[list[Example]], Parts], loading: dict[str, Any]
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """All examples, those that fitting will use with their profiles; and these in two parts."""
+    known: list[Example] = []
+    parts: list[Parts] = []
+
+    def choose(examples: list[Example]) -> list[Example]:
+        known.extend(examples)
+        parts.append(use(examples))
+        return [e for part in parts[0] for e in part]
+
+    filled = {e.id: e for e in load_examples(data, select=choose, **loading)}
+    found, held = ([filled[e.id] for e in part] for part in parts[0])
+    return [filled.get(e.id, e) for e in known], found, held
 
 
 def _candidates(mode: str | None, target: str | None) -> list[Setting]:
@@ -102,8 +123,11 @@ def fit(
     fractions = _fractions(split)
     config = load_config(model)
     with stage(f"reading {data}", not quiet):
-        examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
-    found, held = _used(examples, fractions, clusters, (discovery, calibration), seed)
+        examples, found, held = _load(
+            data,
+            lambda known: _used(known, fractions, clusters, (discovery, calibration), seed),
+            {"items": items, "retrieval": retrieval, "limit": limit, "seed": seed},
+        )
     require_extra()
     settings = {
         "data": data,
