@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +26,7 @@ from prefheads.calibrate import (
 )
 from prefheads.contrast import combine
 from prefheads.encoding import encode
-from prefheads.errors import DataError, ModelError, PrefheadsError, SteeringError
+from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.examples import Example, other_profiles, without_profile
 from prefheads.nll import token_nll
 from prefheads.scoring import Scorer, response_nll
@@ -327,13 +326,6 @@ def test_what_is_not_finite_is_never_chosen(bad):
     assert choose(gains(0, 0.1, 0.3), far, one) == 1
     assert choose(gains(0, 0.3, 0.3, noise=0), np.array([0, 0.1, bad])) == 1
     assert choose(gains(0, 0.3), np.array([0, bad])) == 0
-
-
-def test_a_missing_library_is_told_before_the_work(characters, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    monkeypatch.setattr("prefheads.calibrate.sweep", lambda *a, **k: pytest.fail("swept"))
-    with pytest.raises(PrefheadsError, match=r"scipy.stats is not installed.*prefheads\[cluster\]"):
-        calibrate(shared(), characters, people(), MAPS, SETTINGS, progress=False)
 
 
 def test_validation_shows_what_a_method_rules_out():

@@ -347,7 +347,6 @@ def test_results_that_no_command_wrote_are_not_overwritten(
 @pytest.mark.parametrize(
     ("command", "library"),
     [
-        ("fit", "scipy.stats"),
         ("eval", "sentence_transformers"),
     ],
 )

@@ -19,7 +19,7 @@ from lamp_files import write_task
 from official import official
 from saved import Cli
 
-from prefheads.evaluation.draws import draws_of
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Records
 from prefheads.tasks.metrics import read_predictions
 
@@ -91,7 +91,7 @@ def test_every_value_of_a_run_is_the_official_evaluations(evaluated: Path) -> No
             name = path.stem.replace(",", ":")
             told[name] = official(task, [texts[key] for key in golds], list(golds.values()))
         for cell in (c for c in cells if c["task"] == task):
-            draws = draws_of(cell["method"], told)
+            draws = [one.name for one in Method.parse(cell["method"]).drawn(0)]
             assert len(draws) == (5 if cell["method"].startswith("random-") else 1)
             wanted = np.mean([told[draw][cell["metric"]] for draw in draws])
             assert cell["value"] == pytest.approx(wanted)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +33,6 @@ from prefheads.scoring import Budget, Scorer, encode_all
 from prefheads.setting import PLAIN, Setting, grid
 from prefheads.stats import Array, user_means
 from prefheads.steering import Scope
-from prefheads.users.embed import require
 
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 Objective = Literal["likelihood", "specificity"]
@@ -183,7 +183,6 @@ def calibrate(
     Raises:
         DataError: No samples, only one user, or a response that the model rules out.
         ModelError: Logits that are no numbers.
-        PrefheadsError: The extra `cluster` is not installed.
         ArtifactError: The checkpoint belongs to another run, or cannot be read or written.
     """
     if not examples:
@@ -197,7 +196,6 @@ def calibrate(
     users = [e.user_id for e in examples]
     if len(set(users)) < 2:
         raise DataError("calibration needs samples of at least two users")
-    require("scipy.stats")  # of `choose`; a lack shows before the work
     contexts = [list(examples)]
     if objective == "specificity":
         contexts.append(other_profiles(examples, seed))
@@ -271,7 +269,7 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
     def error(x: Array) -> Array:
         return np.asarray(x.std(0, ddof=1) / np.sqrt(n))
 
-    reach = require("scipy.stats").t.ppf(0.975, n - 1)  # few users need more than two errors
+    reach = stdtrit(n - 1, 0.975)  # few users need more than two errors
     worth = aim.mean(0) > reach * error(aim)
     if rise is not None:
         worth &= gain.mean(0) >= 0

@@ -1,6 +1,6 @@
 """Intervals and paired tests of a benchmark's metrics, over users.
 
-Users, not samples, are what is resampled or swapped: samples of one user are alike, so counting
+Users, not samples, are what is left out or swapped: samples of one user are alike, so counting
 them as independent would find differences where there are none.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from prefheads.errors import DataError
 from prefheads.tasks.data import read_rows
-from prefheads.tasks.lamp import TASKS, Item, require_fields, task_name, task_of
+from prefheads.tasks.lamp import NAMELESS, TASKS, Item, require_fields, task_name, task_of
 from prefheads.tasks.people import People, mark
 from prefheads.tasks.retrieve import Method, retrieve
 
@@ -123,7 +124,7 @@ def _survey(
     people, nameless = People(), list[str]()
 
     def identify(example: Example, row: Any) -> None:
-        if isinstance(row, Mapping) and row.get("anonymous"):
+        if isinstance(row, Mapping) and NAMELESS in row:
             people.add(example.id, marks_of(example))
             nameless.append(example.id)
 
@@ -261,7 +262,7 @@ def parse_example(row: Any, where: str) -> Example:
         input=_text(row, "input", where),
         output=None if output is None else _text(row, "output", where),
         task=None if task is None else task_name(_text(row, "task", where)),
-        marks=_text(row, "marks", where) if "marks" in row else "",
+        marks=_marks_in(row),
     )
 
 
@@ -277,6 +278,13 @@ def marks_of(example: Example) -> Iterator[int | None]:
     else:
         items = sorted(repr(sorted(item.items())) for item in example.profile)
         yield mark("\n".join([example.input, *items]))
+
+
+def _marks_in(row: Mapping[str, Any]) -> str:
+    """The marks that an example was written with; a field of that name may be a user's own."""
+    marks = row.get("marks")
+    known = isinstance(marks, str) and re.fullmatch(r"([0-9a-f]{16}( |$))*", marks)
+    return str(marks) if known else ""
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:

@@ -55,7 +55,7 @@ def is_paper(setting: Setting) -> bool:
 def whose(setting: Setting) -> str:
     """Whose numbers a setting of the paper's form has; empty for others than those named here."""
     heads = HeadSet.parse(setting.heads)
-    if heads is None or heads.share != SHARE or setting.cap is not None:
+    if not is_paper(setting) or heads is None or heads.share != SHARE or setting.cap is not None:
         return ""
     if (setting.schedule, setting.gamma) == ("entropy", 1.0):
         return "the paper's form, numbers of its authors' code"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -44,6 +45,13 @@ class Setting:
         """Whether it is of the paper's form (Eq. 8): a contrast with whole heads removed."""
         removed = self.mode == "contrast" and self.target == "head" and self.suppression == 1
         return removed and not self.plain
+
+    def changed(self, **changes: Any) -> Setting:
+        """With what is given, not None, in its place; a schedule is of contrast alone."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        if given.get("mode", self.mode) == "amplify":
+            given = {"schedule": "constant", "cap": None} | given
+        return replace(self, **given)
 
     def gains(self, weights: Tensor) -> Tensor:
         """Gains of the changed branch for a map of weights; same shape."""

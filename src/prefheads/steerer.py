@@ -276,13 +276,7 @@ class PreferenceSteerer:
         profiles: list[Profile] = [profile] if single else list(profile)
         if len(prompts) != len(profiles):
             raise DataError(f"{len(prompts)} prompts came with {len(profiles)} profiles")
-        changes: dict[str, Any] = {
-            "gamma": gamma,
-            "mode": mode,
-            "target": target,
-            "suppression": suppression,
-        }
-        setting = replace(self.form, **{k: v for k, v in changes.items() if v is not None})
+        setting = self.form.changed(gamma=gamma, mode=mode, target=target, suppression=suppression)
         texts = generate_texts(
             self.model,
             self.tokenizer,

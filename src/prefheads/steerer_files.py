@@ -111,7 +111,7 @@ def load_seen(folder: Path) -> Seen:
     if path.is_file():
         try:
             return Seen.from_dict(read_json(path))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: damaged ({error})") from None
     try:
         users = read_json(folder / "steerer.json")["users"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefheads.compare import difference as paired_difference
 from prefheads.errors import ArtifactError, PrefheadsError
-from prefheads.evaluation.draws import draws_of, over_draws
+from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.methods import CONTROLS, Method
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import LIKELIHOOD
@@ -35,12 +35,14 @@ class Evaluation:
         cells: Every metric of every method.
         methods: As typed, in order; the first is the baseline.
         notes: What a reader of a task's scores of texts must know.
+        seed: Of the run.
     """
 
     folder: Path
     cells: tuple[Cell, ...]
     methods: tuple[Method, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -58,7 +60,13 @@ class Evaluation:
             notes = {task: str(told["note"]) for task, told in tasks if told.get("note")}
         except (AttributeError, KeyError, TypeError, PrefheadsError) as error:
             raise ArtifactError(f"{path}: damaged ({error}); run the command again") from error
-        return cls(folder, cells, methods, notes)
+        run = folder / "run.json"
+        options = read_json(run).get("options", {}) if run.is_file() else {}
+        return cls(folder, cells, methods, notes, int(options.get("seed", 0)))
+
+    def draws(self, method: str) -> list[str]:
+        """The names under which a method's texts are kept: those of its draws."""
+        return [one.name for one in Method.parse(method).drawn(self.seed)]
 
     @property
     def tasks(self) -> list[str]:
@@ -174,8 +182,7 @@ def differences(
         for first, second in pairs:
             paired = _of_texts(
                 task,
-                [records[name] for name in draws_of(first, records)],
-                [records[name] for name in draws_of(second, records)],
+                *([records[n] for n in found.draws(m) if n in records] for m in (first, second)),
             )
             if likelihood is not None and {first, second} <= set(likelihood.methods):
                 paired[NLL] = likelihood.difference(first, second)

@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prefheads.analysis.evaluated import Evaluation
 from prefheads.analysis.paper_tables import table_of
 from prefheads.bundled import model_name
 from prefheads.compare import paired_test
 from prefheads.errors import ArtifactError
+from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.tables import LEVEL
 from prefheads.stats import Array, holm
@@ -25,7 +28,9 @@ from prefheads.tasks.extract import extract
 from prefheads.tasks.metrics import Metric, metrics_of, sample_scores
 from prefheads.tasks.wordnet import require
 
-ALIKE = ("split", "items", "retrieval", "prompt_length", "max_new_tokens")  # options of a run
+ALIKE = (  # options of a run
+    "split", "items", "retrieval", "prompt_length", "max_new_tokens", "label_tokens", "encoder"
+)  # fmt: skip
 LEGEND = (
     "Bold: the best method of a model on a task, where it is told from the second best (paired "
     "approximate randomisation over users, Holm over all of the table's tests, 5 %)."
@@ -60,18 +65,18 @@ class Score:
 
 @dataclass(frozen=True)
 class _Part:
-    """One task of one run: the texts of every method on the same samples."""
+    """One task of one run: the texts of every draw of every method on the same samples."""
 
     folder: Path
     model: str
     task: str
     options: dict[str, Any]
-    texts: dict[str, dict[str, Record]]
+    texts: dict[str, list[dict[str, Record]]]
 
     @property
     def golds(self) -> dict[str, str]:
         """The reference of every sample."""
-        return {key: str(r.reference) for key, r in next(iter(self.texts.values())).items()}
+        return {key: str(r.reference) for key, r in next(iter(self.texts.values()))[0].items()}
 
 
 def join(folders: Sequence[Path], *, extracted: bool = False, seed: int = 0) -> list[Score]:
@@ -106,7 +111,8 @@ def _parts(folder: Path) -> list[_Part]:
     for task in found.tasks:
         methods = dict.fromkeys(c.method for c in found.cells if c.task == task)
         records = found.records(task)
-        texts = {m: records[m] for m in methods if m in records}
+        drawn = {m: [records[n] for n in found.draws(m) if n in records] for m in methods}
+        texts = {m: draws for m, draws in drawn.items() if draws}
         if texts:
             model = model_name(about.get("model"))
             parts.append(_Part(folder, model, task, about.get("options", {}), texts))
@@ -136,36 +142,47 @@ def _require_comparable(part: _Part, other: _Part) -> None:
 
 def _scores(part: _Part, extracted: bool, seed: int) -> list[Score]:
     golds = part.golds
-    rows: dict[str, dict[str, Array]] = {}
-    for method, records in part.texts.items():
-        texts = [records[key].prediction for key in golds]
-        if extracted:
-            texts = [extract(part.task, text) or text for text in texts]
-        rows[method] = sample_scores(part.task, texts, list(golds.values()))
-    first = next(iter(part.texts.values()))
+    rows: dict[str, list[dict[str, Array]]] = {}
+    for method, draws in part.texts.items():
+        for records in draws:
+            texts = [records[key].prediction for key in golds]
+            if extracted:
+                texts = [extract(part.task, text) or text for text in texts]
+            found = sample_scores(part.task, texts, list(golds.values()))
+            rows.setdefault(method, []).append(found)
+    first = next(iter(part.texts.values()))[0]
     users = [first[key].user_id for key in golds]
     scores = []
     for metric in metrics_of(part.task):
         made = [
             Score(table_of(part.task), part.model, method, part.task, metric.name,
-                  metric.higher_is_better, metric.aggregate(found[metric.name]), len(golds))
-            for method, found in rows.items()
+                  metric.higher_is_better,
+                  float(np.mean([metric.aggregate(found[metric.name]) for found in draws])),
+                  len(golds))
+            for method, draws in rows.items()
         ]  # fmt: skip
-        scores += _with_best(
-            made, metric, {m: r[metric.name] for m, r in rows.items()}, users, seed
-        )
+        of_metric = {m: [r[metric.name] for r in draws] for m, draws in rows.items()}
+        scores += _with_best(made, metric, of_metric, users, seed)
     return scores
 
 
 def _with_best(
-    scores: list[Score], metric: Metric, rows: dict[str, Array], users: Sequence[str], seed: int
+    scores: list[Score],
+    metric: Metric,
+    rows: dict[str, list[Array]],
+    users: Sequence[str],
+    seed: int,
 ) -> list[Score]:
     """The same scores, the best with the p value of its test against the second best."""
     if len(scores) < 2:
         return scores
     order = sorted(scores, key=lambda s: s.value, reverse=metric.higher_is_better)
     best, second = order[:2]
-    p = paired_test(rows[best.method], rows[second.method], metric, users, seed=seed)
+    first, other = rows[best.method], rows[second.method]
+    if len(first) == len(other) == 1:
+        p = paired_test(first[0], other[0], metric, users, seed=seed)
+    else:
+        p = float(np.nan_to_num(over_draws(first, other, metric, users).p, nan=1.0))
     return [replace(s, p=p) if s is best else s for s in scores]
 
 
@@ -198,7 +215,8 @@ def write(out: Path, scores: Sequence[Score]) -> None:
     markdown = []
     for title, frame in frames(scores, "**{}**").items():
         frame.columns = [" ".join(column) for column in frame.columns]
-        markdown.append(f"### {title}\n\n{frame.reset_index().to_markdown(index=False)}\n")
+        table = frame.reset_index().to_markdown(index=False, disable_numparse=True)
+        markdown.append(f"### {title}\n\n{table}\n")
     latex = []
     for title, frame in frames(scores, "\\textbf{{{}}}").items():
         frame = frame.rename(columns=_as_latex, index=_as_latex)

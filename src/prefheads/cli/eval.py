@@ -159,12 +159,13 @@ def evaluate(
         "force": force,
         "prompt_length": prompt_length,
         "max_new_tokens": max_new_tokens,
-        "label_tokens": label_tokens,
         "clusters": clusters,
         "min_samples": min_samples,
         "dtype": dtype,
         **loading,
     }
+    if label_tokens != SHORT:  # recorded where it is another: runs of before can be resumed
+        recorded["label_tokens"] = label_tokens
     run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
     read_results(out)  # a damaged one is told before the work
@@ -223,7 +224,7 @@ def _tell_cost(
 ) -> None:
     """The work on all tasks; that of texts as a number, as their lengths are not known."""
     stages, texts = [], []
-    drawn = sum(len(method.drawn(plan.seed)) for method in plan.methods)
+    drawn = len({one.name for method in plan.methods for one in method.drawn(plan.seed)})
     for task, ready in prepared.items():
         for fold in ready.folds:
             if task not in fitted and plan.needs_steerer:

@@ -81,12 +81,7 @@ def generate(
             task, scope = heads.info.task, cast(Scope, heads.info.scope or "response")
             found_by = cast(Target, heads.info.target or "head")
             base = Setting(f"{heads.n_active} heads", "contrast", found_by)
-        setting = replace(
-            base,
-            gamma=base.gamma if gamma is None else gamma,
-            mode=mode or base.mode,
-            target=target or base.target,
-        )
+        setting = base.changed(gamma=gamma, mode=mode, target=target)
         if setting.plain and gamma is None:
             session.tell("calibration found no steering that helps; --gamma steers all the same")
         example = Example(str(profile), "user", tuple(texts), prompt, None, task)

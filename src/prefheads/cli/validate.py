@@ -10,6 +10,7 @@ from prefheads.analysis.findings import findings
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, tell_cost
 from prefheads.cli.tables import validation_table, verdict
+from prefheads.errors import DataError
 from prefheads.examples import Example, load_examples, spread
 from prefheads.loading import load_config
 from prefheads.progress import stage
@@ -46,6 +47,8 @@ def validate(
     def choose(all_of_them: list[Example]) -> list[Example]:
         unseen = seen.unseen(all_of_them)
         counted.extend((len(all_of_them), len(unseen)))
+        if not unseen:
+            raise DataError("all users took part in fitting; validation needs users of its own")
         return spread(unseen, limit, seed)
 
     with stage(f"reading {data}", not quiet):

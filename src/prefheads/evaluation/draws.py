@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,11 +12,6 @@ from prefheads.tasks.metrics import Metric
 
 SEED = ":seed="
 """What the name of a draw has after that of its method, and then its seed."""
-
-
-def draws_of(method: str, names: Iterable[str]) -> list[str]:
-    """The names of a method's draws among these; its own where it is not drawn."""
-    return [name for name in names if name == method or name.rpartition(SEED)[0] == method]
 
 
 def over_draws(
@@ -32,17 +28,26 @@ def over_draws(
     both = np.stack([*rows, *others], axis=1)
     if not np.isfinite(both).all():
         return Estimate(float("nan"), float("nan"), float("nan"))
-
-    def of_draws(mean: Array) -> Array:
-        return np.asarray(metric.outer(metric.of_mean(mean)))
+    if metric.share and (both == both[:1]).all():
+        # All users agree, so that nothing tells how far others would differ: as of one draw.
+        first, other = both[:, :n].mean(1), both[:, n:].mean(1) if others else 0.0
+        of = Estimate.of_difference if others else Estimate.of_share
+        return replace(of(first - other, users), p=float("nan"))
 
     def of_mean(mean: Array) -> Array:
-        found = of_draws(mean)
-        less = found[..., n:].mean(-1) if others else 0.0
-        return np.asarray(found[..., :n].mean(-1) - less)
+        found = np.asarray(metric.of_mean(mean))
+        if not others:
+            return np.asarray(found.mean(-1))
+        found = np.asarray(metric.outer(found))
+        return np.asarray(found[..., :n].mean(-1) - found[..., n:].mean(-1))
 
-    each = of_draws(both.mean(0))
+    each = np.asarray(metric.of_mean(both.mean(0)))
+    each = np.asarray(metric.outer(each)) if others else each
     found = jackknife(both, users, of_mean).over_draws([each[:n], each[n:]])
-    low, high = metric.outer(np.array(metric.bounds))
+    if not found.stderr > 0:
+        found = replace(found, stderr=np.full_like(found.stderr, np.nan))
     shown = Estimate.from_jackknife(found)
-    return shown if others else shown.within(float(low), float(high))
+    if others:
+        return shown
+    low, high = metric.outer(np.clip([shown.low, shown.high], *metric.bounds))
+    return Estimate(float(metric.outer(np.asarray(shown.mean))), float(low), float(high), shown.p)

@@ -59,8 +59,10 @@ def make_folds(
         if not force:
             _require_apart(train, examples)
         test = spread(examples, limit, seed)
-        left = list(train) if force else Seen.of(test).unseen(train)
-        if len({e.user_id for e in left}) >= 4:
+        left = list(train) if force else _of_others(train, test, examples)
+        n_left = len({e.user_id for e in left})
+        # Few strangers are left where both splits are of the same people: these are halved then.
+        if force or n_left >= wanted or (n_left >= 4 and 2 * n_left >= users):
             return [Fold(test, _drawn(left, wanted, seed), share)]
     if users < 8:
         raise DataError(
@@ -74,7 +76,7 @@ def make_folds(
     halves = spread(a, limit and limit - limit // 2, seed), spread(b, limit and limit // 2, seed)
     if train is None:
         return [Fold(halves[0], b, share), Fold(halves[1], a, share)]
-    pools = [Seen.of(half).unseen(train) for half in halves]
+    pools = [_of_others(train, half, examples) for half in halves]
     if min(len({e.user_id for e in pool}) for pool in pools) < 4:
         raise DataError(
             "too few people of the split that heads are found on are not among those to evaluate; "
@@ -84,6 +86,14 @@ def make_folds(
         Fold(half, _drawn(pool, wanted, seed), share)
         for half, pool in zip(halves, pools, strict=True)
     ]
+
+
+def _of_others(
+    train: Sequence[Example], test: Sequence[Example], examples: Sequence[Example]
+) -> list[Example]:
+    """Training samples of people of whom nothing is evaluated; any sample may join two of one."""
+    ids = {e.id for e in examples}
+    return [e for e in Seen.of(test).unseen([*examples, *train]) if e.id not in ids]
 
 
 def _require_apart(train: Sequence[Example], examples: Sequence[Example]) -> None:

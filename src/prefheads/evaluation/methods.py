@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefheads import paper
 from prefheads.attention import head_layout
 from prefheads.contrast.cad import context_contrast
 from prefheads.contrast.dola import layer_contrast
@@ -38,8 +39,8 @@ Options = dict[str, Any]
 Control = Literal["heads", "mask"]
 
 _DPS: Options = {
-    "gamma": 0.25,
-    "fraction": 0.04,
+    "gamma": paper.GAMMA,
+    "fraction": paper.SHARE,
     "mode": "contrast",
     "target": "head",
     "suppression": 1.0,
@@ -117,6 +118,8 @@ class Method:
             allowed[key] = _value(key, value, text)
         if (allowed.get("mode"), allowed.get("schedule")) == ("amplify", "entropy"):
             raise DataError(f"method {text!r}: a strength from entropy is for mode=contrast")
+        if allowed.get("seed") is not None and "draws" in given and "seed" in given:
+            raise DataError(f"method {text!r}: a seed is of one draw; give it or draws")
         if allowed.get("cap") is not None and allowed["schedule"] == "constant":
             raise DataError(f"method {text!r}: cap is for schedule=entropy")
         return cls(":".join([kind, *pairs]), kind, allowed)
@@ -141,8 +144,11 @@ class Method:
         other method itself."""
         if self.kind not in CONTROLS or self.options["seed"] is not None:
             return [self]
-        seeds = range(seed, seed + self.options["draws"])
-        return [Method.parse(f"{self.name}{SEED}{number}") for number in seeds]
+        options = {**self.options, "draws": 1}
+        return [
+            Method(f"{self.name}{SEED}{number}", self.kind, options | {"seed": number})
+            for number in range(seed, seed + self.options["draws"])
+        ]
 
     @property
     def generate_options(self) -> Options:

@@ -86,6 +86,8 @@ def choose_samples(
             folds.append(Fold(_left(examples, seen, choice), [], 0.0))
         else:
             folds.extend(_folds(examples, train, choice))
+        for sample in (e for f in folds for e in f.pool if train is None and not e.output):
+            raise DataError(f"sample {sample.id!r} has no response to find heads with: give golds")
         return [e for f in folds for e in (f.test if train is not None else [*f.test, *f.pool])]
 
     split = split_name(path)
@@ -104,9 +106,7 @@ def choose_samples(
         tests.extend(load_examples(path, select=partial(choose, train=train), **loading))
         return [e for f in folds for e in f.pool]
 
-    # Files of gigabytes: the first samples, ten times as many as needed, are choice enough.
-    some = 10 * (choice.discovery + choice.calibration)
-    pool = load_examples(other, limit=some, select=beside, **choice.loading)
+    pool = load_examples(other, select=beside, **choice.loading)
     where = f"{split_name(other)}{' (forced)' if choice.force else ''}"
     return Prepared(_filled(folds, tests, pool), split, where)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,8 @@ class Measured:
         folds: Number of folds.
         split: Which samples these are, for titles.
         heads_from: Where heads were found.
-        typed: The methods as typed, the first the baseline; those of the measurements if empty.
+        draws: The names of each method's draws, by the method as typed; its own for one that is not
+            drawn. The first is the baseline. Empty: the methods of the measurements.
     """
 
     task: str
@@ -89,12 +90,13 @@ class Measured:
     folds: int
     split: str = ""
     heads_from: str = ""
-    typed: tuple[str, ...] = ()
+    draws: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods, the first the baseline; a random control stands for its draws."""
-        return self.typed or tuple(self.texts) or (() if self.nll is None else self.nll.methods)
+    def methods(self) -> Mapping[str, Sequence[str]]:
+        """The names of each method's draws; the first method is the baseline."""
+        names = self.texts or (() if self.nll is None else self.nll.methods)
+        return self.draws or {name: (name,) for name in names}
 
 
 def evaluate_task(
@@ -159,7 +161,7 @@ def _evaluate(
     plan: Plan,
     out: Path,
 ) -> Measured:
-    drawn = [one for method in plan.methods for one in method.drawn(plan.seed)]
+    drawn = list({one.name: one for m in plan.methods for one in m.drawn(plan.seed)}.values())
     records = Records(out / RECORDS)
     write_samples(out, [e for fold in folds for e in fold.test])
     parts: list[Validation] = []
@@ -194,8 +196,8 @@ def _evaluate(
     nll = _joined(parts, plan)
     if nll is not None:
         write_json(out / LIKELIHOOD, plain(nll.to_dict()))
-    typed = tuple(m.name for m in plan.methods)
-    return Measured(task, texts, nll, settings, len(folds), typed=typed)
+    typed = {m.name: tuple(one.name for one in m.drawn(plan.seed)) for m in plan.methods}
+    return Measured(task, texts, nll, settings, len(folds), draws=typed)
 
 
 def require_golds(task: str, examples: Sequence[Example]) -> None:

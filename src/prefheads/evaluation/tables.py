@@ -11,7 +11,7 @@ import numpy as np
 
 from prefheads.compare import interval, paired_test
 from prefheads.errors import ArtifactError
-from prefheads.evaluation.draws import draws_of, over_draws
+from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.stats import INTERVALS, Array, holm
@@ -45,8 +45,8 @@ class Cell:
     Attributes:
         table: ``"texts"``, ``"extracted answers"`` or ``"likelihood"``.
         value: The metric, with its 95 % interval over users from ``low`` to ``high``.
-        p: Of the paired test against the baseline, corrected by Holm over the task's table; NaN
-            for the baseline itself and for columns without a test.
+        p: Of the paired test against the baseline (:data:`LEGEND`), corrected by Holm over the task's
+            table; NaN for the baseline itself and for columns without a test.
         better: Whether the value is better than the baseline's.
         n: Samples.
         official: What the benchmark's own evaluation prints instead (of ROUGE); NaN where it is
@@ -164,8 +164,8 @@ def _texts(measured: Measured, extracted: bool) -> list[_Column]:
         }
         for metric in metrics_of(measured.task):
             rows = {
-                m: [scores[draw][metric.name] for draw in draws_of(m, scores)]
-                for m in measured.methods
+                m: [scores[draw][metric.name] for draw in draws]
+                for m, draws in measured.methods.items()
             }
             columns.append(_Column(table, metric, rows, users))
     return columns
@@ -191,7 +191,7 @@ def _likelihood(measured: Measured) -> list[_Column]:
             return [np.asarray(x - y) for x, y in zip(a, b, strict=True)]
 
     def change(rows: dict[str, list[Array]]) -> dict[str, list[Array]]:
-        first = next(iter(rows.values()))[0]
+        first = np.mean(next(iter(rows.values())), 0)
         return {m: less(values, [first] * len(values)) for m, values in rows.items()}
 
     specific = {m: less(other[m], own[m]) for m in own}
@@ -345,8 +345,9 @@ def require_libraries() -> None:
 
 LEGEND = (
     f"Brackets: {INTERVALS}. + and -: significantly better or worse than the first method (paired "
-    "approximate randomisation, Holm over the table, 5 %). Official: ROUGE as the benchmark's own "
-    "evaluation prints it, the median of 1,000 resampled means."
+    "approximate randomisation; t for random controls, whose draws add to the error; Holm over the "
+    "table, 5 %). Official: ROUGE as the benchmark's own evaluation prints it, the median of 1,000 "
+    "resampled means."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,6 @@ from prefheads.serve.engine import Job, Sampling
 from prefheads.serve.profiles import Profiles, StoredItem, StoredProfile
 from prefheads.setting import PLAIN, Setting
 from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import Mode
 from prefheads.tasks.lamp import TASKS, task_of
 from prefheads.tasks.retrieve import okapi_scores, retrieve
 from prefheads.users import ProfileEncoder, route
@@ -115,10 +114,7 @@ class Personaliser:
             return PLAIN
         if wish.mode is not None and wish.gamma is None and form.plain:
             raise SteeringError("calibration found no steering that helps; give gamma, too")
-        mode: Mode = wish.mode or form.mode
-        if mode == "amplify":  # a schedule is of contrast alone
-            form = replace(form, schedule="constant", cap=None)
-        return replace(form, mode=mode, gamma=form.gamma if wish.gamma is None else wish.gamma)
+        return form.changed(mode=wish.mode, gamma=wish.gamma)
 
     def _clusters(self, stored: StoredProfile) -> tuple[float, ...]:
         """How much a user belongs to each cluster; embeds only items that are new."""

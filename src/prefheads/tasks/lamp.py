@@ -16,6 +16,8 @@ Item = Mapping[str, str]
 QUESTIONS = "_questions.json"
 OUTPUTS = "_outputs.json"
 Kind = Literal["Gen.", "Cls.", "Reg."]
+NAMELESS = object()
+"""The key of a row whose user the file does not name; no field of a file has it."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def read_lamp(
         require_output: Whether every question needs a gold.
 
     Yields:
-        ``(place, row)``; a sample without a ``user_id`` is ``anonymous``.
+        ``(place, row)``; a sample without a ``user_id`` has the key :data:`NAMELESS`.
 
     Raises:
         DataError: Files that are missing or malformed, or a question without a gold.
@@ -223,7 +225,7 @@ def read_lamp(
             raise DataError(f"{golds_at}: no gold for id {key!r}")
         user = _id(question, "user_id")
         known = {"id": key, "user_id": user or key, "output": golds.get(key), "task": task}
-        yield where, question | known | {"anonymous": user is None}
+        yield where, question | known | ({NAMELESS: True} if user is None else {})
 
 
 def read_golds(path: Path) -> tuple[str, dict[str, str]]:

@@ -126,5 +126,14 @@ class Seen:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_dict`."""
-        return cls(*(frozenset(data[name]) for name in ("samples", "users", "marks")))
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            TypeError, KeyError, ValueError: It is damaged.
+        """
+        parts = [data[name] for name in ("samples", "users", "marks")]
+        if not all(isinstance(p, list) and all(isinstance(x, str) for x in p) for p in parts):
+            raise TypeError("must hold lists of strings")
+        for number in parts[2]:
+            int(number, 16)
+        return cls(*map(frozenset, parts))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from prefheads.examples import Example, marks_of, parse_example
 from prefheads.tasks.data import find_sources, read_rows
-from prefheads.tasks.lamp import QUESTIONS, Kind, task_of
+from prefheads.tasks.lamp import NAMELESS, QUESTIONS, Kind, task_of
 from prefheads.tasks.people import People
 
 
@@ -69,7 +69,7 @@ def task_statistics(paths: Iterable[str | Path]) -> list[TaskStatistics]:
             example = parse_example(row, where)
             found = counts.setdefault((example.task, setting), _Counts())
             found.add(example, _split(source))
-            if row.get("anonymous"):
+            if NAMELESS in row:
                 found.join(f"{source}:{example.id}", marks_of(example))
             else:
                 found.users.add(example.user_id)

@@ -88,7 +88,7 @@ def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float64]:
 
 def require_extra() -> None:
     """Raise unless the extra `cluster` is installed, so that a lack shows before a long run."""
-    for name in ("sentence_transformers", "sklearn.cluster", "scipy.stats"):
+    for name in ("sentence_transformers", "sklearn.cluster"):
         require(name)
 
 
