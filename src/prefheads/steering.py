@@ -77,7 +77,7 @@ def steer(
             weight``. ``"amplify"``: one branch with gains ``1 + gamma * weight``, at no extra cost.
         target: What a gain multiplies: ``"head"``, the head's output before the output projection;
             ``"profile"``, the head's unnormalised attention to the profile's tokens; ``"query"``,
-            its query: at 0 it attends to all that it sees alike (but for sinks, biases of position).
+            its query: at 0 it attends to all that it sees alike (but for sinks and biases).
         suppression: How far contrast removes a head of weight 1, in [0, 1]; the paper's is 1.
         scope: ``"response"``: only positions that predict the response, from the last prompt token
             on; the prompt is encoded once and shared. ``"all"``: every position, the prompt's too.

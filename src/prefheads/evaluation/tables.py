@@ -45,8 +45,8 @@ class Cell:
     Attributes:
         table: ``"texts"``, ``"extracted answers"`` or ``"likelihood"``.
         value: The metric, with its 95 % interval over users from ``low`` to ``high``.
-        p: Of the paired test against the baseline (:data:`LEGEND`), corrected by Holm over the task's
-            table; NaN for the baseline itself and for columns without a test.
+        p: Of the paired test against the baseline (:data:`LEGEND`), corrected by Holm over the
+            task's table; NaN for the baseline itself and for columns without a test.
         better: Whether the value is better than the baseline's.
         n: Samples.
         official: What the benchmark's own evaluation prints instead (of ROUGE); NaN where it is
