@@ -100,8 +100,8 @@ class PreferenceSteerer:
             n_clusters: Number of clusters; chosen so that each keeps ``min_samples`` if None.
             fractions: Shares of the users for discovery, calibration, and tests (left untouched;
                 without a third share there are none); positive, with sum 1.
-            discovery_limit, calibration_limit: At most so many samples, evenly over the users; of
-                the others the profiles are not looked at.
+            discovery_limit, calibration_limit: At most so many samples, evenly over the users; the
+                others' discovery profiles take part in clustering.
             targets: What ablation takes away in discovery; calibration chooses between the heads
                 found with each.
             reference, scope: As for :func:`prefheads.discover`.
@@ -136,7 +136,7 @@ class PreferenceSteerer:
         if len({e.user_id for e in held}) < 2:
             raise DataError("calibration needs samples of at least two users; add users or samples")
         encode_all(model, tokenizer, [*found, *held])  # what cannot be used is told before the work
-        profiles = {e.user_id: e.profile for e in reversed(found)}
+        profiles = {e.user_id: e.profile for e in reversed(parts["discovery"])}
         names = sorted(profiles)
         embedder = ProfileEncoder(encoder)
         clusters = fit_clusters(

@@ -19,7 +19,7 @@ from prefheads.setting import Setting
 from prefheads.steerer import PreferenceSteerer
 from prefheads.users.embed import require_extra
 
-Parts = tuple[list[Example], list[Example]]  # for discovery, for calibration
+Parts = tuple[list[Example], list[Example], list[Example]]  # clustered, of these scored, held out
 
 
 def _fractions(text: str) -> tuple[float, ...]:
@@ -39,14 +39,14 @@ def _used(
     limits: tuple[int | None, int | None],
     seed: int,
 ) -> Parts:
-    """The samples for discovery and for calibration.
+    """The samples of all discovery users, those to score, and those for calibration.
 
     Refuses what fitting would only stumble over hours later.
     """
     parts = split_users(examples, fractions, seed)
     found, held = (spread(part, limit, seed) for part, limit in zip(parts, limits, strict=False))
     n_held = len({e.user_id for e in held})
-    n_found = len({e.user_id for e in found})
+    n_found = len({e.user_id for e in parts[0]})
     if clusters is not None and clusters > n_found:
         raise DataError(
             f"{clusters} clusters, but discovery has {n_found} users; ask for fewer, or give more "
@@ -54,7 +54,7 @@ def _used(
         )
     if n_held < 2:
         raise DataError(f"calibration needs at least two users, and has {n_held}; add users")
-    return found, held
+    return parts[0], found, held
 
 
 def _load(
@@ -70,7 +70,7 @@ def _load(
         return [e for part in parts[0] for e in part]
 
     filled = {e.id: e for e in load_examples(data, select=choose, **loading)}
-    found, held = ([filled[e.id] for e in part] for part in parts[0])
+    _, found, held = ([filled[e.id] for e in part] for part in parts[0])
     return [filled.get(e.id, e) for e in known], found, held
 
 
