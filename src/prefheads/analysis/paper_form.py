@@ -105,10 +105,11 @@ def told(points: Sequence[Point], calibration: Calibration) -> str:
     if not calibration.setting.plain:
         change = calibration.change[calibration.chosen]
         chosen = f" Chosen among all forms: {calibration.setting}, {change:+z.3f}."
+    samples = f"{calibration.n_examples} samples of {calibration.n_users} users"
     return (
-        f"Contrast with whole heads removed, at {len(points)} strengths and numbers of heads, on "
-        f"{calibration.n_examples} samples of {calibration.n_users} users; bars are 95 % intervals "
-        f"over users. Plain decoding (0) is the control. {WHOSE} Change of NLL, nats a token: "
+        "Contrast with whole heads removed, by importance in the user's cluster (5.2), at "
+        f"{len(points)} strengths and numbers of heads, on {samples}; bars are 95 % intervals over "
+        f"users. Plain decoding (0) is the control. {WHOSE} Change of NLL, nats a token: "
         f"{'; '.join(choices)}. The lowest is {best}, {show(best.change, 3, sign=True)}, which as "
         f"the best of {len(points)} looks better than it is; {below} of {len(points)} intervals "
         f"lie below 0, not corrected for their number.{chosen}"
