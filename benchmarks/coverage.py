@@ -23,6 +23,7 @@ from prefheads.analysis.sparsity import concentration, gini
 from prefheads.compare import interval
 from prefheads.stats import Array, Estimate, holm, jackknife, pairs_jackknife
 from prefheads.tasks.metrics import LABELS, Metric, metrics_of, sample_scores
+from prefheads.validate import N_RANDOM
 
 USERS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
 N_HEADS, TOP = 60, 5
@@ -153,6 +154,19 @@ def overlap(rng: Rng, n: int, draws: int) -> Ends:
     return np.array(low), np.array(high), np.mean([f.value for f in found])
 
 
+def control(spread: float) -> Kind:
+    """The mean of a random control over five draws, which differ by so much as users do."""
+
+    def kind(rng: Rng, n: int, draws: int) -> Ends:
+        own, drawn = rng.normal(size=(draws, n, 1)), spread * rng.normal(size=(draws, 1, N_RANDOM))
+        values = own + drawn + 0.5 * rng.normal(size=(draws, n, N_RANDOM))
+        found = [jackknife(v.mean(1), names(n)).over_draws([v.mean(0)]) for v in values]
+        low, high = zip(*(f.interval() for f in found), strict=True)
+        return np.array(low), np.array(high), 0.0
+
+    return kind
+
+
 def verdicts(draw: Callable[[Rng, Sequence[int]], Array]) -> Kind:
     """No verdict on any of six claims, where nothing is true of any."""
 
@@ -224,6 +238,8 @@ KINDS: Mapping[str, Kind] = {
     "share of the top heads": of_maps(_top),
     "rank correlation of two maps": correlation,
     "overlap of pairs of users": overlap,
+    "random control, draws as unlike as users": control(1.0),
+    "random control, draws much alike": control(0.1),
     "no verdict of six, normal": verdicts(normal),
     "no verdict of six, skewed": verdicts(skewed),
     "for comparison: percentile bootstrap, normal": bootstrapped,

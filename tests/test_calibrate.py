@@ -336,3 +336,10 @@ def test_validation_shows_what_a_method_rules_out():
     assert plain.change.mean == 0 and str(steered.change) == "+inf"
     assert np.isnan([steered.change.low, steered.specificity.mean]).all()
     assert not steered.change.excludes_zero
+
+
+def test_a_setting_changed_by_hand_keeps_no_schedule_that_its_mode_has_not():
+    entropy = Setting("few", "contrast", "head", 1.0, schedule="entropy", cap=2.0)
+    assert entropy.changed(gamma=0.5, mode=None) == replace(entropy, gamma=0.5)
+    assert entropy.changed(mode="amplify") == Setting("few", "amplify", "head", 1.0)
+    assert entropy.changed() == entropy

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from prefheads.errors import DataError
+from prefheads.errors import ArtifactError, DataError
+from prefheads.evaluation.folds import make_folds
 from prefheads.evaluation.prepare import Choice, choose_samples
 from prefheads.examples import Example, load_examples, split_users, spread
+from prefheads.steerer_files import load_seen
 from prefheads.tasks.people import People, Seen, mark
 
 PEOPLE = 14
@@ -198,3 +200,54 @@ def test_retrieval_looks_for_what_is_used_alone(where, tmp_path: Path, monkeypat
         (fold,) = choose_samples(path, "LaMP-4", choice, needs_heads=True).folds
         assert sorted(asked) == sorted(e.id for e in (*fold.test, *fold.pool))
         assert len(fold.test) == 3
+
+
+def test_fields_of_a_users_own_name_nobody(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(i), "user_id": "alice", "profile": [{"text": "t"}], "input": "i", "output": "o"}
+        | {"marks": "good", "anonymous": True}
+        for i in range(3)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = load_examples(path)
+    assert {(e.user_id, e.marks) for e in examples} == {("alice", "")}
+    assert Seen.of(examples[:1]).unseen(examples) == []
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"samples": [], "users": []},
+        {"samples": [], "users": [], "marks": "0a"},
+        {"samples": [], "users": [1], "marks": []},
+        {"samples": [], "users": [], "marks": ["no number"]},
+    ],
+)
+def test_a_damaged_record_of_the_seen_is_refused(damaged, tmp_path: Path) -> None:
+    (tmp_path / "seen.json").write_text(json.dumps(damaged))
+    with pytest.raises(ArtifactError, match=r"seen\.json: damaged"):
+        load_seen(tmp_path)
+
+
+def test_strangers_in_the_other_file_may_join_two_of_one() -> None:
+    """a with ab, b with bc: somebody who is neither evaluated nor used is what joins them."""
+    marks = {"t": "0a", "d": "0b 0c", "p": "0a 0b", "q": "0c"}
+    texts = {
+        key: " ".join(f"{int(m, 16):016x}" for m in told.split()) for key, told in marks.items()
+    }
+    made = {k: Example(k, k, (), "", "o", "LaMP-4", marks=m) for k, m in texts.items()}
+    others = [Example(f"n{i}", f"n{i}", (), "", "o", "LaMP-4") for i in range(9)]
+    (fold,) = make_folds(
+        [made["t"], made["d"]], [made["p"], made["q"], *others], discovery=2, calibration=2, limit=1
+    )
+    assert [e.id for e in fold.test] in (["t"], ["d"])
+    assert not {"p", "q"} & {e.id for e in fold.pool}
+
+
+def test_few_strangers_are_not_what_heads_are_found_on() -> None:
+    """Where nearly all people are in both splits, they are halved."""
+    dev = [Example(f"d{i}", f"u{i}", (), "", "o", "LaMP-4") for i in range(40)]
+    train = [Example(f"t{i}", f"u{i}", (), "", "o", "LaMP-4") for i in range(45)]
+    folds = make_folds(dev, train, discovery=8, calibration=10, limit=None)
+    assert [len({e.user_id for e in fold.pool}) for fold in folds] == [18, 18]
