@@ -94,17 +94,3 @@ def log_ticks(axes: Any, values: Sequence[float]) -> None:
     axes.minorticks_off()
     if len(values) == 1:
         axes.set_xlim(values[0] / 2, values[0] * 2)
-
-
-def symmetric_scale(axes: Any, values: Sequence[float], linear: float = 0.1) -> None:
-    """A y axis on which tenths and tens are both seen: linear about 0, logarithmic beyond."""
-    known = [v for v in values if np.isfinite(v)]
-    low, high = min([*known, 0.0]), max([*known, 0.0])
-    if max(-low, high) <= 5 * linear:
-        return
-    axes.set_yscale("symlog", linthresh=linear)
-    powers = [linear * 10.0**i for i in range(8)]
-    ticks = [-p for p in powers if p <= -low * 1.5] + [0.0] + [p for p in powers if p <= high * 1.5]
-    axes.set_yticks(sorted(ticks), [f"{t:g}".replace("-", "\u2212") for t in sorted(ticks)])
-    axes.minorticks_off()
-    axes.set_ylim(1.5 * min(low, -0.3 * linear), 1.6 * max(high, 0.3 * linear))

@@ -42,8 +42,15 @@ class Finding:
     against: str
     p: float = float("nan")
 
+    @property
+    def p_shown(self) -> str:
+        """The corrected p in few digits; empty where there is none."""
+        if np.isnan(self.p):
+            return ""
+        return "< 0.0001" if self.p < 1e-4 else f"{self.p:.2g}"
+
     def __str__(self) -> str:
-        p = "" if np.isnan(self.p) else f", corrected p {self.p:.2g}"
+        p = f", corrected p {self.p_shown}" if self.p_shown else ""
         return f"{self.verdict.upper()}: {self.claim} ({self.against}: {self.estimate}{p})"
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from prefheads.analysis.chapter import show
-from prefheads.analysis.charts import INK, chart, log_ticks, symmetric_scale
+from prefheads.analysis.charts import INK, chart, log_ticks
 from prefheads.analysis.plots import half_intervals, line_style
+from prefheads.analysis.scales import symmetric_scale
 from prefheads.analysis.sweeps import head_set
 from prefheads.calibrate import Calibration
 from prefheads.paper import GAMMA, SHARE, is_paper

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from prefheads.analysis.scales import symmetric_scale
 from prefheads.calibrate import Calibration
 from prefheads.errors import DataError, PrefheadsError
 from prefheads.heads import HeadScores, HeadWeights
@@ -260,8 +261,6 @@ def validation_plot(validation: Validation, *, theme: Theme = LIGHT) -> Figure:
         left.set_xlabel("nats a token\n← helps")
         right.set_title("change of specificity")
         right.set_xlabel("nats a token\nmore personal →")
-        for axes in (left, right):
-            axes.locator_params(axis="x", nbins=4)
     return figure
 
 
@@ -272,6 +271,9 @@ def _forest(axes: Axes, estimates: Sequence[Estimate], theme: Theme) -> None:
         axes.plot([e.low, e.high], [y, y], color=colour, lw=2, solid_capstyle="butt")
         axes.plot([e.mean], [y], "o", color=colour, ms=5, mfc=colour if e.excludes_zero else "none")
     axes.grid(axis="y", lw=0)
+    ends = [end for e in estimates for end in (e.low, e.high)]
+    if not symmetric_scale(axes, ends, which="x"):
+        axes.locator_params(axis="x", nbins=4)
 
 
 def save(figure: Figure, path: PathLike) -> tuple[Path, Path]:
