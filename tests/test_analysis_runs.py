@@ -18,8 +18,9 @@ from prefheads.analysis.index import Entry, write
 from prefheads.errors import ArtifactError
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
+from prefheads.evaluation.results import write_tables
 from prefheads.evaluation.run import Measured
-from prefheads.evaluation.tables import cells, write_tables
+from prefheads.evaluation.tables import cells
 from prefheads.setting import PLAIN
 from prefheads.stats import Estimate
 from prefheads.validate import Validation

@@ -14,8 +14,9 @@ from prefheads.analysis import paper_tables
 from prefheads.analysis.evaluated import Evaluation
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
+from prefheads.evaluation.results import write_tables
 from prefheads.evaluation.run import Measured
-from prefheads.evaluation.tables import cells, write_tables
+from prefheads.evaluation.tables import cells
 from prefheads.setting import PLAIN
 from prefheads.tasks.metrics import MetricWarning
 from prefheads.validate import Validation

@@ -13,8 +13,9 @@ from compared import record
 from saved import Cli
 
 from prefheads.evaluation.records import Record
+from prefheads.evaluation.results import write_tables
 from prefheads.evaluation.run import Measured
-from prefheads.evaluation.tables import cells, write_tables
+from prefheads.evaluation.tables import cells
 
 N = 16
 GOLDS = [f"the {word} is here" for word in "abcdefghijklmnop"]

@@ -16,6 +16,15 @@ from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.prepare import Choice, Prepared, choose_samples, shortened
+from prefheads.evaluation.results import (
+    LEGEND,
+    RESULTS,
+    frames,
+    read_results,
+    require_libraries,
+    title,
+    write_tables,
+)
 from prefheads.evaluation.run import (
     RECORDS,
     SHORT,
@@ -24,18 +33,7 @@ from prefheads.evaluation.run import (
     answer_length,
     evaluate_task,
 )
-from prefheads.evaluation.tables import (
-    LEGEND,
-    RESULTS,
-    Cell,
-    cells,
-    extraction_counts,
-    frames,
-    read_results,
-    require_libraries,
-    title,
-    write_tables,
-)
+from prefheads.evaluation.tables import Cell, cells, extraction_counts
 from prefheads.headsets import candidates
 from prefheads.loading import load_config
 from prefheads.progress import stage

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prefheads.compare import interval, paired_test
-from prefheads.errors import ArtifactError
 from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
-from prefheads.stats import INTERVALS, Array, holm
-from prefheads.storage import plain, read_json, writable_dir, write_atomic, write_json
+from prefheads.stats import Array, holm
 from prefheads.tasks.extract import extract
 from prefheads.tasks.metrics import (
     OFFICIAL,
     Metric,
-    caveat,
     metrics_of,
     sample_scores,
-    write_predictions,
 )
-from prefheads.tasks.wordnet import require
 
 LEVEL = 0.05
-RESULTS = "results.json"
-_UNTOLD: dict[str, Any] = {
-    "samples": 0,
-    "folds": 1,
-    "split": "",
-    "heads_from": "",
-    "note": "",
-}  # by old versions
 
 
 @dataclass(frozen=True)
@@ -45,7 +30,7 @@ class Cell:
     Attributes:
         table: ``"texts"``, ``"extracted answers"`` or ``"likelihood"``.
         value: The metric, with its 95 % interval over users from ``low`` to ``high``.
-        p: Of the paired test against the baseline (:data:`LEGEND`), corrected by Holm over the
+        p: Of the paired test against the baseline (``results.LEGEND``), corrected by Holm over the
             task's table; NaN for the baseline itself and for columns without a test.
         better: Whether the value is better than the baseline's.
         n: Samples.
@@ -235,137 +220,4 @@ def costs(measured: Measured) -> dict[str, dict[str, float]]:
             "new_tokens": float(np.mean([r.new_tokens for r in records])),
         }
         for method, records in measured.texts.items()
-    }
-
-
-def frames(found: Sequence[Cell]) -> dict[str, Any]:
-    """A task's cells as data frames by table: a row a method, a column a metric."""
-    tables = dict.fromkeys(c.table for c in found)
-    return {name: _frame([c for c in found if c.table == name]) for name in tables}
-
-
-def _frame(found: Sequence[Cell]) -> Any:
-    rows: dict[str, dict[str, str]] = {}
-    for cell in found:
-        rows.setdefault(cell.method, {"method": cell.method}).update(cell.shown)
-    return require("pandas").DataFrame(list(rows.values())).fillna("")
-
-
-def write_tables(
-    out: Path,
-    measured: Sequence[Measured],
-    found: Sequence[Sequence[Cell]],
-    scored_by: Mapping[str, Mapping[str, str]],
-) -> None:
-    """Write ``table.md``, ``table.tex``, ``table.csv`` (a line a cell), ``results.json``, and for
-    each task the golds and every method's predictions in the official shape.
-
-    Tables of other tasks that were written there before stay in them.
-
-    Args:
-        scored_by: For each task what its metrics depend on (:func:`tasks.metrics.prepare`).
-
-    Raises:
-        ArtifactError: A file cannot be written, or what is there is damaged.
-    """
-    pandas = require("pandas")
-    told, parts = read_results(out)
-    told |= {m.task: _summary(m, scored_by.get(m.task, {})) for m in measured}
-    parts |= {m.task: list(part) for m, part in zip(measured, found, strict=True)}
-    tables = [
-        (title(task, about, name), table, "" if name == "likelihood" else about["note"])
-        for task, about in told.items()
-        for name, table in frames(parts[task]).items()
-    ]
-    as_shown = {"index": False, "disable_numparse": True}  # 0.200 stays 0.200
-    markdown = [
-        f"### {head}\n\n{table.to_markdown(**as_shown)}\n" + (f"\n{said}\n" if said else "")
-        for head, table, said in tables
-    ]
-    latex = [
-        table.to_latex(index=False, escape=True, caption=f"{head}. {said}" if said else head)
-        for head, table, said in tables
-    ]
-    flat = [asdict(cell) for task in told for cell in parts[task]]
-    write_atomic(out / "table.md", "\n".join([*markdown, LEGEND + "\n"]).encode())
-    write_atomic(out / "table.tex", "\n".join(latex).encode())
-    write_atomic(out / "table.csv", pandas.DataFrame(flat).to_csv(index=False).encode())
-    write_json(out / RESULTS, {"cells": plain(flat), "tasks": told})
-    for m in measured:
-        for method, records in m.texts.items():
-            folder = writable_dir(out / m.task / "predictions")
-            ids = [r.id for r in records]
-            name = method.replace(":", ",")
-            write_predictions(folder / f"{name}.json", m.task, ids, [r.prediction for r in records])
-            golds = [r.reference for r in records if r.reference is not None]
-            if len(golds) == len(ids):  # the official evaluation wants just these samples' golds
-                write_predictions(out / m.task / "golds.json", m.task, ids, golds)
-
-
-def note(measured: Measured) -> str:
-    """What stands under a table of texts (:func:`prefheads.tasks.metrics.caveat`)."""
-    records = next(iter(measured.texts.values()), [])
-    return caveat(measured.task, [r.reference for r in records if r.reference is not None])
-
-
-def title(task: str, about: Mapping[str, Any], table: str) -> str:
-    """What a table of a task is of, from what ``results.json`` says of the task."""
-    split = f" ({about['split']})" if about["split"] else ""
-    folds = f" in {about['folds']} folds" if about["folds"] > 1 else ""
-    heads = f"; heads from {about['heads_from']}" if about["heads_from"] else ""
-    return f"{task}{split}, {table}: {about['samples']} samples{folds}{heads}"
-
-
-def read_results(out: Path) -> tuple[dict[str, Any], dict[str, list[Cell]]]:
-    """What ``results.json`` says of each task, and each task's cells; nothing if there is none.
-
-    Raises:
-        ArtifactError: It is damaged.
-    """
-    path = out / RESULTS
-    if not path.is_file():
-        return {}, {}
-    content = read_json(path)
-    try:
-        told: Any = {task: {**_UNTOLD, **about} for task, about in content["tasks"].items()}
-        known: Any = (
-            {k: np.nan if v is None else v for k, v in c.items()} for c in content["cells"]
-        )
-        cells = [Cell(**cell) for cell in known]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error}); give another folder") from None
-    return told, {task: [c for c in cells if c.task == task] for task in told}
-
-
-def require_libraries() -> None:
-    """Raise unless what tables need is installed, so that a lack shows before a long run."""
-    for name in ("pandas", "tabulate"):
-        require(name)
-
-
-LEGEND = (
-    f"Brackets: {INTERVALS}. + and -: significantly better or worse than the first method (paired "
-    "approximate randomisation; t for random controls, whose draws add to the error; Holm over the "
-    "table, 5 %). Official: ROUGE as the benchmark's own evaluation prints it, the median of 1,000 "
-    "resampled means."
-)
-
-
-def _ids(measured: Measured) -> list[str]:
-    if measured.nll is not None:
-        return list(measured.nll.example_ids)
-    return [r.id for r in next(iter(measured.texts.values()), [])]
-
-
-def _summary(measured: Measured, scored_by: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "samples": len(_ids(measured)),
-        "folds": measured.folds,
-        "split": measured.split,
-        "heads_from": measured.heads_from,
-        "settings": measured.settings,
-        "extraction": extraction_counts(measured),
-        "costs": costs(measured),
-        "note": note(measured),
-        "scored_by": dict(scored_by),
     }
