@@ -43,6 +43,16 @@ def test_samples_are_found_wherever_they_lie(tmp_path: Path) -> None:
         find_samples(tmp_path / "long", "LongLaMP-4", "val")
 
 
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    write_task(tmp_path / "far", "LaMP_7", 2)
+    near = tmp_path / "near"
+    near.mkdir()
+    (near / "LaMP_7").symlink_to(tmp_path / "far" / "LaMP_7")
+    (tmp_path / "far" / "LaMP_7" / "back").symlink_to(near)
+    assert find_tasks(near) == ["LaMP-7"]
+    assert find_samples(near, "LaMP-7", None) == near / "LaMP_7" / "dev_questions.json"
+
+
 def test_tasks_without_golds_are_not_found(tmp_path: Path) -> None:
     write_task(tmp_path, "LaMP_7", 2)
     (write_task(tmp_path, "LaMP_2", 2) / "dev_outputs.json").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,23 @@ def find_sources(path: Path) -> list[Path]:
         return [people_path()]
     if not path.is_dir():
         return [path]
-    found = set(path.rglob("*" + QUESTIONS))
-    for folder in (path, *(p for p in path.rglob("*") if p.is_dir())):
+    found: set[Path] = set()
+    for folder, files in _folders(path):
+        found |= {folder / name for name in files if name.endswith(QUESTIONS)}
         if longlamp_task(folder) is not None:
             found |= {folder / split for split in splits_in(folder)}
     if not found:
         raise DataError(f"{path}: holds no *{QUESTIONS} and no split of LongLaMP")
     return sorted(found)
+
+
+def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it with the names of their files, behind links too, each once."""
+    seen: set[str] = set()
+    for folder, below, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield Path(folder), files
