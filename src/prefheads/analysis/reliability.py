@@ -225,7 +225,7 @@ def reliability_figure(groups: GroupReliability, own: OwnReliability | None, tit
         axes.set_xlabel("users in each group")
         axes.set_ylabel(f"overlap of the top {groups.k} heads")
         axes.set_ylim(0, 1)
-        # Agreement grows with the group: at the right there is room below high ends, above low ones.
+        # Agreement grows with the group: at the right, room is below high ends and above low ones.
         room = "lower right" if groups.overlap[-1].mean > 0.5 else "upper right"
         axes.legend(loc=room, bbox_to_anchor=(1, 0.05) if room == "lower right" else None)
     return figure
