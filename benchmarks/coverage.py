@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from prefheads.analysis.findings import LEVEL
-from prefheads.analysis.overlap import jaccard, top_sets
-from prefheads.analysis.roles import rank_correlation
-from prefheads.analysis.sparsity import concentration, gini
-from prefheads.compare import interval
+from prefheads.calibration.validate import N_RANDOM
+from prefheads.evaluation.significance import interval
+from prefheads.report.findings import LEVEL
+from prefheads.report.overlap import jaccard, top_sets
+from prefheads.report.roles import rank_correlation
+from prefheads.report.sparsity import concentration, gini
 from prefheads.stats import Array, Estimate, holm, jackknife, pairs_jackknife
 from prefheads.tasks.metrics import LABELS, Metric, metrics_of, sample_scores
-from prefheads.validate import N_RANDOM
 
 USERS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
 N_HEADS, TOP = 60, 5

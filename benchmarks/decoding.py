@@ -32,9 +32,9 @@ from benchmarks.cells import shared_by_cells
 from benchmarks.results import Cell
 from benchmarks.subject import Subject
 from prefheads import steer
-from prefheads.attention import head_layout
-from prefheads.branches import LEAST_ROOM, ROOM
-from prefheads.steering import Mode
+from prefheads.interventions.cache import LEAST_ROOM, ROOM
+from prefheads.interventions.intercept import head_layout
+from prefheads.steering.context import Mode
 
 COMPILED = ("plain", "off", "amplify", "contrast")
 WAYS = (*COMPILED, "authors", "cad")

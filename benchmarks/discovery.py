@@ -23,11 +23,11 @@ from torch import Tensor
 from benchmarks.cells import shared_by_cells
 from benchmarks.results import Cell
 from benchmarks.subject import Subject, spread
-from prefheads.attention import head_layout, intercept
+from prefheads.data.encoding import Encoded
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
-from prefheads.encoding import Encoded
-from prefheads.nll import token_nll
-from prefheads.scoring import Budget, Scorer
+from prefheads.interventions.intercept import head_layout, intercept
+from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import Budget, Scorer
 
 WAYS = ("authors", "naive", "exact", "screened")
 TOP = 0.04  # of the heads

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import prefheads as ph
-from prefheads.bundled import model_dir
+from prefheads.models.bundled import model_dir
 
 HOW: dict[str, dict[str, Any] | None] = {
     "unsteered": None,

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prefheads import encode, load_examples, load_model
-from prefheads.analysis.flops import LLAMA_3_8B
-from prefheads.bundled import people_path
-from prefheads.encoding import Encoded
+from prefheads.data.encoding import Encoded
+from prefheads.evaluation.flops import LLAMA_3_8B
+from prefheads.models.bundled import people_path
 
 TINY = LlamaConfig(
     vocab_size=512,

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from judged import METHODS, write_run
-from lamp_files import write_task
-from models import character_tokenizer
-from saved import Cli, Result, save_model
+from support.judged import METHODS, write_run
+from support.lamp_files import write_task
+from support.models import character_tokenizer
+from support.saved import Cli, Result, save_model
 from transformers import PreTrainedTokenizerFast
 
-from prefheads.examples import Example, load_examples
+from prefheads.data.example import Example, load_examples
 from prefheads.judge.pairs import Study, load_study
-from prefheads.setting import Setting
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.setting import Setting
 
 if TYPE_CHECKING:
     import openai
-    from served import Running
+    from support.served import Running
 
-pytest.register_assert_rewrite("steered", "commands", "exported")
+pytest.register_assert_rewrite("support.steered", "support.commands", "support.exported")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def characters() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def bundled_model():
     """The bundled model and its tokenizer."""
-    from prefheads.loading import load_model
+    from prefheads.models.loading import load_model
 
     return load_model("bundled")
 
@@ -72,7 +72,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def people_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Examples of twelve users."""
-    from commands import rows, write_rows  # not before its assertions are registered
+    from support.commands import rows, write_rows  # not before its assertions are registered
 
     return write_rows(tmp_path_factory.mktemp("data") / "people.jsonl", rows())
 
@@ -115,7 +115,7 @@ def fitted(tiny_folder: Path, people_file: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path):
     """The saved tiny model and its tokenizer."""
-    from prefheads.loading import load_model
+    from prefheads.models.loading import load_model
 
     return load_model(tiny_folder)
 
@@ -165,7 +165,7 @@ def study(judged_run: Path) -> Study:
 @pytest.fixture(scope="module")
 def twin() -> PreferenceSteerer:
     """The service's steerer on a model of its own, for what should be answered."""
-    from served import make_steerer
+    from support.served import make_steerer
 
     return make_steerer()
 
@@ -173,7 +173,7 @@ def twin() -> PreferenceSteerer:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A service that listens, with an empty database."""
-    from served import LIMITS, make_steerer, running
+    from support.served import LIMITS, make_steerer, running
 
     database = tmp_path_factory.mktemp("serve") / "db.sqlite"
     with running(make_steerer(), str(database), limits=LIMITS) as running_one:

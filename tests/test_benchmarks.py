@@ -11,7 +11,6 @@ import torch
 from transformers import CompileConfig
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks.cells import measure_cell, run_cells  # noqa: E402

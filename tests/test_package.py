@@ -7,7 +7,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import prefheads
-from prefheads import bundled
+from prefheads.models import bundled
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

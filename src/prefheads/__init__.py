@@ -6,9 +6,9 @@ Interpretable Personalization" (Differential Preference Steering, DPS).
 
 from importlib.metadata import PackageNotFoundError, version
 
-from prefheads.check import Check, check
+from prefheads.data.encoding import Encoded, encode
+from prefheads.data.example import Example, load_examples, split_users
 from prefheads.discovery import discover
-from prefheads.encoding import Encoded, encode
 from prefheads.errors import (
     ArtifactError,
     DataError,
@@ -16,14 +16,14 @@ from prefheads.errors import (
     PrefheadsError,
     SteeringError,
 )
-from prefheads.examples import Example, load_examples, split_users
-from prefheads.heads import HeadScores, HeadWeights
-from prefheads.layout import set_layers
-from prefheads.loading import load_model
-from prefheads.response import response_from
-from prefheads.scoring import response_nll
-from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import steer
+from prefheads.heads.scores import HeadScores, HeadWeights
+from prefheads.interventions.layout import set_layers
+from prefheads.models.loading import load_model
+from prefheads.scoring.scorer import response_nll
+from prefheads.selftest.check import Check, check
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.context import steer
+from prefheads.steering.response import response_from
 
 try:
     __version__ = version("prefheads")

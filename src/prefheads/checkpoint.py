@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads.encoding import Encoded
+from prefheads.data.encoding import Encoded
 from prefheads.errors import ArtifactError
-from prefheads.provenance import fingerprint
+from prefheads.heads.provenance import fingerprint
 from prefheads.storage import PathLike, load_tensors, save_tensors
 
 SAVE_AFTER = 15.0  # seconds of work that a kill -9 may cost

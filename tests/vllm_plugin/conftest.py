@@ -19,6 +19,6 @@ if _installed:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, within tests' reach
     }
-    from engines import configured, maps, saved
+    from support.engines import configured, maps, saved
 
     __all__ = ["configured", "maps", "saved"]  # fixtures

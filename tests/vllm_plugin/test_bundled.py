@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engines import Asked, answers, engine, generated, tokens
+from support.engines import Asked, answers, engine, generated, tokens
 
 import prefheads as ph
-from prefheads.bundled import model_dir, people_path
+from prefheads.models.bundled import model_dir, people_path
 
 pytestmark = pytest.mark.bundled
 SHAPE = (30, 9)

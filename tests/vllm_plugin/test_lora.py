@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import KINDS, greedy, random_prompt, tokens
-from models import SHAPE, character_tokenizer, tiny
+from support.engines import KINDS, greedy, random_prompt, tokens
+from support.models import SHAPE, character_tokenizer, tiny
 from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
-from prefheads.export import export_adapter, export_merged
-from prefheads.weights import HeadWeights
+from prefheads.export.export import export_adapter, export_merged
+from prefheads.heads.weights import HeadWeights
 
 NEW = 24
 MAPS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines import assert_as_transformers, engine, loaded, mixed
+from support.engines import assert_as_transformers, engine, loaded, mixed
 
 
 def test_two_processes_give_the_tokens_of_one(saved) -> None:

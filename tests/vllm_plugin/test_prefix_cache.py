@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engines import Asked, answers, engine, generated, loaded, random_prompt, tokens
+from support.engines import Asked, answers, engine, generated, loaded, random_prompt, tokens
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler

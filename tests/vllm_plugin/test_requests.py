@@ -9,13 +9,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engines import LOWEST, Asked, answers, engine, generated, greedy, loaded, random_prompt, tokens
-from models import SHAPE, tiny
+from support.engines import (
+    LOWEST,
+    Asked,
+    answers,
+    engine,
+    generated,
+    greedy,
+    loaded,
+    random_prompt,
+    tokens,
+)
+from support.models import SHAPE, tiny
 from vllm.exceptions import VLLMValidationError
 
 import prefheads as ph
 from prefheads.errors import PrefheadsError
-from prefheads.provenance import Provenance
+from prefheads.heads.provenance import Provenance
 from prefheads.vllm.library import Library
 from prefheads.vllm.request import resolve, steering_of
 from prefheads.vllm.support import require_supported
@@ -258,6 +268,6 @@ def _maps():
 
 
 def _soft() -> torch.Tensor:
-    from engines import MAPS
+    from support.engines import MAPS
 
     return MAPS["soft"]

@@ -16,16 +16,16 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
-from served import HOW, TOPICS, encode_for, expected, make_steerer, until
-from test_serve_load import make_key, process
+from support.processes import make_key, process
+from support.served import HOW, TOPICS, encode_for, expected, make_steerer, until
 
 import prefheads as ph
 from prefheads.errors import ModelError
-from prefheads.loading import load_skeleton
+from prefheads.models.loading import load_skeleton
 from prefheads.serve.engine import EngineFailure, Job, Overloaded, Piece, Sampling
 from prefheads.serve.transformers_engine import BatchLimits, TransformersEngine
 from prefheads.serve.vllm_engine import VllmEngine, obstacle
-from prefheads.setting import PLAIN, Setting
+from prefheads.steering.setting import PLAIN, Setting
 
 WIDE = {"hidden_size": 128, "head_dim": 32}  # as vLLM's attention on CPUs needs heads
 AMPLIFY = Setting("test", "amplify", "head", 3.0)

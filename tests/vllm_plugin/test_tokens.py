@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import (
+from support.engines import (
     FORK,
     KINDS,
     Asked,
@@ -24,6 +24,7 @@ from engines import (
     random_prompt,
     tokens,
 )
+from support.scored import scored
 
 CONTRAST = {"map": "soft", "gamma": 1.0, "mode": "contrast"}
 AMPLIFY = {"map": "soft", "gamma": 1.0, "mode": "amplify"}
@@ -177,8 +178,7 @@ def test_unsteered_requests_are_untouched_bit_for_bit(llama, saved) -> None:
     requests = [Asked(random_prompt(n, n), None, 6, {"logprobs": 3}) for n in (9, 40, 77)]
     ours = [scored(o) for o in answers(llama, requests)]
     environment = {k: v for k, v in os.environ.items() if k != "PREFHEADS_MAPS"}
-    here = Path(__file__).parent
-    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     code = PLAIN.format(path=str(saved("llama")), lengths=[9, 40, 77])
     ran = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -188,16 +188,10 @@ def test_unsteered_requests_are_untouched_bit_for_bit(llama, saved) -> None:
     assert ours == theirs["scores"]
 
 
-def scored(output) -> list[list[float]]:
-    one = output.outputs[0]
-    steps = zip(one.token_ids, one.logprobs, strict=True)
-    return [[token, step[token].logprob] for token, step in steps]
-
-
 PLAIN = """
 import json
-from engines import Asked, answers, engine, random_prompt
-from test_tokens import scored
+from support.engines import Asked, answers, engine, random_prompt
+from support.scored import scored
 
 requests = [Asked(random_prompt(n, n), None, 6, {{"logprobs": 3}}) for n in {lengths}]
 with engine({path!r}, max_num_batched_tokens=128, scheduler_cls=None) as llm:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from prefheads.bundled import NAME
 from prefheads.cli import options, session
 from prefheads.errors import ArtifactError, DataError
-from prefheads.heads import fingerprint
-from prefheads.loading import load_config
+from prefheads.heads.scores import fingerprint
+from prefheads.models.bundled import NAME
+from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.storage import read_json, writable_dir
 
@@ -48,9 +48,9 @@ def analyze(
     as_json: options.Json = False,
 ) -> None:
     """Draw and tabulate what a run says of sparsity, users, controls, strengths and routing."""
-    from prefheads.analysis import index, page  # these need the extra `plots`
-    from prefheads.analysis.measuring import Measuring
     from prefheads.cli.analyzed import analyzed
+    from prefheads.report import index, page
+    from prefheads.report.measuring import Measuring
 
     about = _about(run)
     if data is not None and not (data.exists() or data == Path(NAME)):

@@ -9,21 +9,21 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from prefheads.analysis import chapters, paper_tables, quality, readings
-from prefheads.analysis.chapter import Part, named, set_size
-from prefheads.analysis.evaluated import Evaluation
-from prefheads.analysis.index import Entry
-from prefheads.analysis.measuring import Measuring
-from prefheads.analysis.page import Texts
-from prefheads.analysis.traces import Readings
-from prefheads.bundled import NAME
 from prefheads.cli.commands import Commands
 from prefheads.cli.inspect import Contents, read
+from prefheads.data.example import Example, load_examples
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.samples import SAMPLES, read_samples
-from prefheads.examples import Example, load_examples
-from prefheads.heads import HeadScores
-from prefheads.steerer import PreferenceSteerer
+from prefheads.heads.scores import HeadScores
+from prefheads.models.bundled import NAME
+from prefheads.report import chapters, paper_tables, quality, readings
+from prefheads.report.chapter import Part, named, set_size
+from prefheads.report.evaluated import Evaluation
+from prefheads.report.index import Entry
+from prefheads.report.measuring import Measuring
+from prefheads.report.page import Texts
+from prefheads.report.traces import Readings
+from prefheads.steerer.core import PreferenceSteerer
 from prefheads.storage import read_json
 from prefheads.tasks.statistics import task_statistics
 

@@ -33,7 +33,7 @@ def check(
 
     Exits with 1 where something is wrong.
     """
-    from prefheads.check import check as run
+    from prefheads.selftest.check import check as run
 
     loaded, tokenizer = load(model, device, dtype, seed)
     if attention is not None:

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from prefheads.analysis.quality import METHODS
-from prefheads.bundled import NAME
 from prefheads.cli.session import named_model
+from prefheads.models.bundled import NAME
+from prefheads.report.quality import METHODS
 
 HOURS = "  # can take hours: it says how long before it begins"
 

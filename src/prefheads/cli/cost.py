@@ -14,11 +14,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import head_layout
+from prefheads.data.encoding import Encoded
+from prefheads.data.example import Example
 from prefheads.discovery.screen import CANDIDATES
-from prefheads.encoding import Encoded
-from prefheads.examples import Example
-from prefheads.scoring import Budget, encode_all, response_nll
+from prefheads.interventions.intercept import head_layout
+from prefheads.scoring.scorer import Budget, encode_all, response_nll
 
 SAMPLED = 32  # samples whose lengths stand for those of all
 BACKWARD = 3  # a pass with gradients costs as many without

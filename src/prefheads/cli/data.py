@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from prefheads.bundled import people_path
 from prefheads.cli import options, session
 from prefheads.errors import ArtifactError
+from prefheads.models.bundled import people_path
 from prefheads.storage import write_atomic
 from prefheads.tasks.download import BASE_URL, Setting
 from prefheads.tasks.download import download as fetch

@@ -14,17 +14,17 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.analysis.findings import VERDICTS, Finding, agreement, findings
-from prefheads.analysis.texts import Comparison, compare, kind
-from prefheads.bundled import people_path
+from prefheads.calibration.validate import Validation
 from prefheads.cli import options, session
-from prefheads.examples import Example, load_examples, spread
-from prefheads.loading import load_config
+from prefheads.data.example import Example, load_examples, spread
+from prefheads.models.bundled import people_path
+from prefheads.models.loading import load_config
+from prefheads.report.findings import VERDICTS, Finding, agreement, findings
+from prefheads.report.texts import Comparison, compare, kind
 from prefheads.stats import INTERVALS
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer.core import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
 from prefheads.users.embed import require_extra
-from prefheads.validate import Validation
 
 STYLES = {
     "shown": "green",
@@ -75,7 +75,7 @@ def demo(
 
     Takes several minutes on two cores. Ctrl-C loses nothing: the same command goes on from there.
     """
-    import prefheads.analysis.report  # noqa: F401  a missing extra is told before the work
+    import prefheads.report.report  # noqa: F401  a missing extra is told before the work
 
     require_extra()
     config = load_config("bundled")
@@ -114,7 +114,7 @@ def run(
 
     The kind of a person is the part of the ``user_id`` before the dash; fitting does not see it.
     """
-    from prefheads.analysis.report import write_report  # needs the extra `plots`
+    from prefheads.report.report import write_report  # needs the extra `plots`
 
     say = (console or Console(quiet=True)).print
     out, began = writable_dir(out), time.monotonic()

@@ -10,10 +10,10 @@ from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.cost import discovery_stage, tell_cost
 from prefheads.cli.tables import head_rows, head_table
+from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
-from prefheads.examples import load_examples
-from prefheads.heads import HeadScores
-from prefheads.loading import load_config
+from prefheads.heads.scores import HeadScores
+from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.storage import read_json, write_json
 

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
 from prefheads.errors import ArtifactError, DataError
@@ -34,12 +35,11 @@ from prefheads.evaluation.run import (
     evaluate_task,
 )
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
-from prefheads.headsets import candidates
-from prefheads.loading import load_config
+from prefheads.models.loading import load_config
 from prefheads.progress import stage
-from prefheads.scoring import context_length
-from prefheads.steerer import PreferenceSteerer
-from prefheads.steerer_files import fitted_task
+from prefheads.scoring.scorer import context_length
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import fitted_task
 from prefheads.storage import read_json, writable_dir, write_json
 from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare

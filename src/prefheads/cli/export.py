@@ -11,10 +11,10 @@ from rich.table import Table
 
 from prefheads.cli import options, session
 from prefheads.errors import SteeringError
-from prefheads.export import Adapter, export_adapter, export_merged, new_folder, require_new
-from prefheads.heads import HeadWeights
-from prefheads.loading import load_config, load_model
-from prefheads.steerer import PreferenceSteerer
+from prefheads.export.export import Adapter, export_adapter, export_merged, new_folder, require_new
+from prefheads.heads.scores import HeadWeights
+from prefheads.models.loading import load_config, load_model
+from prefheads.steerer.core import PreferenceSteerer
 
 
 def export(

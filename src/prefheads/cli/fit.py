@@ -7,16 +7,16 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import RenderableType
 
+from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import fit_stages, tell_cost
 from prefheads.cli.tables import calibration_table, cluster_table
+from prefheads.data.example import Example, load_examples, split_users, spread
 from prefheads.errors import DataError
-from prefheads.examples import Example, load_examples, split_users, spread
-from prefheads.headsets import candidates
-from prefheads.loading import load_config
+from prefheads.models.loading import load_config
 from prefheads.progress import stage
-from prefheads.setting import Setting
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.setting import Setting
 from prefheads.users.embed import require_extra
 
 Parts = tuple[list[Example], list[Example], list[Example]]  # clustered, of these scored, held out

@@ -10,11 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from transformers import PreTrainedConfig
 
-from prefheads.analysis.flops import LLAMA_3_8B, ModelCost, model_cost, paper_estimate
 from prefheads.cli import options, session
-from prefheads.contrast.dola import candidate_layers
 from prefheads.errors import DataError
-from prefheads.loading import load_config
+from prefheads.evaluation.flops import LLAMA_3_8B, ModelCost, model_cost, paper_estimate
+from prefheads.models.loading import load_config
+from prefheads.steering.dola import candidate_layers
 
 PAPERS_MODEL = "llama-3-8b-instruct"
 TERA = 1e12

@@ -12,15 +12,15 @@ from rich.table import Table
 from transformers import set_seed
 
 from prefheads.cli import options, session
+from prefheads.data.example import Example, load_examples
+from prefheads.data.stream import read_text
 from prefheads.errors import DataError, SteeringError
-from prefheads.examples import Example, load_examples
-from prefheads.generation import generate_texts
-from prefheads.loading import load_config
-from prefheads.plan import Target
-from prefheads.setting import Setting
-from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import Scope
-from prefheads.tasks.stream import read_text
+from prefheads.interventions.plan import Target
+from prefheads.models.loading import load_config
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.context import Scope
+from prefheads.steering.generation import generate_texts
+from prefheads.steering.setting import Setting
 
 
 def generate(

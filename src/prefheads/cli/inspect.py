@@ -12,8 +12,8 @@ import torch
 import typer
 from rich.console import RenderableType
 
-from prefheads.analysis.findings import findings
-from prefheads.calibrate import Calibration
+from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.validate import Validation
 from prefheads.cli import options, session
 from prefheads.cli.tables import (
     calibration_table,
@@ -24,11 +24,11 @@ from prefheads.cli.tables import (
     verdict,
 )
 from prefheads.errors import ArtifactError
-from prefheads.heads import HeadScores, HeadWeights
-from prefheads.steerer_files import KIND
+from prefheads.heads.scores import HeadScores, HeadWeights
+from prefheads.report.findings import findings
+from prefheads.steerer.files import KIND
 from prefheads.storage import load_tensors, read_json, writable_dir
 from prefheads.users import Clusters
-from prefheads.validate import Validation
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def data(contents: Contents, top: int) -> dict[str, Any]:
 
 def draw(contents: Contents, folder: Path) -> list[Path]:
     """Draw what was found; returns the files."""
-    from prefheads.analysis import plots  # needs the extra `plots`
+    from prefheads.report import plots
 
     figures = {
         f"heads-{target}": plots.heat_map({"all users": scores})

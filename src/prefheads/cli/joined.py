@@ -32,7 +32,7 @@ def tables(
 
     The best method is bold where it is told from the second best by a paired test.
     """
-    from prefheads.analysis import joined  # needs the extra `eval`
+    from prefheads.report import joined
 
     for library in ("pandas", "tabulate"):
         require(library)

@@ -12,10 +12,10 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.listening import listen
 from prefheads.cli.tables import figure, percent
 from prefheads.errors import DataError, ModelError
 from prefheads.judge.pairs import Study, load_study
-from prefheads.listening import listen
 from prefheads.progress import track
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic

@@ -12,14 +12,14 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.listening import listen
 from prefheads.errors import DataError, ModelError
-from prefheads.listening import listen
-from prefheads.loading import load_config, load_skeleton
-from prefheads.presets import preset_of
+from prefheads.models.loading import load_config, load_skeleton
+from prefheads.models.presets import preset_of
 
 if TYPE_CHECKING:  # these need the extra `serve`, or take long to import
     from prefheads.serve.keys import Keys
-    from prefheads.steerer import PreferenceSteerer
+    from prefheads.steerer.core import PreferenceSteerer
 
 Db = Annotated[
     str,
@@ -85,7 +85,7 @@ def serve(
         from prefheads.serve.observe import log_json
         from prefheads.serve.transformers_engine import BatchLimits
         from prefheads.serve.vllm_engine import VllmEngine
-    from prefheads.steerer import PreferenceSteerer
+    from prefheads.steerer.core import PreferenceSteerer
 
     config = load_config(model)
     session.require_fitted(run, config)
@@ -179,7 +179,7 @@ def _for_vllm(
         PrefheadsError: vLLM is asked for and cannot; or no such run.
     """
     from prefheads.serve.vllm_engine import installed, obstacle
-    from prefheads.steerer import PreferenceSteerer
+    from prefheads.steerer.core import PreferenceSteerer
 
     if engine == "transformers":
         return None, "as asked"

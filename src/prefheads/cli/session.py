@@ -14,16 +14,16 @@ from rich.console import Console, RenderableType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import prefheads
-from prefheads import steerer_files
-from prefheads.bundled import model_name
-from prefheads.encoding import TruncationWarning
+from prefheads.data.encoding import TruncationWarning
+from prefheads.data.people import Seen
 from prefheads.errors import ArtifactError
-from prefheads.heads import HeadWeights, fingerprint
-from prefheads.loading import load_model
+from prefheads.heads.scores import HeadWeights, fingerprint
+from prefheads.models.bundled import model_name
+from prefheads.models.loading import load_model
 from prefheads.progress import stage
+from prefheads.steerer import files as steerer_files
 from prefheads.storage import plain as plain
 from prefheads.storage import read_json, writable_dir, write_json
-from prefheads.tasks.people import Seen
 
 RUN_FILE = "run.json"
 _PACKAGE = str(Path(prefheads.__file__).parent)

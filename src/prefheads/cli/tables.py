@@ -7,13 +7,13 @@ from typing import Any, get_args
 
 from rich.table import Table
 
-from prefheads.analysis.findings import VERDICTS, Finding, Verdict
-from prefheads.calibrate import Calibration
-from prefheads.heads import HeadScores
-from prefheads.paper import is_paper, whose
+from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.paper import is_paper, whose
+from prefheads.calibration.validate import Row
+from prefheads.heads.scores import HeadScores
+from prefheads.report.findings import VERDICTS, Finding, Verdict
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.users import Clusters
-from prefheads.validate import Row
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -2,7 +2,7 @@
 
 1. The prompt is encoded once; its keys and values serve all heads.
 2. Ablating a head of layer l leaves everything below l as it was, so its row joins the pass at l
-   as a copy of the unablated one (:mod:`prefheads.fork`).
+   as a copy of the unablated one (:mod:`prefheads.interventions.branching`).
 3. The heads of several layers go through as one batch, response positions only.
 4. PCS is the ablated minus the unablated mean NLL of the response tokens.
 
@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import HeadLayout, causal_model, head_layout, intercept
 from prefheads.checkpoint import Checkpoint, digest, model_marks
+from prefheads.data.encoding import Encoded
+from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
-from prefheads.encoding import Encoded
 from prefheads.errors import DataError, ModelError, SteeringError
-from prefheads.examples import Example, other_profiles, without_profile
-from prefheads.heads import HeadScores, Provenance, fingerprint
-from prefheads.masks import masked_backend
-from prefheads.plan import Target
+from prefheads.heads.scores import HeadScores, Provenance, fingerprint
+from prefheads.interventions.intercept import HeadLayout, causal_model, head_layout, intercept
+from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.plan import Target
+from prefheads.interventions.probes import sharing_of
 from prefheads.progress import track
-from prefheads.scoring import Budget, Scorer, encode_all
-from prefheads.sharing import sharing_of
-from prefheads.steering import Scope
+from prefheads.scoring.scorer import Budget, Scorer, encode_all
+from prefheads.steering.context import Scope
 
 Reference = Literal["no-profile", "other-profile"]
 Method = Literal["exact", "screen"]

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import input_device, intercept
-from prefheads.encoding import encode
+from prefheads.data.encoding import encode
+from prefheads.data.example import Example
 from prefheads.errors import DataError
-from prefheads.examples import Example
-from prefheads.heads import HeadScores, Provenance, fingerprint
-from prefheads.nll import token_nll
-from prefheads.observer import Listener, layer_index, observing, shown
+from prefheads.heads.scores import HeadScores, Provenance, fingerprint
+from prefheads.interventions.hooks import Listener, layer_index, observing, shown
+from prefheads.interventions.intercept import input_device, intercept
 from prefheads.progress import track
-from prefheads.scoring import context_length
+from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import context_length
 
 MAX_TOKENS = 1024
 """Prompts and answer together are at most this long: attention weights take its square."""

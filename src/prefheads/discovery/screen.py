@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefheads.attention import HeadLayout
 from prefheads.errors import ModelError
-from prefheads.fork import Pass
-from prefheads.nll import token_nll
-from prefheads.observer import AttentionFunction, layer_index, observing
-from prefheads.plan import Plan, Target, branch_plan
-from prefheads.scoring import Scorer, out_of_memory
+from prefheads.interventions.branching import Pass
+from prefheads.interventions.hooks import AttentionFunction, layer_index, observing
+from prefheads.interventions.intercept import HeadLayout
+from prefheads.interventions.plan import Plan, Target, branch_plan
+from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import Scorer, out_of_memory
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
 CANDIDATES = 0.1
@@ -108,7 +108,7 @@ def estimate_scores(
 ) -> tuple[Tensor, Tensor]:
     """Second-order estimate of the PCS of every head on one example.
 
-    Must be used inside :func:`prefheads.attention.intercept`, as the scorer.
+    Must be used inside :func:`prefheads.interventions.intercept.intercept`, as the scorer.
 
     Args:
         scorer: Of the example; its scope is where the dials act.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from prefheads.bundled import NAME
 from prefheads.errors import DataError
+from prefheads.models.bundled import NAME
 from prefheads.tasks.data import find_sources
 from prefheads.tasks.lamp import OUTPUTS, QUESTIONS, task_name
 from prefheads.tasks.longlamp import longlamp_task

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefheads.data.example import Example, split_users, spread
+from prefheads.data.people import Seen
 from prefheads.errors import DataError
-from prefheads.examples import Example, split_users, spread
-from prefheads.tasks.people import Seen
 
 
 @dataclass(frozen=True)

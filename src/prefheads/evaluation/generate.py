@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from prefheads.encoding import Batch, Encoded, encode, pad_batch
+from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
+from prefheads.data.example import Example, without_profile
 from prefheads.evaluation.methods import Decoder
 from prefheads.evaluation.records import Record, Records
-from prefheads.examples import Example, without_profile
-from prefheads.generation import complete, encode_prompt, room_for_prompt
 from prefheads.progress import track
-from prefheads.scoring import out_of_memory
+from prefheads.scoring.scorer import out_of_memory
+from prefheads.steering.generation import complete, encode_prompt, room_for_prompt
 
 
 def generate_records(

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.attention import head_layout, intercept
-from prefheads.calibrate import score_settings
+from prefheads.calibration.calibrate import score_settings
+from prefheads.calibration.validate import Validation
 from prefheads.checkpoint import Checkpoint, digest, model_marks
-from prefheads.contrast import combine
-from prefheads.divergence import require_numbers
+from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.evaluation.methods import Decoder
-from prefheads.examples import Example, other_profiles, without_profile
-from prefheads.masks import masked_backend
-from prefheads.nll import mean_nll
+from prefheads.interventions.intercept import head_layout, intercept
+from prefheads.interventions.masks import masked_backend
 from prefheads.progress import track
-from prefheads.scoring import Budget, Scorer, encode_all
-from prefheads.setting import PLAIN
+from prefheads.scoring.nll import mean_nll
+from prefheads.scoring.scorer import Budget, Scorer, encode_all
 from prefheads.stats import Array
-from prefheads.steering import Scope
-from prefheads.validate import Validation
+from prefheads.steering.combine import combine
+from prefheads.steering.context import Scope
+from prefheads.steering.divergence import require_numbers
+from prefheads.steering.setting import PLAIN
 
 
 def likelihood(

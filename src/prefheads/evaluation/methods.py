@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads import paper
-from prefheads.attention import head_layout
-from prefheads.contrast.cad import context_contrast
-from prefheads.contrast.dola import layer_contrast
-from prefheads.encoding import Batch
+from prefheads.calibration import paper
+from prefheads.data.encoding import Batch
+from prefheads.data.example import Example
 from prefheads.errors import DataError, SteeringError
 from prefheads.evaluation.draws import SEED
-from prefheads.examples import Example
-from prefheads.generation import steer_with
-from prefheads.heads import HeadWeights
-from prefheads.plan import Target
-from prefheads.setting import PLAIN, Setting, percent
-from prefheads.steerer import PreferenceSteerer, Routing
-from prefheads.steering import Scope, ScopeWarning
+from prefheads.heads.scores import HeadWeights
+from prefheads.interventions.intercept import head_layout
+from prefheads.interventions.plan import Target
+from prefheads.steerer.core import PreferenceSteerer, Routing
+from prefheads.steering.cad import context_contrast
+from prefheads.steering.context import Scope, ScopeWarning
+from prefheads.steering.dola import layer_contrast
+from prefheads.steering.generation import steer_with
+from prefheads.steering.setting import PLAIN, Setting, percent
 from prefheads.users import cluster_heads, mix
 
 Options = dict[str, Any]

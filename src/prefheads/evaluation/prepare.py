@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from prefheads.encoding import shorten_prompt
+from prefheads.data.encoding import shorten_prompt
+from prefheads.data.example import Example, load_examples, spread
+from prefheads.data.people import Seen
 from prefheads.errors import DataError
 from prefheads.evaluation.data import find_sibling, split_name
 from prefheads.evaluation.folds import Fold, make_folds
-from prefheads.examples import Example, load_examples, spread
-from prefheads.tasks.people import Seen
 
 TRAIN = "train"
 

@@ -11,8 +11,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefheads.calibration.validate import Validation
+from prefheads.data.encoding import encode
+from prefheads.data.example import Example
 from prefheads.discovery.retrieval import retrieval_scores
-from prefheads.encoding import encode
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.folds import Fold
 from prefheads.evaluation.generate import generate_records
@@ -20,13 +22,11 @@ from prefheads.evaluation.likelihood import likelihood
 from prefheads.evaluation.methods import Decoder, Method, make_decoder
 from prefheads.evaluation.records import Record, Records
 from prefheads.evaluation.samples import write_samples
-from prefheads.examples import Example
-from prefheads.generation import room_for_prompt
-from prefheads.heads import HeadScores, HeadWeights
-from prefheads.steerer import PreferenceSteerer
+from prefheads.heads.scores import HeadScores, HeadWeights
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.generation import room_for_prompt
 from prefheads.storage import plain, writable_dir, write_json
 from prefheads.tasks.metrics import LABELS, RATING, sample_scores
-from prefheads.validate import Validation
 
 RECORDS = "records.jsonl"
 LIKELIHOOD = "likelihood.json"

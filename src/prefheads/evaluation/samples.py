@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from prefheads.data.example import Example, parse_example
+from prefheads.data.stream import read_json_lines
 from prefheads.errors import ArtifactError, DataError
-from prefheads.examples import Example, parse_example
 from prefheads.storage import write_atomic
-from prefheads.tasks.stream import read_json_lines
 
 SAMPLES = "samples.jsonl"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefheads.compare import interval, paired_test
 from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
+from prefheads.evaluation.significance import interval, paired_test
 from prefheads.stats import Array, holm
 from prefheads.tasks.extract import extract
 from prefheads.tasks.metrics import (

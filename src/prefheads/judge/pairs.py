@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefheads.data.example import spread
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.records import Records
 from prefheads.evaluation.run import RECORDS
 from prefheads.evaluation.samples import SAMPLES, read_samples
-from prefheads.examples import spread
 from prefheads.tasks.lamp import Item, task_name, task_of
 
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from prefheads.chat import Turn
+from prefheads.data.chat import Turn
 from prefheads.serve.engine import Piece, Sampling
 from prefheads.serve.personal import NoProfile, Prepared, Wish
 from prefheads.serve.problems import Problem, body_of

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 import prefheads
-from prefheads.scoring import context_length
+from prefheads.scoring.scorer import context_length
 from prefheads.serve import answers, people
 from prefheads.serve.database import open_database
 from prefheads.serve.engine import Engine
@@ -31,7 +31,7 @@ from prefheads.serve.problems import handle_errors
 from prefheads.serve.profiles import Profiles
 from prefheads.serve.service import Service, authenticated
 from prefheads.serve.transformers_engine import BatchLimits, TransformersEngine
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer.core import PreferenceSteerer
 from prefheads.tasks.lamp import task_of
 
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from prefheads.encoding import Encoded
-from prefheads.setting import PLAIN, Setting
+from prefheads.data.encoding import Encoded
+from prefheads.steering.setting import PLAIN, Setting
 
 Finish = Literal["stop", "length"]
 FAILED = "the engine failed"  # what clients are told
@@ -52,7 +52,7 @@ class Job:
 
     Attributes:
         prompt: Its tokens, and which of them are the profile's.
-        setting: How to steer; :data:`prefheads.setting.PLAIN` leaves the model alone.
+        setting: How to steer; :data:`prefheads.steering.setting.PLAIN` leaves the model alone.
         clusters: How much the user belongs to each cluster of the fitted steerer; the user's map is
             the sum of the clusters' maps with these weights. Empty for a plain job.
         sampling: How to choose tokens.

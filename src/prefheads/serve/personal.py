@@ -11,15 +11,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads.chat import Turn
-from prefheads.encoding import encode
+from prefheads.data.chat import Turn
+from prefheads.data.encoding import encode
+from prefheads.data.example import Example
 from prefheads.errors import DataError, SteeringError
-from prefheads.examples import Example
-from prefheads.generation import room_for_prompt
 from prefheads.serve.engine import Job, Sampling
 from prefheads.serve.profiles import Profiles, StoredItem, StoredProfile
-from prefheads.setting import PLAIN, Setting
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.generation import room_for_prompt
+from prefheads.steering.setting import PLAIN, Setting
 from prefheads.tasks.lamp import TASKS, task_of
 from prefheads.tasks.retrieve import okapi_scores, retrieve
 from prefheads.users import ProfileEncoder, route

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from prefheads.chat import Turn
+from prefheads.data.chat import Turn
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._@:|+=-]{0,127}$"
 

@@ -27,9 +27,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from prefheads.encoding import pad_batch
-from prefheads.generation import complete
-from prefheads.scoring import out_of_memory
+from prefheads.data.encoding import pad_batch
+from prefheads.scoring.scorer import out_of_memory
 from prefheads.serve.engine import (
     CLOSING,
     FAILED,
@@ -40,9 +39,10 @@ from prefheads.serve.engine import (
     Piece,
 )
 from prefheads.serve.text import Transcript, end_tokens
-from prefheads.setting import Setting
-from prefheads.steerer import PreferenceSteerer
-from prefheads.steering import steer
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.context import steer
+from prefheads.steering.generation import complete
+from prefheads.steering.setting import Setting
 from prefheads.users import mix
 
 log = logging.getLogger(__name__)

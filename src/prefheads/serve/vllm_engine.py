@@ -24,7 +24,7 @@ from uuid import uuid4
 import torch
 
 from prefheads.errors import ModelError, PrefheadsError
-from prefheads.scoring import context_length
+from prefheads.scoring.scorer import context_length
 from prefheads.serve.engine import (
     CLOSING,
     FAILED,
@@ -35,7 +35,7 @@ from prefheads.serve.engine import (
     Piece,
 )
 from prefheads.serve.text import Transcript, end_tokens
-from prefheads.steerer import PreferenceSteerer
+from prefheads.steerer.core import PreferenceSteerer
 from prefheads.vllm import ARCHITECTURES, SERVER
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefheads.bundled import NAME, people_path
+from prefheads.data.stream import read_json_lines
 from prefheads.errors import DataError
+from prefheads.models.bundled import NAME, people_path
 from prefheads.tasks.lamp import QUESTIONS, read_lamp
 from prefheads.tasks.longlamp import longlamp_task, read_longlamp, splits_in
-from prefheads.tasks.stream import read_json_lines
 
 
 def read_rows(

@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from prefheads.errors import DataError
-from prefheads.network import unreachable
+from prefheads.models.network import unreachable
 from prefheads.progress import track
 from prefheads.storage import writable_dir
 from prefheads.tasks.lamp import (

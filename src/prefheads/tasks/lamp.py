@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
+from prefheads.data.stream import read_json_items, starts_with_list
 from prefheads.errors import DataError
-from prefheads.tasks.stream import read_json_items, starts_with_list
 
 Item = Mapping[str, str]
 QUESTIONS = "_questions.json"

@@ -9,9 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from prefheads.data.stream import optional, read_json_items, read_json_lines, starts_with_list
 from prefheads.errors import DataError
 from prefheads.tasks.lamp import LONGLAMP_NAMES, OUTPUTS, QUESTIONS, task_name
-from prefheads.tasks.stream import optional, read_json_items, read_json_lines, starts_with_list
 
 # A split is one file, `test.json`, or several: `test-00000-of-00002.parquet` and so on.
 _FILE = re.compile(r"(.+?)(?:-\d+-of-\d+)?\.(?:parquet|jsonl?)")

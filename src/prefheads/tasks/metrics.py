@@ -5,7 +5,7 @@ It also takes the mean over samples, but for ROUGE, where it prints the median o
 
 Every metric is a function of the mean of one row a sample: a mean itself (accuracy, MAE, ROUGE,
 METEOR), the root of a mean (RMSE), or a ratio of mean counts (macro-F1). So intervals and paired
-tests (``prefheads.compare``) work on rows, and need not score a text twice.
+tests (``prefheads.evaluation.significance``) work on rows, and need not score a text twice.
 
 Both sides are stripped and nothing else is done to them: no lowercasing, no search for the answer
 in a longer text. That is a step of its own: ``prefheads.tasks.extract``.

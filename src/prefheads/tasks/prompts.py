@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prefheads.data.example import Example, without_profile
 from prefheads.errors import DataError
-from prefheads.examples import Example, without_profile
 from prefheads.tasks.lamp import Item, Task, require_fields, task_of
 
 Count = Callable[[str], int]

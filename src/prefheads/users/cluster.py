@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError, SteeringError
-from prefheads.heads import HeadScores, HeadWeights, select_heads
+from prefheads.heads.scores import HeadScores, HeadWeights, select_heads
 from prefheads.users.embed import require, unit_rows
 from prefheads.users.route import route
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads import bundled
 from prefheads.errors import DataError, ModelError, PrefheadsError
-from prefheads.network import no_hub
+from prefheads.models import bundled
+from prefheads.models.network import no_hub
 
 Profile = Sequence[Mapping[str, Any]]
 

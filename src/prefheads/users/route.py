@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from prefheads.errors import SteeringError
-from prefheads.heads import HeadWeights
+from prefheads.heads.scores import HeadWeights
 from prefheads.users.embed import unit_rows
 
 

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 
 from prefheads.errors import ArtifactError, PrefheadsError, SteeringError
-from prefheads.provenance import Provenance
-from prefheads.steerer_files import KIND
+from prefheads.heads.provenance import Provenance
+from prefheads.heads.weights import HeadWeights, require_model
+from prefheads.steerer.files import KIND
 from prefheads.storage import load_tensors
-from prefheads.weights import HeadWeights, require_model
 
 _SHOWN = 8  # ids named in an error message
 

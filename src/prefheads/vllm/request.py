@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from prefheads.errors import SteeringError
-from prefheads.steering import Mode
+from prefheads.heads.weights import HeadWeights
+from prefheads.steering.context import Mode
 from prefheads.vllm.library import Library
-from prefheads.weights import HeadWeights
 
 KEY = "prefheads"
 # Beside the request as it came; workers read only this, so that they need no files and all of them

@@ -1,0 +1,1 @@
+"""Examples: what a user wrote, read from files and turned into tokens."""

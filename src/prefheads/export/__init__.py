@@ -1,0 +1,1 @@
+"""Amplified heads as weights that other programs load."""

@@ -1,0 +1,1 @@
+"""Scores of attention heads, and the weights of heads that are chosen by them."""

@@ -1,0 +1,152 @@
+"""The one intervention: setting the gain of attention heads, row by row, while a model runs.
+
+Everything happens inside the attention function that the model already uses (transformers'
+``AttentionInterface``): its output ``(batch, query, heads, head_dim)`` is the vector each head
+hands to the output projection, so it is where a head's gain is set (target ``"head"``), and its
+scores are where a head's view of the profile is set (target ``"profile"``). No modelling code is
+copied and no module is addressed by a guessed name.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefheads.errors import SteeringError
+from prefheads.interventions.hooks import LAYER, observer_of
+from prefheads.interventions.layout import (
+    HeadLayout,
+    causal_model,
+    input_device,
+    known,
+    positions,
+    probe_layout,
+)
+from prefheads.interventions.routing import attention_backend, attention_set_to, lock, reached
+
+__all__ = [
+    "HeadLayout",
+    "attention_backend",
+    "causal_model",
+    "evaluating",
+    "head_layout",
+    "input_device",
+    "intercept",
+    "occupied",
+    "positions",
+]
+
+_busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+
+
+def head_layout(model: Any) -> HeadLayout:
+    """Find a model's heads by running it once on two tokens; remembered for the model's lifetime.
+
+    Raises:
+        ModelError: The model is not one whose heads can be set; the message says what is missing.
+        SteeringError: Something acts on the model, so that it cannot be looked at.
+    """
+    model = causal_model(model)
+    with lock:
+        # Layers may have been cut or replaced since; not while something acts on the model.
+        old = known.get(model)
+        if old is not None and model not in _busy and not set(old.modules) <= {*model.modules()}:
+            del known[model]
+        if model not in known:
+            with occupied(model), evaluating(model):
+                known[model] = probe_layout(model)
+        return known[model]
+
+
+@contextmanager
+def occupied(model: PreTrainedModel) -> Iterator[None]:
+    """Keep others from acting on a model inside the block.
+
+    Raises:
+        SteeringError: Something acts on it already, by this thread or another.
+    """
+    with lock:
+        if model in _busy:
+            raise SteeringError(
+                "this model is already being steered or measured; one intervention at a time"
+            )
+        _busy.add(model)
+    try:
+        yield
+    finally:
+        _busy.discard(model)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model without dropout or checkpointing inside the block, whatever a trainer left."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def intercept(
+    model: PreTrainedModel, backend: str | None = None, *, entries: bool = True
+) -> Iterator[HeadLayout]:
+    """Show a model's attention to this package's passes; leave no trace afterwards.
+
+    Inside the block the model is in evaluation mode.
+
+    Args:
+        backend: Attention to compute with inside the block, for work that needs explicit masks;
+            the model's own if None.
+        entries: Show passes what enters each layer too, so that rows can join there.
+
+    Raises:
+        ModelError: The model cannot be handled (before anything is changed).
+        SteeringError: The model is already intercepted, by this thread or another: two
+            interventions on one model at once would act on each other's output.
+    """
+    model = causal_model(model)
+    layout = head_layout(model)
+    with ExitStack() as stack:
+        stack.enter_context(occupied(model))
+        stack.enter_context(evaluating(model))
+        with lock:
+            if backend not in (None, attention_backend(model)):
+                stack.enter_context(attention_set_to(model, str(backend)))
+            stack.enter_context(reached(model))
+        with lock:
+            if any(LAYER in vars(module) for module in layout.attentions):
+                raise SteeringError(
+                    "this model shares its layers with one that is already being steered or "
+                    "measured"
+                )
+            for index, module in enumerate(layout.attentions):
+                vars(module)[LAYER] = index
+                stack.callback(vars(module).pop, LAYER, None)
+        for index, layer in enumerate(layout.layers if entries else ()):
+            hook = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield layout
+
+
+def _entry_hook(index: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        observer = observer_of(module)
+        if observer is None:
+            return None
+        if args:
+            hidden, (rest, kwargs) = observer.enter_layer(index, args[0], (args[1:], kwargs))
+            return (hidden, *rest), kwargs
+        kwargs = dict(kwargs)
+        hidden, kwargs = observer.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
+        return (), kwargs | {"hidden_states": hidden}
+
+    return hook

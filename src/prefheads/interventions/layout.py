@@ -1,0 +1,339 @@
+"""Where a model keeps its heads, found by running it on two tokens.
+
+No module is addressed by a guessed name: attention modules are those that ask for an attention
+function, and decoder layers those that transformers marks as such, or that the user names
+(:func:`set_layers`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prefheads.errors import ModelError
+from prefheads.interventions.hooks import AttentionFunction, Listener, Observer, observing
+from prefheads.interventions.routing import attention_backend, reached
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where a model keeps its heads: one decoder layer and one attention module a layer, as seen
+    in a probe run.
+
+    Attributes:
+        n_heads: Attention (query) heads in a layer; the same in all layers.
+        layers: The decoder layers, in order.
+        attentions: Their attention modules.
+        tuples: Whether a layer returns its output as the first of a tuple.
+    """
+
+    n_heads: int
+    layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
+    tuples: bool
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Layers and attention modules."""
+        return self.layers + self.attentions
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n_layers, n_heads)``, the shape of every map of heads for this model."""
+        return len(self.layers), self.n_heads
+
+
+def causal_model(model: Any) -> PreTrainedModel:
+    """The model of transformers itself, also where PEFT has put adapters into it.
+
+    Raises:
+        ModelError: It is none, or its adapters are not in its layers.
+    """
+    if not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ModelError(
+                "PEFT's prompt and prefix tuning put tokens of their own before the prompt, which "
+                "is not supported; adapters inside the layers (LoRA and the like) are"
+            )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"expected a causal language model of transformers, not {type(model).__name__}"
+        )
+    return model
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its tokens."""
+    embeddings = model.get_input_embeddings()
+    weight = next(embeddings.parameters())
+    if weight.device.type != "meta":
+        return weight.device
+    # Weights that accelerate keeps elsewhere come to this device when they are needed.
+    return torch.device(getattr(embeddings._hf_hook, "execution_device", "cpu"))
+
+
+def positions(model: PreTrainedModel, start: int, end: int) -> dict[str, Tensor]:
+    """The argument that places tokens from ``start`` to ``end``, as ``generate()`` gives it, if the
+    model takes one; some take it from what they saw last where it is not given."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": torch.arange(start, end, device=input_device(model))[None]}
+
+
+known: weakref.WeakKeyDictionary[PreTrainedModel, HeadLayout] = weakref.WeakKeyDictionary()
+_named: weakref.WeakKeyDictionary[PreTrainedModel, tuple[nn.Module, ...]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
+    """Say which modules are a model's decoder layers, where they cannot be found.
+
+    Transformers' own models mark their layers; code from elsewhere may not.
+
+    Args:
+        model: The model.
+        layers: The path of the list that holds them, such as ``"transformer.h"``, or the modules
+            themselves, in order.
+
+    Raises:
+        ModelError: No such path, or no list of modules, each beside the others.
+    """
+    model = causal_model(model)
+    try:
+        found = model.get_submodule(layers) if isinstance(layers, str) else layers
+        modules = tuple(found)
+    except (AttributeError, TypeError):
+        raise ModelError(f"{type(model).__name__} has no list of layers at {layers!r}") from None
+    inside = set(model.modules())
+    if not modules or not all(isinstance(m, nn.Module) and m in inside for m in modules):
+        raise ModelError(f"the layers of {type(model).__name__} must be modules of it")
+    if any(part in modules for m in modules for part in m.modules() if part is not m):
+        raise ModelError(f"the layers of {type(model).__name__} must not lie in one another")
+    _named[model] = modules
+    known.pop(model, None)
+
+
+class _Probe(Listener):
+    """Notes which modules call the attention function, and whether it returns one vector a head."""
+
+    everywhere = True
+
+    def __init__(self) -> None:
+        self.n_heads: dict[nn.Module, int] = {}
+        self.per_head = True
+        self.causal = True
+
+    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
+        self.n_heads[module] = query.shape[1]
+        self.causal &= bool(getattr(module, "is_causal", True))
+        self.per_head &= out.dim() == 4 and out.shape[1:3] == (query.shape[2], query.shape[1])
+
+
+@torch.no_grad()
+def probe_layout(model: PreTrainedModel) -> HeadLayout:
+    """Find the heads of a model that is in evaluation mode and that nothing acts on.
+
+    Raises:
+        ModelError: Its heads cannot be set; the message says what is missing.
+    """
+    kind = f"{type(model).__name__} ({getattr(model.config, 'model_type', 'unknown type')})"
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        raise ModelError(f"{kind} is not a causal language model")
+    config = model.config.get_text_config()
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ModelError(f"{kind} shares keys and values between layers, which is not supported")
+    backend = attention_backend(model)
+    if backend.startswith("paged"):
+        raise ModelError(
+            f"{kind} is loaded with {backend} attention; load it with sdpa, eager or "
+            "flash attention"
+        )
+    probe = _Probe()
+    with observing(probe), reached(model):
+        _run(model)
+
+    by_layer: dict[int, nn.Module] = {getattr(m, "layer_idx", -1): m for m in probe.n_heads}
+    n_layers = config.num_hidden_layers
+    missing = sorted(set(range(n_layers)) - set(by_layer))
+    if missing:
+        raise ModelError(
+            f"{kind} has no attention heads behind the AttentionInterface in layers {missing}"
+        )
+    heads = set(probe.n_heads.values())
+    if len(by_layer) != n_layers or len(probe.n_heads) != n_layers or len(heads) != 1:
+        raise ModelError(
+            f"{kind} does not have one attention of equally many heads in each of {n_layers} layers"
+        )
+    if not probe.causal:
+        raise ModelError(f"{kind} looks ahead: it is not a causal language model")
+    if not probe.per_head:
+        raise ModelError(f"{kind} with {backend} attention does not return one vector a head")
+    attentions = tuple(by_layer[i] for i in range(n_layers))
+    layers = _enclosing(model, attentions, kind)
+    output = _output_of_joined_rows(model, layers[-1])
+    if output is None:
+        raise ModelError(f"{kind} does not let rows join a batch between two of its layers")
+    bent = _bent(model, attentions)
+    if bent:
+        raise ModelError(
+            f"{kind} does something to its heads together before it projects them, such as a norm "
+            f"(layers {bent}): the output of one head alone is not defined"
+        )
+    return HeadLayout(heads.pop(), layers, attentions, isinstance(output, tuple))
+
+
+def _run(model: PreTrainedModel, n: int = 2) -> Any:
+    ids = torch.arange(n, device=input_device(model))[None]
+    ones = torch.ones_like(ids)
+    return model(input_ids=ids, attention_mask=ones, use_cache=False, **positions(model, 0, n))
+
+
+def _enclosing(
+    model: PreTrainedModel, attentions: Sequence[nn.Module], kind: str
+) -> tuple[nn.Module, ...]:
+    """The decoder layer around each attention module."""
+    marked = _named.get(model) or [
+        m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)
+    ]
+    # The innermost: modules() goes from the outside in.
+    parents = {child: layer for layer in marked for child in layer.modules()}
+    orphans = [i for i, attention in enumerate(attentions) if attention not in parents]
+    if orphans:
+        raise ModelError(
+            f"{kind} does not mark its decoder layers {orphans} as transformers' own models do; "
+            "name them: prefheads.set_layers(model, 'path.of.the.list')"
+        )
+    layers = tuple(parents[attention] for attention in attentions)
+    if len(set(layers)) < len(layers):
+        raise ModelError(f"{kind} has several attentions in one decoder layer")
+    return layers
+
+
+def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
+    """What a layer returns when a second row is added to a pass of one row on entering it; None
+    if that cannot be done."""
+    outputs: list[Any] = []
+
+    def double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (torch.cat([args[0]] * 2), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": torch.cat([kwargs["hidden_states"]] * 2)}
+
+    handles = (
+        layer.register_forward_pre_hook(double, with_kwargs=True),
+        layer.register_forward_hook(lambda module, args, output: outputs.append(output)),
+    )
+    try:
+        n = len(_run(model).logits)
+    except (RuntimeError, IndexError, ValueError):  # whatever is said of rows that do not fit
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs[0] if n == 2 else None
+
+
+class _Half(Observer):
+    """Multiplies what the first half of the heads hand on."""
+
+    everywhere = True
+    gain = 1.0
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        out, weights = inner(module, query, key, value, mask, **kwargs)
+        gains = out.new_ones(out.shape[2], 1)
+        gains[: max(1, out.shape[2] // 2)] = self.gain
+        return (out * gains).contiguous(), weights
+
+
+def _bent(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
+    """Layers whose attention is no linear function of what its heads hand on.
+
+    A gain of a head is one of its columns of the output projection only where it is linear. Low
+    precision and projections that round their input are no reason.
+    """
+    half, bent = _Half(), []
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        outputs = []
+        for gain in (0.0, 1.0, 2.0):
+            half.gain = gain
+            out = module.forward(*args, **kwargs)
+            outputs.append((out[0] if isinstance(out, tuple) else out).float())
+        half.gain = 1.0
+        below, above = outputs[1] - outputs[0], outputs[2] - outputs[1]
+        if (above - below).norm() > 0.1 * torch.maximum(above.norm(), below.norm()):
+            bent.append(list(attentions).index(module))
+
+    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in attentions]
+    try:
+        with observing(half), reached(model):
+            _run(model, 4)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bent
+
+
+class _Keys(Observer):
+    """Notes whether attention looks at the tokens of the text and nothing else."""
+
+    everywhere = True
+
+    def __init__(self, attentions: Sequence[nn.Module]) -> None:
+        self.attentions, self.are_tokens = set(attentions), True
+
+    def attend(
+        self,
+        inner: AttentionFunction,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        if module in self.attentions:
+            self.are_tokens &= key.shape[2] == query.shape[2]
+        return inner(module, query, key, value, mask, **kwargs)
+
+
+_of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
+    """Refuse gains on the profile where attention reads more than one key for each token.
+
+    Raises:
+        ModelError: It does, as where it sums up parts of the text.
+    """
+    if layout not in _of_tokens:
+        keys = _Keys(layout.attentions)
+        with observing(keys), reached(model):
+            _run(model, 40)
+        _of_tokens[layout] = keys.are_tokens
+    if not _of_tokens[layout]:
+        raise ModelError(
+            f"{type(model).__name__} reads other keys than those of the text's tokens, so it "
+            "cannot be told what is read of the profile; use target='head'"
+        )

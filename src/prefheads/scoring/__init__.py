@@ -1,0 +1,1 @@
+"""Likelihood of responses (Eq. 3)."""

@@ -1,0 +1,183 @@
+"""Text for users with given profiles, under a setting: encode, steer, generate, decode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    Cache,
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prefheads.data.encoding import Batch, encode, pad_batch
+from prefheads.data.example import Example
+from prefheads.errors import DataError, ModelError
+from prefheads.heads.scores import HeadWeights
+from prefheads.interventions.intercept import input_device
+from prefheads.scoring.scorer import context_length
+from prefheads.steering.context import Scope, steer
+from prefheads.steering.setting import Setting
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote: the text, and how many tokens it took (the end of the turn included)."""
+
+    text: str
+    n_tokens: int
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    heads: Sequence[HeadWeights],
+    setting: Setting,
+    scope: Scope,
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> list[str]:
+    """One text for each example, all in one batch, each steered with its own map.
+
+    Args:
+        options: Go to ``model.generate`` as they are.
+
+    Raises:
+        DataError: No room for new tokens, or an input longer than the context.
+        ModelError: The logits are not finite.
+    """
+    room = room_for_prompt(model, max_new_tokens)
+    encoded = [encode(tokenizer, e, max_length=room) for e in examples]
+    batch = pad_batch(encoded, tokenizer.pad_token_id or 0)
+    weights = torch.stack([h.values for h in heads])
+    with steer_with(model, weights, setting, scope, batch.profile_mask):
+        done = complete(model, tokenizer, batch, max_new_tokens=max_new_tokens, **options)
+    return [completion.text for completion in done]
+
+
+def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
+    """Tokens that a prompt may have, or None where the model's context is not known.
+
+    Raises:
+        DataError: No room is left.
+    """
+    limit = context_length(model)
+    if limit is not None and max_new_tokens >= limit:
+        raise DataError(f"max_new_tokens={max_new_tokens}: the context has only {limit} tokens")
+    return None if limit is None else limit - max_new_tokens
+
+
+@contextmanager
+def steer_with(
+    model: PreTrainedModel,
+    weights: Tensor,
+    setting: Setting,
+    scope: Scope,
+    profile_mask: Tensor | None,
+) -> Iterator[None]:
+    """:func:`prefheads.steer`, as a setting says."""
+    with steer(
+        model,
+        weights,
+        setting.gamma,
+        mode=setting.mode,
+        target=setting.target,
+        suppression=setting.suppression,
+        scope=scope,
+        profile_mask=profile_mask,
+        schedule=setting.schedule,
+        cap=setting.cap,
+    ):
+        yield
+
+
+@torch.no_grad()
+def encode_prompt(model: PreTrainedModel, batch: Batch) -> Cache | None:
+    """Keys and values of the prompts but for their last token; ``None`` if there is no more.
+
+    What acts on the response only can go on from a copy of it (:func:`complete`).
+    """
+    if batch.prompt_ids.shape[1] < 2:
+        return None
+    device = input_device(model)
+    mask = batch.prompt_mask[:, :-1].long().to(device)
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=batch.prompt_ids[:, :-1].to(device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        past_key_values=cache,
+        logits_to_keep=1,
+    )
+    return cache
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    prompt: Cache | None = None,
+    **options: Any,
+) -> list[Completion]:
+    """What the model writes after each prompt of a batch, under whatever steering is active.
+
+    Args:
+        prompt: Of :func:`encode_prompt`, left as it is.
+        options: Go to ``model.generate`` as they are.
+
+    Raises:
+        ModelError: The logits are not finite.
+    """
+    device = input_device(model)
+    processors = [*options.pop("logits_processor", ()), _NoNaN()]
+    if prompt is not None:
+        options["past_key_values"] = copy.deepcopy(prompt)
+    generator: Any = model
+    ids = generator.generate(
+        input_ids=batch.prompt_ids.to(device),
+        attention_mask=batch.prompt_mask.long().to(device),
+        max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList(processors),
+        **options,
+    )
+    new = ids[:, batch.prompt_ids.shape[1] :]
+    ends = _end_tokens(model, options)
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [
+        Completion(text.strip(), _length(row, ends))
+        for text, row in zip(texts, new.tolist(), strict=True)
+    ]
+
+
+def _end_tokens(model: PreTrainedModel, options: dict[str, Any]) -> set[int]:
+    ends = options.get("eos_token_id")
+    if ends is None:
+        ends = getattr(model.generation_config, "eos_token_id", None)
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def _length(row: list[int], ends: set[int]) -> int:
+    """Tokens up to the first end token, that one included; the rest is padding."""
+    return next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+
+
+class _NoNaN(LogitsProcessor):
+    """Broken weights would give some text all the same."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if scores.isnan().any():
+            raise ModelError("the model's logits are not finite; its weights may be damaged")
+        return scores
