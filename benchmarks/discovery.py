@@ -26,8 +26,9 @@ from benchmarks.subject import Subject, spread
 from prefheads.data.encoding import Encoded
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.interventions.intercept import head_layout, intercept
+from prefheads.models.limits import Budget
 from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Budget, Scorer
+from prefheads.scoring.scorer import Scorer
 
 WAYS = ("authors", "naive", "exact", "screened")
 TOP = 0.04  # of the heads

@@ -16,9 +16,9 @@ from prefheads.errors import DataError, ModelError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.probes import sharing_of
-from prefheads.scoring import scorer as scoring
+from prefheads.models.limits import Budget, context_length
 from prefheads.scoring.nll import vocabulary_projection
-from prefheads.scoring.scorer import Budget, Scorer, response_nll
+from prefheads.scoring.scorer import Scorer, response_nll
 
 N_HEADS = SHAPE[0] * SHAPE[1]
 ONE_OUT = (1 - torch.eye(N_HEADS)).reshape(N_HEADS, *SHAPE)
@@ -241,7 +241,7 @@ class TestResponseNll:
 
     def test_the_context_is_the_model_s_not_the_tokenizer_s(self, characters) -> None:
         model = tiny("llama", max_position_embeddings=40)
-        assert scoring.context_length(model) == 40
+        assert context_length(model) == 40
         with pytest.raises(DataError, match="'x'"):
             response_nll(model, characters, [Example("x", "u", (), "y" * 60, "z")])
 

@@ -26,9 +26,10 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.plan import Target
+from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
-from prefheads.scoring.scorer import Budget, Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array, user_means
 from prefheads.steering.context import Scope
 from prefheads.steering.divergence import divergence, require_numbers

@@ -18,7 +18,8 @@ from prefheads.data.encoding import Encoded
 from prefheads.data.example import Example
 from prefheads.discovery.screen import CANDIDATES
 from prefheads.interventions.intercept import head_layout
-from prefheads.scoring.scorer import Budget, encode_all, response_nll
+from prefheads.models.limits import Budget
+from prefheads.scoring.scorer import encode_all, response_nll
 
 SAMPLED = 32  # samples whose lengths stand for those of all
 BACKWARD = 3  # a pass with gradients costs as many without

@@ -35,9 +35,9 @@ from prefheads.evaluation.run import (
     evaluate_task,
 )
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
+from prefheads.models.limits import context_length
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
-from prefheads.scoring.scorer import context_length
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.files import fitted_task
 from prefheads.storage import read_json, writable_dir, write_json

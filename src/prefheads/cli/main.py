@@ -31,7 +31,7 @@ from prefheads.cli.joined import tables
 from prefheads.cli.serve import keys, serve
 from prefheads.cli.validate import validate
 from prefheads.errors import PrefheadsError
-from prefheads.scoring.scorer import out_of_memory
+from prefheads.models.limits import out_of_memory
 
 BAD_INPUT = 2
 INTERRUPTED = 130

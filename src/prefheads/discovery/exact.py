@@ -31,8 +31,9 @@ from prefheads.interventions.intercept import HeadLayout, causal_model, head_lay
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.plan import Target
 from prefheads.interventions.probes import sharing_of
+from prefheads.models.limits import Budget
 from prefheads.progress import track
-from prefheads.scoring.scorer import Budget, Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.steering.context import Scope
 
 Reference = Literal["no-profile", "other-profile"]

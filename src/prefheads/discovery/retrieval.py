@@ -22,9 +22,9 @@ from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
 from prefheads.interventions.hooks import Listener, layer_index, observing, shown
 from prefheads.interventions.intercept import input_device, intercept
+from prefheads.models.limits import context_length
 from prefheads.progress import track
 from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import context_length
 
 MAX_TOKENS = 1024
 """Prompts and answer together are at most this long: attention weights take its square."""

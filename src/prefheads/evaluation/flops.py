@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefheads.errors import ModelError
-from prefheads.scoring.scorer import Budget
+from prefheads.models.limits import Budget
 from prefheads.steering.context import Scope
 
 # The model of the paper's Table 3, here because the hub gives its config to registered users only.

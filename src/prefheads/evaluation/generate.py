@@ -16,8 +16,8 @@ from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example, without_profile
 from prefheads.evaluation.methods import Decoder
 from prefheads.evaluation.records import Record, Records
+from prefheads.models.limits import out_of_memory
 from prefheads.progress import track
-from prefheads.scoring.scorer import out_of_memory
 from prefheads.steering.generation import complete, encode_prompt, room_for_prompt
 
 

@@ -21,9 +21,10 @@ from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.evaluation.methods import Decoder
 from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.interventions.masks import masked_backend
+from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
-from prefheads.scoring.scorer import Budget, Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array
 from prefheads.steering.combine import combine
 from prefheads.steering.context import Scope

@@ -19,9 +19,10 @@ from prefheads.interventions.hooks import Listener, layer_index, observing, show
 from prefheads.interventions.intercept import input_device, intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.plan import Target
+from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Budget, Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.steering.context import Scope
 from prefheads.steering.divergence import divergence, require_numbers
 

@@ -21,9 +21,9 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import answer_length
 from prefheads.evaluation.samples import read_samples
 from prefheads.heads.scores import HeadWeights
+from prefheads.models.limits import context_length
 from prefheads.report.texts import compare
 from prefheads.report.traces import Readings, Token, Trace, trace
-from prefheads.scoring.scorer import context_length
 from prefheads.steerer.core import PARTS, PreferenceSteerer
 from prefheads.steering.context import Scope
 from prefheads.steering.generation import room_for_prompt, steer_with

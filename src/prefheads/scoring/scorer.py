@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -28,47 +27,10 @@ from prefheads.interventions.layout import require_keys_of_tokens
 from prefheads.interventions.plan import ALL, Plan, Target, Where, branch_plan
 from prefheads.interventions.probes import sharing_of
 from prefheads.interventions.shared_prompt import Clean, NewOnly
+from prefheads.models.limits import Budget, context_length
 from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.steering.context import Scope, active_steering
 from prefheads.steering.response import response_from
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that fit the model's context, or None where its config does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
-
-
-@dataclass
-class Budget:
-    """How many tokens go through the model in one pass; halved, for good, when memory runs out."""
-
-    tokens: int = 1024
-
-    def run(
-        self, n: int, per_row: int, work: Callable[[slice], Tensor]
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ``(rows, work(rows))`` for consecutive slices of ``range(n)`` that fit."""
-        done = 0
-        while done < n:
-            rows = slice(done, min(n, done + max(1, self.tokens // per_row)))
-            try:
-                result = work(rows)
-            except RuntimeError as error:
-                if not out_of_memory(error) or rows.stop - rows.start == 1:
-                    raise
-                self.tokens = (rows.stop - rows.start) * per_row // 2
-                continue
-            yield rows, result
-            done = rows.stop
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU that is a plain RuntimeError, worded by the platform."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    words = ("not enough memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 class Unchanged(Pass):

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 import prefheads
-from prefheads.scoring.scorer import context_length
+from prefheads.models.limits import context_length
 from prefheads.serve import answers, people
 from prefheads.serve.database import open_database
 from prefheads.serve.engine import Engine

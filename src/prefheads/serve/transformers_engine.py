@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from prefheads.data.encoding import pad_batch
-from prefheads.scoring.scorer import out_of_memory
+from prefheads.models.limits import out_of_memory
 from prefheads.serve.engine import (
     CLOSING,
     FAILED,

@@ -24,7 +24,7 @@ from uuid import uuid4
 import torch
 
 from prefheads.errors import ModelError, PrefheadsError
-from prefheads.scoring.scorer import context_length
+from prefheads.models.limits import context_length
 from prefheads.serve.engine import (
     CLOSING,
     FAILED,

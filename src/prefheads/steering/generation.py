@@ -24,7 +24,7 @@ from prefheads.data.example import Example
 from prefheads.errors import DataError, ModelError
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import input_device
-from prefheads.scoring.scorer import context_length
+from prefheads.models.limits import context_length
 from prefheads.steering.context import Scope, steer
 from prefheads.steering.setting import Setting
 
