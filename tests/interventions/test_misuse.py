@@ -91,7 +91,7 @@ def test_tokens_that_a_model_rules_out_do_not_keep_branches_from_sharing() -> No
     head.bias = torch.nn.Parameter(torch.zeros(97))
     head.bias.data[5] = float("-inf")
     with ph.attention.intercept(model):
-        assert sharing_of(model).clean and sharing_of(model).joins
+        assert sharing_of(model).recorded and sharing_of(model).any_layer
 
 
 @pytest.mark.parametrize("mode", ["contrast", "amplify"])

@@ -1,4 +1,4 @@
-"""Replacing the ``forward`` of a model or of its layers for a while."""
+"""Answering the forward calls of a model in place of its own ``forward``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.intercept import HeadLayout, attention_backend
+from prefheads.interventions.hooks import attention_backend, attribute_set_to
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ TEXT = {
 }
 
 
-class Call:
+class ForwardCall:
     """The arguments of one forward call by name, and what they say about its tokens.
 
     Attributes:
@@ -131,50 +131,17 @@ Forward = Callable[..., Any]
 class Steps(Protocol):
     """What makes steps of a generation out of the model's own, which may be a compiled graph."""
 
-    def begin_step(self, call: Call) -> bool:
+    def begin_step(self, call: ForwardCall) -> bool:
         """Whether ``call`` is such a step; prepares for it."""
 
-    def end_step(self, call: Call, out: Any) -> Any:
+    def end_step(self, call: ForwardCall, out: Any) -> Any:
         """The answer, from what the model's own forward answered."""
-
-
-@contextmanager
-def attribute_set_to(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Replace a method of a module inside the block."""
-    own = vars(module).get(name)  # set where a library (accelerate) has wrapped it already
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, own)
-
-
-def forward_set_to(module: nn.Module, forward: Callable[..., Any]) -> Any:
-    """Replace a module's ``forward`` inside the block."""
-    return attribute_set_to(module, "forward", forward)
-
-
-@contextmanager
-def skipped(layout: HeadLayout, n: int) -> Iterator[None]:
-    """Let the first ``n`` decoder layers return what enters them."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden,) if layout.tuples else hidden
-
-    with ExitStack() as stack:
-        for layer in layout.layers[:n]:
-            stack.enter_context(forward_set_to(layer, forward))
-        yield
 
 
 @contextmanager
 def replaced_forward(
     model: PreTrainedModel,
-    handle: Callable[[Forward, Call], Any],
+    handle: Callable[[Forward, ForwardCall], Any],
     steps: Steps | None = None,
     admit: Callable[[Generation], None] | None = None,
 ) -> Iterator[None]:
@@ -195,7 +162,7 @@ def replaced_forward(
     forward, running = model.forward, _Generations(admit)
     signature, backend = inspect.signature(forward), attention_backend(model)
 
-    def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[Call, bool, bool]:
+    def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[ForwardCall, bool, bool]:
         running.require_open()
         if attention_backend(model) != backend:
             raise SteeringError("the model's attention was changed inside the block; do it before")
@@ -206,11 +173,11 @@ def replaced_forward(
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(arguments.pop(name, {}))
         as_tuple = arguments.pop("return_dict", True) is False
-        call = Call(arguments)
+        call = ForwardCall(arguments)
         is_step = compiling and steps is not None and steps.begin_step(call)
         return call, is_step, as_tuple
 
-    def end(call: Call, out: Any, as_tuple: bool) -> Any:
+    def end(call: ForwardCall, out: Any, as_tuple: bool) -> Any:
         if out is None:
             out = handle(forward, call)
         else:
@@ -231,7 +198,7 @@ def replaced_forward(
         for name in ("generate_batch", "init_continuous_batching"):
             if hasattr(model, name):
                 stack.enter_context(attribute_set_to(model, name, _refuse_paged))
-        stack.enter_context(forward_set_to(model, replaced))
+        stack.enter_context(attribute_set_to(model, "forward", replaced))
         try:
             yield
         except BaseException:

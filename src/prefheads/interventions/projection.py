@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefheads.errors import ModelError
-from prefheads.interventions.hooks import Listener, layer_index, observing
+from prefheads.interventions.hooks import AttentionCall, AttentionRecorder, hooked
 from prefheads.interventions.intercept import HeadLayout, input_device, intercept
 
 
@@ -41,14 +41,14 @@ class Projection:
         return weight.T if self.transposed else weight
 
 
-class _Outputs(Listener):
-    """Keeps what each layer's heads hand on."""
+class _Outputs(AttentionRecorder):
+    """Records the outputs of each layer's heads."""
 
     def __init__(self) -> None:
         self.of_layer: dict[int, Tensor] = {}
 
-    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
-        self.of_layer[layer_index(module)] = out
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        self.of_layer[call.layer] = out
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
                 if list(module.children()) or isinstance(module, nn.Dropout | nn.Identity):
                     continue
                 stack.callback(module.register_forward_pre_hook(note(i), with_kwargs=True).remove)
-        stack.enter_context(observing(seen))
+        stack.enter_context(hooked(seen))
         ids = torch.arange(8, device=input_device(model))[None]
         model(input_ids=ids, use_cache=False)
     return _checked(model, layout, readers)
