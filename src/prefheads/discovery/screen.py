@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from prefheads.errors import ModelError
 from prefheads.interventions.branching import BranchedForward
-from prefheads.interventions.hooks import AttentionCall, AttentionOutput, hooked
+from prefheads.interventions.hooks import AttentionCall, AttentionOutput
 from prefheads.interventions.intercept import HeadLayout
 from prefheads.interventions.plan import BranchPlan, Target, branches_of_one, without_branches
 from prefheads.models.limits import out_of_memory
@@ -153,7 +153,7 @@ def _derivatives(
     replay = _Dials(scorer, layout, target, rows, 0)
     for index in reversed(range(last)):
         above = below
-        with hooked(replay):
+        with replay.running(layout):
             hidden, rest = scorer.clean_run.recorded[index], scorer.clean_run.rest[index]
             end = _call(layout.layers[index], hidden.expand(rows, -1, -1), rest)
         below, dial = torch.autograd.grad(
@@ -177,7 +177,7 @@ def _moved(scorer: Scorer, layout: HeadLayout, target: Target, index: int) -> Te
 
     def work(rows: slice) -> Tensor:
         plan, _ = branches_of_one(gains[rows], target)
-        with hooked(scorer.branch(plan)):
+        with scorer.branch(plan).running(layout):
             return _call(layout.layers[index], before, scorer.clean_run.rest[index]) - after
 
     parts = scorer.budget.run(n_heads, before.shape[1], work)

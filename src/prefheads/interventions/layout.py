@@ -89,10 +89,15 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device(getattr(hook, "execution_device", "cpu"))
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether a model takes ``position_ids``, as ``generate()`` gives them; some models go on from
+    what they saw last where they are not given."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def positions(model: PreTrainedModel, start: int, end: int) -> dict[str, Tensor]:
-    """The argument that places tokens from ``start`` to ``end``, as ``generate()`` gives it, if the
-    model takes one; some take it from what they saw last where it is not given."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    """The argument that places tokens from ``start`` to ``end``, if the model takes one."""
+    if not takes_positions(model):
         return {}
     return {"position_ids": torch.arange(start, end, device=input_device(model))[None]}
 

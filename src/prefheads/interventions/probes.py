@@ -104,7 +104,8 @@ def _find(model: PreTrainedModel) -> Sharing:
 
     whole = run(0, branched(together), use_cache=False)
     any_layer = is_right(lambda: run(0, branched(apart), use_cache=False))
-    prompt, cache = RecordedPrompt(start), NewTokensCache(start, last + 1)
+    prompt = RecordedPrompt(start)
+    cache = prompt.cache(last + 1)
     run(0, prompt, use_cache=False)
     branches = _Comparing(together, N_TOKENS, prompt=prompt, layer_inputs=prompt.layer_inputs)
     branches.cache = cache

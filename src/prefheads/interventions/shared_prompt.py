@@ -132,6 +132,10 @@ class RecordedPrompt(AttentionHook):
             self._masks[id(mask)] = mask, begin, late[..., begin:]
         return self._masks[id(mask)][1:]
 
+    def cache(self, n_layers: int) -> NewTokensCache:
+        """A new cache for a pass that goes on from the prompt."""
+        return NewTokensCache(self.n_past + self.start, n_layers)
+
     def prompt_kv(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """Keys and values before those positions in a layer, ``(B, kv_heads, n, d)``."""
         return self._read[call.layer][:2] if self.start else None

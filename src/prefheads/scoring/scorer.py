@@ -22,7 +22,7 @@ from prefheads.interventions.intercept import (
     input_device,
     positions,
 )
-from prefheads.interventions.layout import require_keys_of_tokens
+from prefheads.interventions.layout import require_keys_of_tokens, takes_positions
 from prefheads.interventions.plan import (
     ALL_POSITIONS,
     ActivePositions,
@@ -88,13 +88,15 @@ class Scorer:
         self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None
     ) -> None:
         self.model = model = causal_model(model)
+        self.layout = head_layout(model)
         self.encoded = encoded
         self.budget = budget or Budget()
         device = input_device(model)
         prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)
         self.n_keys = len(prompt) + len(self.targets) - 1
         self.profile = nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
-        self.inputs = torch.cat([prompt, self.targets[:-1]])[None]
+        self.ids = torch.cat([prompt, self.targets[:-1]])[None]
+        self._takes_positions = takes_positions(model)
         self.first = 0  # position that passes begin at
         self.active = ActivePositions(len(prompt) - 1) if scope == "response" else ALL_POSITIONS
         self.prompt: RecordedPrompt | None = None  # shared by all rows
@@ -106,14 +108,8 @@ class Scorer:
             # The whole text: some models place tokens by how many there are.
             self.prompt = RecordedPrompt(self.first)
             with torch.no_grad(), hooked(self.prompt):
-                model(
-                    input_ids=self.inputs,
-                    use_cache=False,
-                    logits_to_keep=1,
-                    **positions(model, 0, self.n_keys),
-                )
+                self._logits(0, 1)
             self.prompt.layer_inputs.clear()
-            self.inputs = self.inputs[:, self.first :]
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +136,7 @@ class Scorer:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield rows of ``gains``, and ``answer`` of the pass that they share."""
         if target == "profile":
-            require_keys_of_tokens(self.model, head_layout(self.model))
+            require_keys_of_tokens(self.model, self.layout)
         # Rows that leave at about the same layer share a pass.
         order = branches_of_one(gains, target)[1]
 
@@ -148,13 +144,13 @@ class Scorer:
             plan, _ = branches_of_one(gains[order[rows]], target, any_layer=self.any_layer)
             return answer(self.branch(plan))
 
-        for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
+        for rows, logits in self.budget.run(len(gains), self.n_keys - self.first, work):
             yield order[rows], logits
 
     @cached_property
     def clean_run(self) -> CleanRun:
         """The pass of the model as it is, which runs once."""
-        ones = torch.ones(1, *head_layout(self.model).shape)
+        ones = torch.ones(1, *self.layout.shape)
         clean = CleanRun(without_branches(ones, "head"), self.n_keys, self.prompt)
         projection = vocabulary_projection(self.model)
         with torch.no_grad():
@@ -173,17 +169,23 @@ class Scorer:
 
     def run(self, branched: BranchedForward) -> Tensor:
         """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
-        layout = head_layout(self.model)
-        cache = NewTokensCache(self.first, layout.shape[0]) if self.prompt is not None else None
-        with branched.running(layout):
-            out = self.model(
-                input_ids=self.inputs,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=len(self.targets),
-                **positions(self.model, self.first, self.n_keys),
-            )
-        logits: Tensor = out.logits[:, -len(self.targets) :]  # some models give all of them
+        cache = None if self.prompt is None else self.prompt.cache(self.layout.shape[0])
+        with branched.running(self.layout):
+            return self._logits(self.first, len(self.targets), cache)
+
+    def _logits(self, first: int, n: int, cache: NewTokensCache | None = None) -> Tensor:
+        """Logits of the last ``n`` positions in a call with the tokens from ``first`` on."""
+        options = {}
+        if self._takes_positions:
+            options["position_ids"] = torch.arange(first, self.n_keys, device=self.ids.device)[None]
+        out = self.model(
+            input_ids=self.ids[:, first:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=n,
+            **options,
+        )
+        logits: Tensor = out.logits[:, -n:]  # some models give all of them
         return logits
 
     def _hidden(self, branched: BranchedForward, projection: nn.Linear) -> Tensor:
@@ -284,7 +286,9 @@ def response_nll(
         batch = pad_batch(encoded[i : i + batch_size], pad)
         ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)[:, :-1].to(device)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)[:, :-1].to(device).long()
-        given: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        options = {}
+        if takes_positions(model):
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         with (
             evaluating(model),
             response_from(batch.prompt_ids.shape[1], profile_mask=batch.profile_mask),
@@ -293,7 +297,7 @@ def response_nll(
                 input_ids=ids,
                 attention_mask=mask,
                 logits_to_keep=batch.response_ids.shape[1],
-                **(given if positions(model, 0, 1) else {}),
+                **options,
             ).logits[:, -batch.response_ids.shape[1] :]
         real = batch.response_mask.to(logits.device)
         nll = token_nll(logits, batch.response_ids.to(logits.device)).masked_fill(~real, 0)

@@ -36,7 +36,7 @@ from prefheads.interventions.plan import (
     without_branches,
 )
 from prefheads.interventions.probes import Sharing, sharing_of
-from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
+from prefheads.interventions.shared_prompt import RecordedPrompt
 from prefheads.steering import response
 from prefheads.steering.response import Response
 
@@ -129,7 +129,7 @@ class SteeredForward:
         branches = BranchedForward(
             plan, call.past + call.length, columns, prompt, prompt.layer_inputs, active
         )
-        new = NewTokensCache(call.past + start, self.layout.shape[0])
+        new = prompt.cache(self.layout.shape[0])
         with branches.running(self.layout):
             last = forward(**call.last(start, new)).logits
         if call.cache is not None:
