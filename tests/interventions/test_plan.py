@@ -55,3 +55,5 @@ def test_active_positions() -> None:
     assert ActivePositions(3).mask(1, 5, CPU).tolist() == [[False, False, True, True]]
     rows = ActivePositions(1, torch.tensor([1, 3]))
     assert rows.mask(1, 4, CPU).tolist() == [[True] * 3, [False, False, True]]
+    assert ActivePositions(3).after(3) == ALL_POSITIONS
+    assert rows.after(1).mask(0, 3, CPU).tolist() == rows.mask(1, 4, CPU).tolist()

@@ -21,11 +21,11 @@ from prefheads.interventions.hooks import attention_backend, attribute_set_to
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of ``generate()``, as its arguments tell.
+    """One run of ``generate()``, as its arguments describe it.
 
     Attributes:
-        n_rows: Prompts, before any is repeated for beams or several answers; None if not known.
-        n_prompt: Their tokens, padding included; None if not known.
+        n_rows: Number of prompts, before beams or several answers repeat them; None if unknown.
+        n_prompt: Tokens of a prompt, padding included; None if unknown.
     """
 
     n_rows: int | None
@@ -35,7 +35,7 @@ class Generation:
 _running: ContextVar[Generation | None] = ContextVar("prefheads_generation", default=None)
 
 
-# What tells of text: its tokens, where they stand, and which of them are seen.
+# Arguments about text: its tokens, their positions, and which of them are seen.
 TEXT = {
     "attention_mask",
     "cache_position",
@@ -51,15 +51,15 @@ class ForwardCall:
     """The arguments of one forward call by name, and what they say about its tokens.
 
     Attributes:
-        arguments: What the model's own forward is to be called with.
+        arguments: The arguments for the model's own forward.
         inputs: Token ids ``(n_rows, length)``, or embeddings in their place.
         n_rows: Rows of the batch.
-        length: Tokens a row of this call.
+        length: Tokens in a row of this call.
         past: Tokens that the cache holds already.
-        keep: Last positions whose logits are asked for; 0 for all.
-        predicting: Last positions that predict new tokens: one, or more where assisted generation
-            (or scoring) gives tokens after the one to predict from.
-        generation: The run of ``generate()`` that the call is part of, if it is of one.
+        keep: How many of the last positions are asked for logits; 0 for all.
+        predicting: How many of the last positions predict new tokens: one, or more where assisted
+            generation (or scoring) gives tokens after the one to predict from.
+        generation: The run of ``generate()`` that the call belongs to, if any.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -95,19 +95,19 @@ class ForwardCall:
             self.arguments["past_key_values"] = DynamicCache(config=model.config)
 
     @property
-    def shows_more(self) -> bool:
+    def has_more_than_text(self) -> bool:
         """Whether the call holds more than text, such as pictures."""
         return any(
             isinstance(value, Tensor | dict) and name not in TEXT
             for name, value in self.arguments.items()
         )
 
-    def last(self, start: int, cache: Any) -> dict[str, Any]:
-        """The arguments of a call for the tokens from ``start`` on alone, which have no pictures
-        and want nothing but logits.
+    def tail(self, start: int, cache: Any) -> dict[str, Any]:
+        """The arguments of a call with the tokens from ``start`` on, for their logits alone.
 
         Args:
-            cache: Of the tokens before.
+            start: A position after all pictures.
+            cache: The cache of the tokens before.
         """
         given, part = self.arguments, {}
         for name, value in given.items():
@@ -128,33 +128,34 @@ class ForwardCall:
 Forward = Callable[..., Any]
 
 
-class Steps(Protocol):
-    """What makes steps of a generation out of the model's own, which may be a compiled graph."""
+class StepHandler(Protocol):
+    """Answers single steps of a generation around the model's own forward, which may be a compiled
+    graph."""
 
     def begin_step(self, call: ForwardCall) -> bool:
-        """Whether ``call`` is such a step; prepares for it."""
+        """Prepare for ``call`` if it is such a step; returns whether it is."""
 
     def end_step(self, call: ForwardCall, out: Any) -> Any:
-        """The answer, from what the model's own forward answered."""
+        """Turn the output of the model's own forward into the answer."""
 
 
 @contextmanager
 def replaced_forward(
     model: PreTrainedModel,
     handle: Callable[[Forward, ForwardCall], Any],
-    steps: Steps | None = None,
+    steps: StepHandler | None = None,
     admit: Callable[[Generation], None] | None = None,
 ) -> Iterator[None]:
     """Let ``handle(forward, call)`` answer the calls of a model inside the block.
 
-    ``forward`` is the model's own; the answer is an output with logits, as ``forward`` gives it.
-    To be used inside :func:`prefheads.interventions.intercept.intercept`, which lets in one at a
+    ``forward`` is the model's own. The answer is an output with logits, as ``forward`` returns it.
+    Must be used inside :func:`prefheads.interventions.intercept.intercept`, which lets one in at a
     time.
 
     Args:
-        steps: Where the model is compiled (``generate()`` does so for static caches on a GPU),
-            steps that it takes run as a graph; all other calls run as they are.
-        admit: Refuses a run of ``generate()`` before any work.
+        steps: Handles steps that may run as a graph where the model is compiled, as ``generate()``
+            does for static caches on a GPU. All other calls run eagerly.
+        admit: Refuses a run of ``generate()``, by raising, before any work.
 
     Raises:
         SteeringError: The block ends while another thread generates; that generation is stopped.
@@ -228,7 +229,7 @@ class _Generations:
         self._open = True
 
     def watch(self, model: PreTrainedModel) -> Callable[..., Any]:
-        """The model's ``generate``, whose runs are known here."""
+        """The model's ``generate``, which registers its runs here."""
         own: Any = model.generate
 
         @functools.wraps(own)
@@ -251,7 +252,7 @@ class _Generations:
         return generate
 
     def require_open(self) -> None:
-        """Refuse what goes on after the block."""
+        """Refuse to go on after the block."""
         if not self._open:
             raise SteeringError(
                 "the block that steered this generation has ended; end it inside the block"

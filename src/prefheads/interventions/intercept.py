@@ -54,8 +54,8 @@ def head_layout(model: Any) -> HeadLayout:
     """Find a model's heads by running it once on two tokens; remembered for the model's lifetime.
 
     Raises:
-        ModelError: The model is not one whose heads can be set; the message says what is missing.
-        SteeringError: Something acts on the model, so that it cannot be looked at.
+        ModelError: The model's heads cannot be set; the message says what is missing.
+        SteeringError: Something acts on the model, so it cannot be probed.
     """
     model = causal_model(model)
     with lock:

@@ -111,7 +111,7 @@ _named: weakref.WeakKeyDictionary[PreTrainedModel, tuple[nn.Module, ...]] = (
 def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
     """Say which modules are a model's decoder layers, where they cannot be found.
 
-    Transformers' own models mark their layers; code from elsewhere may not.
+    Transformers' own models mark their layers. Code from elsewhere may not.
 
     Args:
         model: The model.
@@ -235,8 +235,8 @@ def _enclosing(
 
 
 def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
-    """What a layer returns when a second row is added to a pass of one row on entering it; None
-    if that cannot be done."""
+    """What a layer returns when a second row joins a pass of one row on entering it; None if it
+    cannot join."""
     outputs: list[Any] = []
 
     def double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -274,8 +274,8 @@ class _GainOnHalf(AttentionHook):
 def _nonlinear_layers(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
     """Layers whose attention is not a linear function of its heads' outputs.
 
-    A gain of a head is one of its columns of the output projection only where it is linear. Low
-    precision and projections that round their input are no reason.
+    Only in a linear one is a gain of a head a gain of its columns of the output projection. Low
+    precision, and projections that round their input, count as linear.
     """
     half, nonlinear = _GainOnHalf(), []
 
@@ -318,10 +318,10 @@ _of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDiction
 
 @torch.no_grad()
 def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
-    """Refuse gains on the profile where attention reads more than one key for each token.
+    """Refuse gains on the profile where attention reads other keys than one for each token.
 
     Raises:
-        ModelError: It does, as where it sums up parts of the text.
+        ModelError: It does, for example because it sums up parts of the text.
     """
     if layout not in _of_tokens:
         keys = _Keys(layout.attentions)

@@ -98,6 +98,11 @@ class ActivePositions:
     start: int = 0
     row_starts: Tensor | None = None
 
+    def after(self, start: int) -> ActivePositions:
+        """The same positions in a call that begins at the position ``start`` of this one."""
+        rows = None if self.row_starts is None else (self.row_starts - start).clamp_min(0)
+        return ActivePositions(max(0, self.start - start), rows)
+
     def mask(self, first: int, end: int, device: torch.device) -> Tensor | None:
         """Which positions from ``first`` to ``end`` are active ``(1 or n_base, end - first)``; None
         if all are."""

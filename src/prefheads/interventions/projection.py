@@ -1,4 +1,4 @@
-"""Where a layer's heads are mixed: the output projection, found by what it reads."""
+"""The output projections that mix a layer's heads, found by what they read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefheads.interventions.intercept import HeadLayout, input_device, intercep
 
 @dataclass(frozen=True)
 class Projection:
-    """The module that mixes a layer's heads: it reads what they hand on, head after head.
+    """The module that mixes a layer's heads: it reads their outputs, head after head.
 
     Attributes:
         name: Its path in the model.

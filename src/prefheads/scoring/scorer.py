@@ -1,4 +1,4 @@
-"""Likelihood of responses (Eq. 3): of one under many head maps, of many under one steering."""
+"""Likelihood of responses (Eq. 3): of one under many head maps, or of many under one steering."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Scorer:
         scope: ``"response"``: gains act at the positions that predict the response, and all maps
             share the prompt where the model allows it (:mod:`prefheads.interventions.probes`).
             ``"all"``: gains act at every position.
-        budget: Tokens a pass, shared between examples so that it adapts once.
+        budget: Bound on the tokens of a pass, shared between examples so that it adapts once.
     """
 
     def __init__(
@@ -222,8 +222,7 @@ class Scorer:
 
 
 def _forget_lengths(model: PreTrainedModel) -> None:
-    """Positions that scale with the longest text seen (dynamic NTK) go back to what they were in
-    the beginning when the model meets a short one."""
+    """Reset positions that scale with the longest text seen (dynamic NTK): a short text does."""
     if "dynamic" in str(getattr(model.config.get_text_config(), "rope_parameters", None)):
         ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
         with torch.no_grad():

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 
 class SteeredForward:
-    """The calls of a model in a block of :func:`prefheads.steer`.
+    """Answers the calls of a model in a block of :func:`prefheads.steer`.
 
-    To be made and used inside :func:`prefheads.interventions.intercept.intercept`.
+    Must be made and used inside :func:`prefheads.interventions.intercept.intercept`.
     """
 
     def __init__(self, model: PreTrainedModel, layout: HeadLayout, steering: Steering) -> None:
@@ -85,20 +85,20 @@ class SteeredForward:
             raise SteeringError(
                 f"a contrast cannot fork a {type(cache).__name__}; use a DynamicCache"
             )
-        columns = self._profile(call, active if begins or cache is None else None)
+        profile = self._profile(call, active if begins or cache is None else None)
+        rows = BranchedForward(plan, call.past + call.length, profile, active=active)
         if self.steering.mode == "amplify":
-            branched = BranchedForward(plan, call.past + call.length, columns, active=active)
-            with hooked(branched):
+            with hooked(rows):
                 out = forward(**call.arguments)
         else:
             if begins or cache is None:
                 _require_one_adapter(self.model)
             if active.start > 0 and self._may_fork(call):
-                out = self._branch_off(forward, call, active, plan, columns)
-            elif call.shows_more and not call.past and can_fork(cache, plan.first):
-                out = self._run_twice(forward, call, active, plan, columns)
+                out = self._branch_late(forward, call, rows)
+            elif call.has_more_than_text and not call.past and can_fork(cache, plan.first):
+                out = self._run_twice(forward, call, rows)
             else:
-                out = self._branch(forward, call, active, plan, columns)
+                out = self._branch(forward, call, rows)
         if cache is not None:
             self._begun.add(cache)
         return out
@@ -112,26 +112,19 @@ class SteeredForward:
         bottom = call.cache is not None and bool(call.cache.is_compileable)
         return self.steering.plan(call.n_rows, bottom=bottom)
 
-    def _branch_off(
-        self,
-        forward: Forward,
-        call: ForwardCall,
-        active: ActivePositions,
-        plan: BranchPlan,
-        columns: Tensor | None,
-    ) -> Any:
-        n, start = call.n_rows, active.start
+    def _branch_late(self, forward: Forward, call: ForwardCall, rows: BranchedForward) -> Any:
+        """A clean run of the call, whose last tokens run once more with both branches."""
+        n, start, plan = call.n_rows, rows.active.start, rows.plan
         prompt = RecordedPrompt(start, call.past, plan.first, per_row=True)
         with hooked(prompt):
             out = forward(**call.arguments)
-        rows = None if active.row_starts is None else active.row_starts - start
-        active = ActivePositions(0, rows)
+        active = rows.active.after(start)
         branches = BranchedForward(
-            plan, call.past + call.length, columns, prompt, prompt.layer_inputs, active
+            plan, rows.n_keys, rows.profile, prompt, prompt.layer_inputs, active
         )
         new = prompt.cache(self.layout.shape[0])
         with branches.running(self.layout):
-            last = forward(**call.last(start, new)).logits
+            last = forward(**call.tail(start, new)).logits
         if call.cache is not None:
             own = {i: (keys[n:], values[n:]) for i, (keys, values) in new.new.items()}
             fork_cache(call.cache, plan.first, n, share=self._shares(call.cache), new=own)
@@ -140,40 +133,26 @@ class SteeredForward:
         out.logits = torch.cat([before.to(logits.dtype), logits], 1)
         return out
 
-    def _branch(
-        self,
-        forward: Forward,
-        call: ForwardCall,
-        active: ActivePositions,
-        plan: BranchPlan,
-        columns: Tensor | None,
-    ) -> Any:
-        n, cache, prompt = call.n_rows, call.cache, None
+    def _branch(self, forward: Forward, call: ForwardCall, rows: BranchedForward) -> Any:
+        """The call with both branches."""
+        n, cache, first = call.n_rows, call.cache, rows.plan.first
         if cache is not None:
             if cache not in self._begun:
-                fork_cache(cache, plan.first, n, share=self._shares(cache))
-            prompt = CachedPrompt(cache)
-        branches = BranchedForward(plan, call.past + call.length, columns, prompt, active=active)
-        with hooked(branches):
+                fork_cache(cache, first, n, share=self._shares(cache))
+            rows.prompt = CachedPrompt(cache)
+        with hooked(rows):
             out = forward(**call.arguments)
         if cache is not None:  # layers that a lazily built one has now
-            fork_cache(cache, plan.first, n, share=False)
-        out.logits = self.steering.combine(out.logits, n, active, call.length)
+            fork_cache(cache, first, n, share=False)
+        out.logits = self.steering.combine(out.logits, n, rows.active, call.length)
         return _personalised(out, n)
 
-    def _run_twice(
-        self,
-        forward: Forward,
-        call: ForwardCall,
-        active: ActivePositions,
-        plan: BranchPlan,
-        columns: Tensor | None,
-    ) -> Any:
+    def _run_twice(self, forward: Forward, call: ForwardCall, rows: BranchedForward) -> Any:
         """A prompt with pictures, once for each branch: a model may add them to hidden states
         between layers, where it knows of no other rows than its own."""
         n, cache = call.n_rows, call.cache
-        alone = without_branches(plan.gains[n:], self.steering.target)
-        generic = BranchedForward(alone, call.length, columns, active=active)
+        alone = without_branches(rows.plan.gains[n:], self.steering.target)
+        generic = BranchedForward(alone, rows.n_keys, rows.profile, active=rows.active)
         other = copy.deepcopy(cache)
         out = forward(**call.arguments)
         with hooked(generic):
@@ -184,13 +163,13 @@ class SteeredForward:
                 i: (layer.keys[:, :, :end], layer.values[:, :, :end])
                 for i, layer in enumerate(other.layers)
             }
-            fork_cache(cache, plan.first, n, share=False, new=new)
+            fork_cache(cache, rows.plan.first, n, share=False, new=new)
         both = torch.cat([out.logits, logits])
-        out.logits = self.steering.combine(both, n, active, call.length)
+        out.logits = self.steering.combine(both, n, rows.active, call.length)
         return out
 
     def begin_step(self, call: ForwardCall) -> bool:
-        """Whether a call is a step that a graph may run: one token a row after others, static."""
+        """Prepare for a call if a graph may run it: one new token a row, on a static cache."""
         n, cache = call.n_rows, call.cache
         static = cache is not None and cache in self._begun and cache.is_compileable
         if not static or call.length > 1 or self.steering.target == "profile":
@@ -299,7 +278,7 @@ def _personalised(out: Any, n: int) -> Any:
 
 
 def _require_one_adapter(model: PreTrainedModel) -> None:
-    """Refuse PEFT's ``adapter_names``, one a row, which know nothing of the second branch."""
+    """Refuse PEFT's ``adapter_names``, one for each row, which do not cover the second branch."""
     given = [
         (module, key)
         for module in model.modules()
