@@ -1,4 +1,4 @@
-"""Screening: an estimate of every head's score from gradients, to choose whom to ablate.
+"""Screening: an estimate of every head's score from gradients, to choose which heads to ablate.
 
 Ablation moves something that the response depends on: the head's output, or with it that of the
 head's layer. On the line between, the NLL of the response is a function of a dial ``t``, 1 in the
@@ -38,7 +38,7 @@ from prefheads.scoring.scorer import Scorer
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
 CANDIDATES = 0.1
 DRAWS = 2  # responses drawn for the second derivative; each costs as much as ablating two heads
-LOWEST = 4  # layers whose heads are looked at along the layer's output too
+LOWEST = 4  # layers whose heads get a second estimate, along the layer's output
 
 
 class _Dials(BranchedForward):

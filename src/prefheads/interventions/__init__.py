@@ -15,8 +15,8 @@
 6. Gains act (``branching``): on the output of a head, on its query, or on its attention to the
    profile, as a bias of log(gain) (``masks``).
 7. The prompt is read once (``shared_prompt``): attention to the prompt and to a row's own tokens is
-   computed apart and merged by log-sum-exp. In a generation both branches go on from one KV cache
-   (``cache``).
+   computed separately and merged by log-sum-exp. In a generation both branches go on from one KV
+   cache (``cache``).
 8. Answer (``forward``): inside a block of steering, the model's forward calls are answered by these
    passes, and compiled steps run as one graph.
 """

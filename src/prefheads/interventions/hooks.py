@@ -67,7 +67,7 @@ class AttentionCall:
 
 
 class AttentionHook:
-    """What is shown the attention of a forward pass; by itself it leaves all as it is.
+    """What is shown the attention of a forward pass; the base class changes nothing.
 
     Attributes:
         everywhere: Whether it is shown all attention of the model, such as an image encoder's, or

@@ -330,6 +330,6 @@ def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
         _of_tokens[layout] = keys.are_tokens
     if not _of_tokens[layout]:
         raise ModelError(
-            f"{type(model).__name__} reads other keys than those of the text's tokens, so it "
-            "cannot be told what is read of the profile; use target='head'"
+            f"{type(model).__name__} reads other keys than those of the text's tokens, so what it "
+            "reads of the profile is not known; use target='head'"
         )

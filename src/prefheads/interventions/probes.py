@@ -35,7 +35,7 @@ class Sharing:
         cached: The prompt in a cache, because attention reads what the cache returns, as it
             returns it.
         any_layer: Whether branches may leave in any layer; otherwise all leave in the lowest,
-            because layers hand on more than hidden states.
+            because layers pass on more than hidden states.
     """
 
     recorded: bool
@@ -82,7 +82,7 @@ def _find(model: PreTrainedModel) -> Sharing:
     ids = torch.arange(N_TOKENS, device=input_device(model))[None]
     gains = torch.ones(3, *layout.shape)
     gains[1, :, ::2] = gains[2, last, ::2] = 0  # of half of the heads, in two branches
-    together, apart = (BranchPlan(gains, 1, [0, x], [0, 0], "head") for x in (0, last))
+    together, later = (BranchPlan(gains, 1, [0, x], [0, 0], "head") for x in (0, last))
 
     def run(first: int, hook: AttentionHook, **options: Any) -> Tensor:
         places = positions(model, first, N_TOKENS)
@@ -103,7 +103,7 @@ def _find(model: PreTrainedModel) -> Sharing:
         return BranchedForward(plan, N_TOKENS, active=ActivePositions(start))
 
     whole = run(0, branched(together), use_cache=False)
-    any_layer = is_right(lambda: run(0, branched(apart), use_cache=False))
+    any_layer = is_right(lambda: run(0, branched(later), use_cache=False))
     prompt = RecordedPrompt(start)
     cache = prompt.cache(last + 1)
     run(0, prompt, use_cache=False)

@@ -77,7 +77,7 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
         layout = stack.enter_context(intercept(model))
         for i, layer in enumerate(layout.layers):
             for module in layer.modules():
-                # What has no parts computes; dropout, of these, hands on what it gets.
+                # A module without parts computes, except dropout, which passes on its input.
                 if list(module.children()) or isinstance(module, nn.Dropout | nn.Identity):
                     continue
                 stack.callback(module.register_forward_pre_hook(note(i), with_kwargs=True).remove)

@@ -65,7 +65,7 @@ _is_last: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (
 
 
 def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
-    """The layer whose output is the model's logits as they are.
+    """The layer whose output is the model's logits, without any change to them.
 
     Found by one run on two tokens, and remembered. None where something is done to the logits
     afterwards (a cap, a scale), or to the layer itself (quantised, adapted, kept elsewhere).
@@ -84,16 +84,16 @@ def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
 
 @torch.no_grad()
 def _makes_the_logits(head: nn.Linear, model: PreTrainedModel) -> bool:
-    entered: list[Tensor] = []
-    as_it_was: list[Tensor] = []
+    inputs: list[Tensor] = []
+    copies: list[Tensor] = []
 
-    def note(hidden: Tensor) -> Tensor:
-        entered.append(hidden)
-        as_it_was.append(hidden.clone())
+    def record(hidden: Tensor) -> Tensor:
+        inputs.append(hidden)
+        copies.append(hidden.clone())
         return hidden
 
     ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
-    with attribute_set_to(head, "forward", note):
+    with attribute_set_to(head, "forward", record):
         logits = model(input_ids=ids, use_cache=False, **positions(model, 0, 2)).logits
-    untouched = len(entered) == 1 and logits is entered[0]
-    return untouched and torch.equal(logits, as_it_was[0])
+    untouched = len(inputs) == 1 and logits is inputs[0]
+    return untouched and torch.equal(logits, copies[0])

@@ -40,7 +40,7 @@ from prefheads.steering.response import response_from
 
 
 class CleanRun(BranchedForward):
-    """The pass of the model as it is over the response; it records what branches leave from.
+    """The pass of the unsteered model over the response; it records what branches leave from.
 
     Attributes:
         recorded: The hidden states that entered each layer, ``(1, n, d)``.
@@ -149,7 +149,7 @@ class Scorer:
 
     @cached_property
     def clean_run(self) -> CleanRun:
-        """The pass of the model as it is, which runs once."""
+        """The pass of the unsteered model, which runs once."""
         ones = torch.ones(1, *self.layout.shape)
         clean = CleanRun(without_branches(ones, "head"), self.n_keys, self.prompt)
         projection = vocabulary_projection(self.model)

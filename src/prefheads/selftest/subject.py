@@ -71,8 +71,8 @@ class Subject:
             self.plain[batch, cache] = new, logits
             own = [self.full(*row) for row in self.texts(batch, new)]
             self.noise[batch] = max(self.noise[batch], *map(gap, logits, own))
-        apart = ((self._nll_in_parts(e) - self.nll(e)).abs().max() for e in self.encoded)
-        self.noise_nats = float(max(apart))
+        gaps = ((self._nll_in_parts(e) - self.nll(e)).abs().max() for e in self.encoded)
+        self.noise_nats = float(max(gaps))
 
     def full(
         self,

@@ -104,7 +104,7 @@ class SteeredForward:
         return out
 
     def _may_fork(self, call: ForwardCall) -> bool:
-        """Whether both branches may go on from a call that ran as it is."""
+        """Whether both branches may go on from a clean run of the call."""
         return self.sharing.recorded and can_fork(call.cache, self._plan(call).first)
 
     def _plan(self, call: ForwardCall) -> BranchPlan:

@@ -100,12 +100,12 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 
 def _require_readable(model: PreTrainedModel, head: Any, tap: _Tap) -> None:
-    """Refuse layers that hand on several streams, or states of a width that only something between
-    the last of them and the output embeddings changes to theirs."""
+    """Refuse layers that pass on several streams, or states whose width is not that of the output
+    embeddings."""
     for hidden in tap.hidden.values():
         if hidden.dim() != 3 or hidden.shape[-1] != getattr(head, "in_features", hidden.shape[-1]):
             raise ModelError(
-                f"{type(model).__name__} hands other things from layer to layer than its output "
+                f"{type(model).__name__} passes other things from layer to layer than its output "
                 "embeddings read: its layers cannot be contrasted"
             )
 
