@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,18 +25,16 @@ from prefheads.data.example import Example, other_profiles
 from prefheads.errors import DataError, SteeringError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Target
 from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array, user_means
-from prefheads.steering.context import Scope
 from prefheads.steering.divergence import divergence, require_numbers
 from prefheads.steering.setting import PLAIN, Setting, grid
+from prefheads.types import Objective, Scope, Target
 
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-Objective = Literal["likelihood", "specificity"]
 
 
 def score_settings(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prefheads.interventions.plan import Target
 from prefheads.steering.setting import PLAIN, Setting, grid, paper_form, percent
+from prefheads.types import Target
 
 SIZES = (0.04, 0.08)
 """Shares of all heads that all forms of steering are tried with."""

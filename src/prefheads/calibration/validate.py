@@ -22,8 +22,8 @@ from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.errors import DataError
 from prefheads.heads.weights import HeadWeights
 from prefheads.stats import Array, Estimate, jackknife
-from prefheads.steering.context import Scope
 from prefheads.steering.setting import PLAIN, Setting
+from prefheads.types import Scope
 
 N_RANDOM = 5  # random draws a control is averaged over
 

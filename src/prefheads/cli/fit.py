@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -17,6 +17,7 @@ from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.setting import Setting
+from prefheads.types import Mode, Objective
 from prefheads.users.embed import require_extra
 
 Parts = tuple[list[Example], list[Example], list[Example]]  # clustered, of these scored, held out
@@ -97,14 +98,10 @@ def fit(
     ] = "0.5,0.25,0.25",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
-    objective: Annotated[
-        Literal["likelihood", "specificity"], typer.Option(help="What calibration aims at.")
-    ] = "likelihood",
-    mode: Annotated[
-        Literal["contrast", "amplify"] | None, typer.Option(help="Calibrate this mode only.")
-    ] = None,
+    objective: Annotated[Objective, typer.Option(help="What calibration aims at.")] = "likelihood",
+    mode: Annotated[Mode | None, typer.Option(help="Calibrate this mode only.")] = None,
     target: Annotated[
-        Literal["head", "profile"] | None, typer.Option(help="Calibrate this target only.")
+        options.Target | None, typer.Option(help="Calibrate this target only.")
     ] = None,
     min_samples: options.MinSamples = 10,
     encoder: Annotated[

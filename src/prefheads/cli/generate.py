@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -15,12 +15,11 @@ from prefheads.cli import options, session
 from prefheads.data.example import Example, load_examples
 from prefheads.data.stream import read_text
 from prefheads.errors import DataError, SteeringError
-from prefheads.interventions.plan import Target
 from prefheads.models.loading import load_config
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.steering.context import Scope
 from prefheads.steering.generation import generate_texts
 from prefheads.steering.setting import Setting
+from prefheads.types import Mode, Routing, Scope, Target
 
 
 def generate(
@@ -34,14 +33,10 @@ def generate(
     gamma: Annotated[
         float | None, typer.Option(help="Strength, at least 0; as calibrated if absent.")
     ] = None,
-    mode: Annotated[
-        Literal["contrast", "amplify"] | None, typer.Option(help="As calibrated if absent.")
-    ] = None,
-    target: Annotated[
-        Literal["head", "profile"] | None, typer.Option(help="As calibrated if absent.")
-    ] = None,
+    mode: Annotated[Mode | None, typer.Option(help="As calibrated if absent.")] = None,
+    target: Annotated[options.Target | None, typer.Option(help="As calibrated if absent.")] = None,
     routing: Annotated[
-        Literal["soft", "hard"] | None,
+        Routing | None,
         typer.Option(help="Mix the maps of clusters, or take the nearest; as fitted if absent."),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Print the unsteered text beside it.")] = False,

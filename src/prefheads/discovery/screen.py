@@ -29,10 +29,11 @@ from prefheads.errors import ModelError
 from prefheads.interventions.branching import Pass
 from prefheads.interventions.hooks import AttentionFunction, layer_index, observing
 from prefheads.interventions.intercept import HeadLayout
-from prefheads.interventions.plan import Plan, Target, branch_plan
+from prefheads.interventions.plan import Plan, branch_plan
 from prefheads.models.limits import out_of_memory
 from prefheads.scoring.nll import token_nll
 from prefheads.scoring.scorer import Scorer
+from prefheads.types import Target
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
 CANDIDATES = 0.1

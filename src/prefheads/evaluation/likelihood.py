@@ -27,9 +27,9 @@ from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array
 from prefheads.steering.combine import combine
-from prefheads.steering.context import Scope
 from prefheads.steering.divergence import require_numbers
 from prefheads.steering.setting import PLAIN
+from prefheads.types import Scope
 
 
 def likelihood(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -26,17 +26,16 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.evaluation.draws import SEED
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import head_layout
-from prefheads.interventions.plan import Target
-from prefheads.steerer.core import PreferenceSteerer, Routing
+from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.cad import context_contrast
-from prefheads.steering.context import Scope, ScopeWarning
+from prefheads.steering.context import ScopeWarning
 from prefheads.steering.dola import layer_contrast
 from prefheads.steering.generation import steer_with
 from prefheads.steering.setting import PLAIN, Setting, percent
+from prefheads.types import Control, Routing, Scope, Target
 from prefheads.users import cluster_heads, mix
 
 Options = dict[str, Any]
-Control = Literal["heads", "mask"]
 
 _DPS: Options = {
     "gamma": paper.GAMMA,

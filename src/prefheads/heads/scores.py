@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from prefheads.heads.provenance import Provenance, fingerprint
 from prefheads.heads.weights import Head, HeadWeights, cpu_float32, dims, require_model
 from prefheads.stats import LEVEL, Jackknife, jackknife
 from prefheads.storage import PathLike, load_tensors, save_tensors
+from prefheads.types import Weighting
 
 __all__ = ["Head", "HeadScores", "HeadWeights", "Provenance", "fingerprint", "select_heads"]
 
@@ -256,7 +257,7 @@ def select_heads(
     k: int | None = None,
     fraction: float | None = None,
     *,
-    weights: Literal["binary", "soft"] = "binary",
+    weights: Weighting = "binary",
     signed: bool = False,
     info: Provenance | None = None,
 ) -> HeadWeights:

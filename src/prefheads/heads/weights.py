@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from prefheads.errors import ArtifactError, PrefheadsError, SteeringError
 from prefheads.heads.provenance import Provenance, fingerprint
 from prefheads.storage import PathLike, load_tensors, save_tensors
+from prefheads.types import Control
 
 Head = tuple[int, int]  # (layer, head)
 
@@ -110,7 +111,7 @@ class HeadWeights:
         union = int((mine | theirs).sum())
         return int((mine & theirs).sum()) / union if union else 1.0
 
-    def random_like(self, seed: int, kind: Literal["heads", "mask"] = "heads") -> "HeadWeights":
+    def random_like(self, seed: int, kind: Control = "heads") -> "HeadWeights":
         """A random control for this map (6.4).
 
         Args:

@@ -25,9 +25,9 @@ from prefheads.models.limits import context_length
 from prefheads.report.texts import compare
 from prefheads.report.traces import Readings, Token, Trace, trace
 from prefheads.steerer.core import PARTS, PreferenceSteerer
-from prefheads.steering.context import Scope
 from prefheads.steering.generation import room_for_prompt, steer_with
 from prefheads.steering.setting import Setting
+from prefheads.types import Scope
 
 PREFERRED = ("calibrated", "dps-cluster", "dps")  # whose texts are shown, the first that steers
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

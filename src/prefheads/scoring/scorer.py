@@ -24,13 +24,14 @@ from prefheads.interventions.intercept import (
     positions,
 )
 from prefheads.interventions.layout import require_keys_of_tokens
-from prefheads.interventions.plan import ALL, Plan, Target, Where, branch_plan
+from prefheads.interventions.plan import ALL, Plan, Where, branch_plan
 from prefheads.interventions.probes import sharing_of
 from prefheads.interventions.shared_prompt import Clean, NewOnly
 from prefheads.models.limits import Budget, context_length
 from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
-from prefheads.steering.context import Scope, active_steering
+from prefheads.steering.context import active_steering
 from prefheads.steering.response import response_from
+from prefheads.types import Scope, Target
 
 
 class Unchanged(Pass):

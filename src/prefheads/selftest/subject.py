@@ -17,9 +17,10 @@ from prefheads.interventions.branching import Pass
 from prefheads.interventions.hooks import LAYER, STEP, observing
 from prefheads.interventions.intercept import head_layout, input_device, intercept, positions
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Plan, Target, Where
+from prefheads.interventions.plan import Plan, Where
 from prefheads.scoring.nll import token_nll
 from prefheads.steering.context import active_steering
+from prefheads.types import Target
 
 N_NEW = 4  # tokens
 ONE, BATCH = "one text", "padded batch of different users"

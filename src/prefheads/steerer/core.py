@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.calibration.calibrate import Calibration, Objective, calibrate
+from prefheads.calibration.calibrate import Calibration, calibrate
 from prefheads.calibration.headsets import candidates, head_sets
 from prefheads.calibration.paper import paper_rows
 from prefheads.calibration.validate import Validation, validate
 from prefheads.data.example import Example, split_users, spread
 from prefheads.data.people import Seen
-from prefheads.discovery import Reference, discover
+from prefheads.discovery import discover
 from prefheads.errors import DataError, SteeringError
 from prefheads.heads.scores import HeadScores, HeadWeights
-from prefheads.interventions.plan import Target
 from prefheads.scoring.scorer import encode_all
 from prefheads.steerer import files as steerer_files
-from prefheads.steering.context import Mode, Scope
 from prefheads.steering.generation import generate_texts
 from prefheads.steering.setting import Setting
 from prefheads.storage import writable_dir
+from prefheads.types import Mode, Objective, Reference, Routing, Scope, Target
 from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
-from prefheads.users.embed import require_extra
+from prefheads.users.embed import Profile, require_extra
 
-Routing = Literal["hard", "soft"]
-Profile = Sequence[Mapping[str, str]]
 PARTS = ("discovery", "calibration", "test")
 
 

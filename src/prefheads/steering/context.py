@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -35,13 +35,10 @@ from prefheads.interventions.intercept import (
 from prefheads.interventions.layout import require_keys_of_tokens
 from prefheads.interventions.linear import fast_steps
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import ALL, Plan, Target, Where
+from prefheads.interventions.plan import ALL, Plan, Where
 from prefheads.steering.answer import SteeredForward
 from prefheads.steering.combine import combine, entropy_strength, require_plausibility
-
-Mode = Literal["contrast", "amplify"]
-Scope = Literal["response", "all"]
-Schedule = Literal["constant", "entropy"]
+from prefheads.types import Mode, Schedule, Scope, Target
 
 
 class ScopeWarning(UserWarning):

@@ -25,8 +25,9 @@ from prefheads.errors import DataError, ModelError
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import input_device
 from prefheads.models.limits import context_length
-from prefheads.steering.context import Scope, steer
+from prefheads.steering.context import steer
 from prefheads.steering.setting import Setting
+from prefheads.types import Scope
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.plan import Target
 from prefheads.steering.combine import combine, entropy_strength
-from prefheads.steering.context import Mode, Schedule
+from prefheads.types import Mode, Schedule, Target
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError, SteeringError
 from prefheads.heads.scores import HeadScores, HeadWeights, select_heads
+from prefheads.types import Weighting
 from prefheads.users.embed import require, unit_rows
 from prefheads.users.route import route
 
@@ -131,7 +132,7 @@ def cluster_heads(
     *,
     k: int | None = None,
     fraction: float | None = None,
-    weights: Literal["binary", "soft"] = "soft",
+    weights: Weighting = "soft",
     shrinkage: float = 0.0,
 ) -> list[HeadWeights]:
     """Preference Heads of each cluster, from the scores of its users alone (5.2).

@@ -1,7 +1,7 @@
 """Which clusters a user belongs to, and the one map of heads that follows (5.3, Algorithm 1)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from prefheads.errors import SteeringError
 from prefheads.heads.scores import HeadWeights
+from prefheads.types import Routing
 from prefheads.users.embed import unit_rows
 
 
 def route(
     embedding: NDArray[Any],
     centroids: NDArray[Any],
-    mode: Literal["hard", "soft"] = "hard",
+    mode: Routing = "hard",
     temperature: float = 0.1,
 ) -> NDArray[np.float64]:
     """Weights of the clusters for a user, by cosine similarity to the centroids (5.3).
@@ -34,7 +35,7 @@ def route(
         SteeringError: unknown mode, temperature out of range, or embeddings that do not fit.
     """
     embedding, centroids = np.asarray(embedding), np.asarray(centroids)
-    if mode not in ("hard", "soft"):
+    if mode not in get_args(Routing):
         raise SteeringError(f"routing is 'hard' or 'soft', not {mode!r}")
     if not (0 < temperature < float("inf")):
         raise SteeringError(f"temperature={temperature}: it must be above 0")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prefheads.errors import SteeringError
 from prefheads.heads.weights import HeadWeights
-from prefheads.steering.context import Mode
+from prefheads.types import Mode
 from prefheads.vllm.library import Library
 
 KEY = "prefheads"
