@@ -128,23 +128,9 @@ def test_cluster_heads_come_from_their_own_users() -> None:
     assert torch.allclose(first.values, torch.tensor([[0.0, 1.0], [0.0, 0.25]]))
     assert second.heads == [(1, 0)]
     assert first.info.n_examples == second.info.n_examples == 2
-    binary = cluster_heads(scores, clusters, k=1, weights="binary")
-    assert [m.heads for m in binary] == [[(0, 1)], [(1, 0)]]
+    assert [m.heads for m in cluster_heads(scores, clusters, k=1)] == [[(0, 1)], [(1, 0)]]
     with pytest.raises(SteeringError):
-        cluster_heads(scores, clusters, weights="binary")
-
-
-def test_shrinkage_draws_clusters_towards_the_overall_mean() -> None:
-    clusters = Clusters(np.eye(2, dtype=np.float32), {"a": 0, "b": 1})
-    values = torch.rand(6, 3, 3, generator=torch.Generator().manual_seed(0))
-    scores = scores_of(["a", "a", "b", "b", "b", "b"], values)
-    first, _ = cluster_heads(scores, clusters, shrinkage=2.0)
-    half = 0.5 * values[:2].mean(0) + 0.5 * values.mean(0)
-    assert torch.allclose(first.values, half / half.max())
-    alike = cluster_heads(scores, clusters, shrinkage=1e9)
-    assert torch.allclose(alike[0].values, alike[1].values, atol=1e-5)
-    with pytest.raises(SteeringError):
-        cluster_heads(scores, clusters, shrinkage=-1)
+        cluster_heads(scores, clusters, k=1, fraction=0.5)
 
 
 def test_cluster_without_samples_and_user_without_cluster_are_refused() -> None:

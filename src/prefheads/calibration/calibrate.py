@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefheads.calibration.headsets import grid
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.example import Example, other_profiles
 from prefheads.errors import DataError, SteeringError
@@ -31,7 +32,7 @@ from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array, user_means
 from prefheads.steering.divergence import divergence, require_numbers
-from prefheads.steering.setting import PLAIN, Setting, grid
+from prefheads.steering.setting import PLAIN, Setting
 from prefheads.types import Objective, Scope, Target
 
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
@@ -141,13 +142,13 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data."""
-        return asdict(self)
+        return asdict(self) | {"settings": [s.to_dict() for s in self.settings]}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`."""
+    def from_dict(cls, data: Mapping[str, Any], scope: Scope = "response") -> Calibration:
+        """Inverse of :meth:`to_dict`, for settings of this scope."""
         rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        rest["settings"] = tuple(Setting(**s) for s in data["settings"])
+        rest["settings"] = tuple(Setting(**s, scope=scope) for s in data["settings"])
         return cls(**rest)
 
 
@@ -158,7 +159,6 @@ def calibrate(
     maps: Mapping[str, Tensor],
     settings: Sequence[Setting] | None = None,
     *,
-    scope: Scope = "response",
     objective: Objective = "likelihood",
     checkpoint: str | Path | None = None,
     tokens_per_pass: int = 1024,
@@ -171,8 +171,8 @@ def calibrate(
         examples: Calibration samples, of users who are neither in discovery nor in test.
         maps: Head sets by name: one map ``(n_layers, n_heads)``, or one a sample
             ``(n_examples, n_layers, n_heads)`` where users differ (clusters, routing).
-        settings: Candidates; :func:`grid` of all head sets by default.
-        scope: Where gains act, as for :func:`prefheads.steer`.
+        settings: Candidates, all of one scope; by default
+            :func:`prefheads.calibration.headsets.grid` of all head sets.
         objective: ``"likelihood"``: the lowest NLL. ``"specificity"``: the largest rise of
             NLL(another user's profile) - NLL(own), among settings that do not raise the NLL.
         checkpoint: File to keep finished samples in, so that a killed run goes on from there.
@@ -187,9 +187,7 @@ def calibrate(
     if not examples:
         raise DataError("no samples to calibrate on")
     candidates = tuple(settings) if settings is not None else grid(tuple(maps))
-    if PLAIN not in candidates:
-        candidates = (PLAIN, *candidates)
-    candidates = (PLAIN, *(s for s in candidates if s != PLAIN))
+    candidates = (PLAIN, *(s for s in candidates if not s.plain))
     if unknown := {s.heads for s in candidates if not s.plain} - set(maps):
         raise SteeringError(f"no map for head set {sorted(unknown)[0]!r}")
     users = [e.user_id for e in examples]
@@ -198,11 +196,7 @@ def calibrate(
     contexts = [list(examples)]
     if objective == "specificity":
         contexts.append(other_profiles(examples, seed))
-    common: dict[str, Any] = {
-        "scope": scope,
-        "tokens_per_pass": tokens_per_pass,
-        "progress": progress,
-    }
+    common: dict[str, Any] = {"tokens_per_pass": tokens_per_pass, "progress": progress}
     nll, kl = sweep(model, tokenizer, contexts, maps, candidates, checkpoint=checkpoint, **common)
     own = nll[:, 0, :, 0]
     gain = user_means(own[:, :1] - own, users)  # (n_users, n_settings), positive helps
@@ -289,7 +283,6 @@ def sweep(
     maps: Mapping[str, Tensor],
     settings: Sequence[Setting],
     *,
-    scope: Scope = "response",
     temperatures: Sequence[float] = (1.0,),
     checkpoint: str | Path | None = None,
     tokens_per_pass: int = 1024,
@@ -301,6 +294,7 @@ def sweep(
     Args:
         contexts: Equally long lists of examples: the same ones with the own profile, with another
             user's, without.
+        settings: All of one scope.
 
     Returns:
         NLL ``(n_examples, n_contexts, n_settings, n_temperatures)`` in nats a token, and the
@@ -308,7 +302,10 @@ def sweep(
     """
     budget = Budget(tokens_per_pass)
     encoded = [encode_all(model, tokenizer, examples) for examples in contexts]
-    options: list[Any] = [scope, [asdict(s) for s in settings], list(temperatures), list(maps)]
+    scope, *others = {s.scope for s in settings if not s.plain} or {"response"}
+    if others:
+        raise SteeringError("settings that are scored together need one scope")
+    options: list[Any] = [scope, [s.to_dict() for s in settings], list(temperatures), list(maps)]
     options += model_marks(model)
     run = digest(options, itertools.chain(*encoded), list(maps.values()))
     with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:

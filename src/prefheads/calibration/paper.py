@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefheads.calibration.calibrate import Calibration
-from prefheads.calibration.headsets import HeadSet
+from prefheads.calibration.headsets import HeadSet, percent
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.stats import Array
-from prefheads.steering.setting import Setting, percent
+from prefheads.steering.setting import Setting
 from prefheads.users import Clusters, cluster_heads, mix
 
 SHARE = 0.04

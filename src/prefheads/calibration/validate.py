@@ -23,7 +23,6 @@ from prefheads.errors import DataError
 from prefheads.heads.weights import HeadWeights
 from prefheads.stats import Array, Estimate, jackknife
 from prefheads.steering.setting import PLAIN, Setting
-from prefheads.types import Scope
 
 N_RANDOM = 5  # random draws a control is averaged over
 
@@ -114,7 +113,7 @@ class Validation:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data: the raw matrix and the table."""
         return {
-            "setting": asdict(self.setting),
+            "setting": self.setting.to_dict(),
             "methods": list(self.methods),
             "nll": self.nll.tolist(),
             "example_ids": list(self.example_ids),
@@ -144,7 +143,6 @@ def validate(
     setting: Setting,
     *,
     others: Mapping[str, tuple[Sequence[HeadWeights], Setting]] | None = None,
-    scope: Scope = "response",
     plain_temperature: float = 1.0,
     temperature: float = 1.0,
     checkpoint: str | Path | None = None,
@@ -158,7 +156,8 @@ def validate(
         examples: Test samples, of users who took part neither in discovery nor in calibration.
         heads: Map of each sample's user, ``n_examples`` of them.
         setting: How to steer with them.
-        others: More steerings to measure beside it, by name: their maps and settings.
+        others: More steerings to measure beside it, by name: their maps and settings, of the
+            same scope.
         plain_temperature, temperature: Calibrated temperatures of plain and steered decoding.
         checkpoint: File to keep finished samples in, so that a killed run goes on from there.
         seed: Draws the random heads, and whose profile is the other one.
@@ -185,7 +184,6 @@ def validate(
     names = list(settings)
     compared = [name for name in names if not name.startswith("random ")]
     common: dict[str, Any] = {
-        "scope": scope,
         "tokens_per_pass": tokens_per_pass,
         "progress": progress,
         "temperatures": temperatures,

@@ -12,6 +12,7 @@ from prefheads.cli.cost import discovery_stage, tell_cost
 from prefheads.cli.tables import head_rows, head_table
 from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
+from prefheads.heads.files import HEADS
 from prefheads.heads.scores import HeadScores
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
@@ -94,7 +95,7 @@ def discover(
             write_json(out / session.RUN_FILE, run)
             (out / UNFINISHED).unlink(missing_ok=True)
         heads = scores.top(fraction=fraction)
-    heads.save(out / "heads.safetensors")
+    heads.save(out / HEADS)
     result = {
         "run": out,
         "n_examples": scores.n_examples,

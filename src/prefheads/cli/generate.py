@@ -15,8 +15,10 @@ from prefheads.cli import options, session
 from prefheads.data.example import Example, load_examples
 from prefheads.data.stream import read_text
 from prefheads.errors import DataError, SteeringError
+from prefheads.heads.files import is_fitted, load_heads
 from prefheads.models.loading import load_config
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import read_steerer
 from prefheads.steering.generation import generate_texts
 from prefheads.steering.setting import Setting
 from prefheads.types import Mode, Routing, Scope, Target
@@ -52,17 +54,16 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write for one user, given by a profile, with the heads and strength of a run."""
-    if gamma is not None and not 0 <= gamma < float("inf"):
-        raise SteeringError(f"--gamma {gamma:g}: it must be a finite number of at least 0")
+    Setting(gamma=gamma or 0.0)  # refused before anything is read
     if not prompt.strip():
         raise DataError("--prompt is empty; say what to write")
     config = load_config(model)
     texts = read_profile(profile)
-    fitted = (run / "steerer.json").is_file()
+    fitted = is_fitted(run)
     if fitted:
-        session.require_fitted(run, config)
+        read_steerer(run, config)
     else:
-        heads = session.load_heads(run, config)
+        heads = load_heads(run, config)
         if gamma is None:
             raise SteeringError(f"{run}: holds heads but no calibrated strength; give --gamma")
     with session.notes() as prompts:
@@ -71,11 +72,11 @@ def generate(
         if fitted:
             steerer = PreferenceSteerer.load(run, network, tokenizer)
             heads = steerer.heads_for([texts], routing)[0]
-            task, scope, base = steerer.task, steerer.scope, steerer.form
+            task, base = steerer.task, steerer.form
         else:
             task, scope = heads.info.task, cast(Scope, heads.info.scope or "response")
             found_by = cast(Target, heads.info.target or "head")
-            base = Setting(f"{heads.n_active} heads", "contrast", found_by)
+            base = Setting(f"{heads.n_active} heads", "contrast", found_by, scope=scope)
         setting = base.changed(gamma=gamma, mode=mode, target=target)
         if setting.plain and gamma is None:
             session.tell("calibration found no steering that helps; --gamma steers all the same")
@@ -86,7 +87,7 @@ def generate(
 
         def write(how: Setting) -> str:
             set_seed(seed)
-            return generate_texts(network, tokenizer, [example], [heads], how, scope, **choice)[0]
+            return generate_texts(network, tokenizer, [example], [heads], how, **choice)[0]
 
         result = {"setting": str(setting), "steered": write(setting)}
         if compare:

@@ -16,6 +16,7 @@ from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.report.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import read_steerer
 from prefheads.storage import writable_dir, write_json
 from prefheads.types import Retrieval
 
@@ -38,7 +39,7 @@ def validate(
     as_json: options.Json = False,
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
-    session.require_fitted(run, load_config(model))
+    read_steerer(run, load_config(model))
     given = {"items": items, "retrieval": retrieval}
     session.require_same_profiles(run, {k: v for k, v in given.items() if v is not None})
     fitted = session.options_of(run)

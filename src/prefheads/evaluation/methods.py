@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefheads.calibration import paper
+from prefheads.calibration.headsets import percent
 from prefheads.data.encoding import Batch
 from prefheads.data.example import Example
 from prefheads.errors import DataError, SteeringError
@@ -28,10 +29,9 @@ from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import head_layout
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.cad import context_contrast
-from prefheads.steering.context import ScopeWarning
+from prefheads.steering.context import ScopeWarning, steer_with
 from prefheads.steering.dola import layer_contrast
-from prefheads.steering.generation import steer_with
-from prefheads.steering.setting import PLAIN, Setting, percent
+from prefheads.steering.setting import PLAIN, Setting
 from prefheads.types import Control, Routing, Scope, Target
 from prefheads.users import cluster_heads, mix
 
@@ -172,7 +172,7 @@ class Method:
             return steerer.setting
         if self.base in ("plain", "cad", "dola"):
             return PLAIN
-        names = ("mode", "target", "gamma", "suppression", "schedule", "cap")
+        names = ("mode", "target", "gamma", "suppression", "schedule", "cap", "scope")
         chosen = {n: self.options[n] for n in names if n in self.options}
         return Setting(heads=f"top {percent(self.options['fraction'])}%", **chosen)
 
@@ -242,7 +242,7 @@ class Decoder:
             return layer_contrast(model, options["layers"], plausibility=options["plausibility"])
         if self.weights is None or self.setting.plain:
             return nullcontext()
-        return steer_with(model, self.weights[rows], self.setting, self.scope, batch.profile_mask)
+        return steer_with(model, self.weights[rows], self.setting, batch.profile_mask)
 
 
 def make_decoder(

@@ -217,8 +217,7 @@ def obstacle(steerer: PreferenceSteerer, device: str = "auto") -> str | None:
         ),
         f"vLLM cannot steer target {form.target}, which this run does": form.target != "head",
         f"vLLM cannot steer by {form.schedule}, as this run does": form.schedule != "constant",
-        f"vLLM cannot steer scope {steerer.scope}, which this run does": steerer.scope
-        != "response",
+        f"vLLM cannot steer scope {form.scope}, which this run does": form.scope != "response",
         f"vLLM runs on {here}, not {device}": device not in ("auto", here),
     }
     return next((reason for reason, found in reasons.items() if found), None)

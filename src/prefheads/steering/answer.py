@@ -46,9 +46,10 @@ class SteeredForward:
     """
 
     def __init__(self, model: PreTrainedModel, layout: HeadLayout, steering: Steering) -> None:
-        self.model, self.layout, self.steering = model, layout, steering
+        self.model, self.layout = model, layout
+        self.steering, self.setting = steering, steering.setting
         self.sharing = Sharing(clean=False, cache=False, joins=False)
-        splits = steering.mode == "contrast" and steering.scope == "response"
+        splits = self.setting.mode == "contrast" and self.setting.scope == "response"
         if splits and attention_backend(model) in MASKABLE:
             self.sharing = sharing_of(model)
         self._steps: dict[int, Step] = {}
@@ -63,7 +64,7 @@ class SteeredForward:
             )
         where = self._where(call)
         if where.start >= call.length:  # a part of the prompt
-            if self.steering.mode == "contrast" and not self._may_fork(call):
+            if self.setting.mode == "contrast" and not self._may_fork(call):
                 raise SteeringError(
                     "a contrast of this model, or on this cache, needs the prompt in one call: no "
                     "chunked prefill"
@@ -76,12 +77,12 @@ class SteeredForward:
             raise SteeringError(
                 "this cache was forked by another steering; give the call a new one"
             )
-        if self.steering.mode == "contrast" and cache is not None and not hasattr(cache, "layers"):
+        if self.setting.mode == "contrast" and cache is not None and not hasattr(cache, "layers"):
             raise SteeringError(
                 f"a contrast cannot fork a {type(cache).__name__}; use a DynamicCache"
             )
         columns = self._profile(call, where if begins or cache is None else None)
-        if self.steering.mode == "amplify":
+        if self.setting.mode == "amplify":
             with observing(Pass(plan, call.past + call.length, columns, where=where)):
                 out = forward(**call.arguments)
         else:
@@ -148,7 +149,7 @@ class SteeredForward:
         between layers, where it knows of no other rows than its own."""
         n, cache = call.n_rows, call.cache
         generic = Pass(
-            Plan(plan.gains[n:], n, [], [], self.steering.target),
+            Plan(plan.gains[n:], n, [], [], self.setting.target),
             call.length,
             columns,
             where=where,
@@ -172,7 +173,7 @@ class SteeredForward:
         """Whether a call is a step that a graph may run: one token a row after others, static."""
         n, cache = call.n_rows, call.cache
         static = cache is not None and cache in self._begun and cache.is_compileable
-        if not static or call.length > 1 or self.steering.target == "profile":
+        if not static or call.length > 1 or self.setting.target == "profile":
             return False
         if n not in self._steps:
             self._steps[n] = Step(self.steering.plan(n, bottom=True), self.layout)
@@ -182,7 +183,7 @@ class SteeredForward:
     def end_step(self, call: Call, out: Any) -> Any:
         """The steered output, from the logits of all rows."""
         set_step(self.layout.modules, None)
-        if self.steering.mode == "amplify":
+        if self.setting.mode == "amplify":
             return out
         out.logits = self.steering.combine(out.logits, call.n_rows)
         return _personalised(out, call.n_rows)
@@ -190,7 +191,7 @@ class SteeredForward:
     def _where(self, call: Call) -> Where:
         """Where in this call gains act."""
         begun = call.cache is not None and call.cache in self._begun
-        if self.steering.scope == "all":
+        if self.setting.scope == "all":
             if call.past and not begun:
                 raise SteeringError(
                     "scope='all' acts on the prompt too, but this cache holds one encoded "
@@ -235,7 +236,7 @@ class SteeredForward:
         Args:
             where: Of a call that begins, whose prompt the mask must cover.
         """
-        if self.steering.target != "profile":
+        if self.setting.target != "profile":
             return None
         told, length = response.current.get(), call.past + call.length
         own = None if told is None else told.profile_mask
@@ -245,7 +246,7 @@ class SteeredForward:
                 "target='profile' needs profile_mask, the profile's tokens in the prompt"
             )
         known = None if call.generation is None else call.generation.n_prompt
-        begins = where is not None and self.steering.scope == "response"
+        begins = where is not None and self.setting.scope == "response"
         least = call.past + where.start + 1 if where is not None and begins else 0
         if not least <= mask.shape[1] <= max(length, known or 0):
             raise SteeringError(

@@ -1,9 +1,8 @@
-"""steer(): generation with some heads suppressed in a second opinion, or amplified in the only one.
+"""steer(): generation against a branch without some heads, or with these heads amplified.
 
-A context manager around stock ``model.generate()``. While it is active the model's
-``forward`` answers as :mod:`prefheads.steering.answer` describes; ``generate`` itself, with its
-sampling,
-beams, streamers and stopping, is transformers' own.
+A context manager around stock ``model.generate()`` (sections 4 and 5.3). While it is active, the
+model's ``forward`` answers as :mod:`prefheads.steering.answer` describes. ``generate`` itself, with
+its sampling, beams, streamers and stopping, is transformers' own.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Real
-from typing import Any, get_args
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +35,7 @@ from prefheads.interventions.linear import fast_steps
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.plan import ALL, Plan, Where
 from prefheads.steering.answer import SteeredForward
-from prefheads.steering.combine import combine, entropy_strength, require_plausibility
+from prefheads.steering.setting import Setting
 from prefheads.types import Mode, Schedule, Scope, Target
 
 
@@ -48,7 +46,6 @@ class ScopeWarning(UserWarning):
 _active: weakref.WeakKeyDictionary[PreTrainedModel, Steering] = weakref.WeakKeyDictionary()
 
 
-@contextmanager
 def steer(
     model: PreTrainedModel,
     weights: HeadWeights | Tensor,
@@ -62,7 +59,7 @@ def steer(
     schedule: Schedule = "constant",
     cap: float | None = None,
     plausibility: float | None = None,
-) -> Iterator[Steering]:
+) -> AbstractContextManager[Steering]:
     """Steer whatever ``model`` generates or scores inside the block (paper, sections 4 and 5.3).
 
     Args:
@@ -96,22 +93,39 @@ def steer(
             the block.
         ModelError: The model's heads cannot be reached.
     """
-    model = causal_model(model)
+    settings = [
+        Setting("", mode, target, strength, suppression, schedule, cap, scope, plausibility)
+        for strength in _numbers("gamma", gamma).reshape(-1).tolist()
+    ]
+    return steer_with(model, weights, settings, profile_mask)
+
+
+@contextmanager
+def steer_with(
+    model: PreTrainedModel,
+    weights: HeadWeights | Tensor,
+    settings: Setting | Sequence[Setting],
+    profile_mask: Tensor | None = None,
+) -> Iterator[Steering]:
+    """:func:`steer`, as a setting says.
+
+    Args:
+        settings: One, or one a user of a batch; these differ in gamma alone.
+    """
+    settings = [settings] if isinstance(settings, Setting) else settings
+    model, setting = causal_model(model), settings[0]
     layout = head_layout(model)
-    steering = Steering(
-        model, _as_map(weights, layout), gamma, mode, target, suppression, scope, profile_mask,
-        schedule, cap, plausibility,
-    )  # fmt: skip
+    steering = Steering(model, _as_map(weights, layout), settings, profile_mask)
     if isinstance(weights, HeadWeights):
-        _require_fit(weights, model, scope)
+        _require_fit(weights, model, setting.scope)
     if steering.idle:
         with occupied(model), evaluating(model):  # as one that acts would
             yield steering
         return
-    backend, branches = None, mode == "contrast"
-    if target == "profile" or (branches and attention_backend(model) == "flex_attention"):
+    backend, branches = None, setting.mode == "contrast"
+    if setting.target == "profile" or (branches and attention_backend(model) == "flex_attention"):
         backend = masked_backend(model)
-    if target == "profile":
+    if setting.target == "profile":
         require_keys_of_tokens(model, layout)
     with intercept(model, backend, entries=branches):
         steered = SteeredForward(model, layout, steering)
@@ -149,7 +163,7 @@ def active_steering(model: PreTrainedModel) -> Steering | None:
 
 def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
     given = weights.values if isinstance(weights, HeadWeights) else weights
-    values = _numbers("weights", given).detach()
+    values = _numbers("weights", given).detach().cpu()
     shape = tuple(values.shape)
     if values.dim() == 2:
         values = values[None]
@@ -179,9 +193,12 @@ def _numbers(name: str, value: Any) -> Tensor:
 
 
 class Steering:
-    """How :func:`steer` acts on a model; made by it.
+    """How a model is steered now; made by :func:`steer_with`.
 
     Attributes:
+        setting: How; of a batch, with the first user's gamma.
+        gamma: Strength, one or one a user ``(B,)``.
+        weights: Map, one or one a user ``(B, n_layers, n_heads)``.
         batch: Users that it is for; 1 for any number.
         idle: Whether it does nothing.
     """
@@ -190,53 +207,25 @@ class Steering:
         self,
         model: PreTrainedModel,
         weights: Tensor,
-        gamma: float | Sequence[float] | Tensor,
-        mode: Mode,
-        target: Target,
-        suppression: float,
-        scope: Scope,
+        settings: Sequence[Setting],
         profile_mask: Tensor | None,
-        schedule: Schedule,
-        cap: float | None,
-        plausibility: float | None,
     ) -> None:
-        for name, value, allowed in (
-            ("mode", mode, Mode), ("target", target, Target), ("scope", scope, Scope), ("schedule",
-            schedule, Schedule)
-        ):  # fmt: skip
-            if value not in get_args(allowed):
-                raise SteeringError(
-                    f"unknown {name} {value!r}; choose from {', '.join(get_args(allowed))}"
-                )
-        numbers = {"suppression": suppression, "cap": cap, "plausibility": plausibility}
-        for option, number in numbers.items():
-            if not isinstance(number, Real) and (number is not None or option == "suppression"):
-                raise SteeringError(f"{option} must be a number, not {number!r}")
-        self.gamma = _numbers("gamma", gamma).reshape(-1)
-        if not torch.isfinite(self.gamma).all() or (self.gamma < 0).any():
-            raise SteeringError("gamma must be a finite number of at least 0")
-        if not 0 <= suppression <= 1:
-            raise SteeringError("suppression must lie in [0, 1]")
-        require_plausibility(plausibility)
-        if cap is not None and (schedule != "entropy" or not cap >= 0):
-            raise SteeringError("cap is a bound of at least 0, of schedule='entropy'")
-        if mode == "amplify" and (schedule != "constant" or plausibility is not None):
-            raise SteeringError("schedule and plausibility are for mode='contrast'")
-        self.model, self.weights = model, weights
-        self.mode, self.target, self.scope = mode, target, scope
-        self.suppression = suppression
+        sizes = {len(weights), len(settings)} - {1}
+        if len(sizes) > 1:
+            raise SteeringError(
+                f"{len(weights)} maps of weights but {len(settings)} values of gamma"
+            )
+        self.batch = max(sizes, default=1)
+        self.model, self.weights, self.setting = model, weights, settings[0]
+        self.gamma = torch.tensor([s.gamma for s in settings])
         self.profile_mask = None
         if profile_mask is not None:
             self.profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
-        self.schedule, self.cap, self.plausibility = schedule, cap, plausibility
-        sizes = {len(weights), len(self.gamma)} - {1}
-        if len(sizes) > 1:
-            raise SteeringError(
-                f"{len(weights)} maps of weights but {len(self.gamma)} values of gamma"
-            )
-        self.batch = max(sizes, default=1)
-        strength = suppression if mode == "contrast" else 1.0
-        self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
+        maps = weights.expand(max(len(weights), len(settings)), -1, -1)
+        users = list(settings) * (len(maps) // len(settings))
+        changes = torch.stack([s.change(m) for s, m in zip(users, maps, strict=True)])
+        self.idle = not any(s.gamma and c.any() for s, c in zip(users, changes, strict=True))
+        self._gains = 1 + changes
         self._plans: dict[tuple[int, bool], Plan] = {}
 
     def rows(self, per_user: Tensor, n: int) -> Tensor:
@@ -254,15 +243,13 @@ class Steering:
             bottom: Branches leave in the lowest layer, whatever the map.
         """
         if (n, bottom) not in self._plans:
-            weights = self.rows(self.weights, n)
-            if self.mode == "amplify":
-                gains = 1 + self.rows(self.gamma, n)[:, None, None] * weights
-                self._plans[n, bottom] = Plan(gains, n, [], [], self.target)
+            gains, target = self.rows(self._gains, n), self.setting.target
+            if self.setting.mode == "amplify":
+                self._plans[n, bottom] = Plan(gains, n, [], [], target)
             else:
-                gains = 1 - self.suppression * weights
-                first = 0 if bottom else int((weights > 0).any(2).any(0).int().argmax())
+                first = 0 if bottom else int((self.weights > 0).any(2).any(0).int().argmax())
                 both = torch.cat([torch.ones_like(gains), gains])
-                self._plans[n, bottom] = Plan(both, n, [first] * n, range(n), self.target)
+                self._plans[n, bottom] = Plan(both, n, [first] * n, range(n), target)
         return self._plans[n, bottom]
 
     def admit(self, generation: Generation) -> None:
@@ -290,9 +277,5 @@ class Steering:
         acts = where.active(first + plain, length, logits.device)
         if acts is not None:
             active = active & acts[:, :, None]
-        if self.schedule == "entropy":
-            gamma = entropy_strength(personalised, gamma, self.cap)
-        steered = combine(
-            personalised, generic, gamma, active=active, plausibility=self.plausibility
-        )
+        steered = self.setting.contrasted(personalised, generic, gamma, active)
         return torch.cat([before.to(steered.dtype), steered], 1) if plain else steered

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefheads.errors import ArtifactError, DataError, SteeringError
-from prefheads.heads.scores import HeadScores, HeadWeights, select_heads
-from prefheads.types import Weighting
+from prefheads.errors import ArtifactError, DataError
+from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.users.embed import require, unit_rows
 from prefheads.users.route import route
 
@@ -132,31 +131,24 @@ def cluster_heads(
     *,
     k: int | None = None,
     fraction: float | None = None,
-    weights: Weighting = "soft",
-    shrinkage: float = 0.0,
 ) -> list[HeadWeights]:
     """Preference Heads of each cluster, from the scores of its users alone (5.2).
 
-    The per-example scores hold all that is needed; nothing is discovered again.
+    A head's weight is its PCS over the cluster's largest. Nothing is discovered again.
 
     Args:
         scores: of users that all belong to a cluster.
         clusters: the groups.
         k: heads per cluster; or
-        fraction: share of all heads per cluster. "soft" weights also do without either.
-        weights: "soft" keeps importance weights (PCS over the cluster's largest), "binary" ones.
-        shrinkage: weight of the mean over all users, in samples: a cluster with as many samples
-            of its own takes half of its scores from there. Steadies small clusters.
+        fraction: share of all heads per cluster; with neither, all with a positive PCS.
 
     Returns:
         One map per cluster, in the order of the clusters.
 
     Raises:
         DataError: a user without a cluster, or a cluster without samples.
-        SteeringError: `k`, `fraction` or `shrinkage` out of range.
+        SteeringError: `k` or `fraction` out of range.
     """
-    if not 0 <= shrinkage < float("inf"):
-        raise SteeringError(f"shrinkage={shrinkage}: it must be 0 or more samples")
     scored = set(scores.user_ids)
     if strangers := sorted(scored.difference(clusters.assignment)):
         raise DataError(f"user {strangers[0]!r} has scores but belongs to no cluster")
@@ -165,10 +157,7 @@ def cluster_heads(
         users = scored.intersection(clusters.members(cluster))
         if not users:
             raise DataError(f"cluster {cluster} has no discovery samples; use fewer clusters")
-        own = scores.select(users=users)
-        share = own.n_examples / (own.n_examples + shrinkage)
-        mean = share * own.mean + (1 - share) * scores.mean
-        maps.append(select_heads(mean, k, fraction, weights=weights, info=own.info))
+        maps.append(scores.select(users=users).soft(k, fraction))
     return maps
 
 
