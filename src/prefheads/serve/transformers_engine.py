@@ -38,10 +38,10 @@ from prefheads.serve.engine import (
     Overloaded,
     Piece,
 )
-from prefheads.serve.text import Transcript, end_tokens
+from prefheads.serve.text import Transcript
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.context import steer_with
-from prefheads.steering.generation import complete
+from prefheads.steering.generation import complete, end_tokens
 from prefheads.steering.setting import PLAIN, Setting
 from prefheads.users import mix
 

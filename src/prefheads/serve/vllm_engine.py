@@ -34,8 +34,9 @@ from prefheads.serve.engine import (
     Overloaded,
     Piece,
 )
-from prefheads.serve.text import Transcript, end_tokens
+from prefheads.serve.text import Transcript
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.generation import end_tokens
 from prefheads.vllm import ARCHITECTURES, SERVER
 
 if TYPE_CHECKING:

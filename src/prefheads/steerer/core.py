@@ -121,22 +121,20 @@ class PreferenceSteerer:
             )
         require_extra()
         folder = None if run is None else writable_dir(run)
-        division = divide(examples, fractions, (discovery_limit, calibration_limit), seed)
+        limits = (discovery_limit, calibration_limit)
+        parts, found, held = divide(examples, fractions, limits, seed)
         settings = settings_to_try(settings, targets, scope)
         # Samples that cannot be used are refused before the work begins.
-        encode_all(model, tokenizer, [*division.found, *division.held])
+        encode_all(model, tokenizer, [*found, *held])
         embedder = ProfileEncoder(encoder)
-        clusters = cluster_users(embedder, division, n_clusters, min_samples, seed)
-        common: dict[str, Any] = {
-            "tokens_per_pass": tokens_per_pass,
-            "seed": seed,
-            "progress": progress,
-        }
+        clusters = cluster_users(embedder, parts["discovery"], found, n_clusters, min_samples, seed)
+        common: dict[str, Any] = {"tokens_per_pass": tokens_per_pass, "seed": seed}
+        common["progress"] = progress
         scores: dict[str, HeadScores] = {
             target: discover(
                 model,
                 tokenizer,
-                division.found,
+                found,
                 scope=scope,
                 target=target,
                 reference=reference,
@@ -146,16 +144,12 @@ class PreferenceSteerer:
             for target in targets
         }
         sets = maps_by_set(scores, clusters, targets)
-        weights = route(
-            embedder.embed([e.profile for e in division.held]),
-            clusters.centroids,
-            routing,
-            temperature,
-        )
+        embeddings = embedder.embed([e.profile for e in held])
+        weights = route(embeddings, clusters.centroids, routing, temperature)
         calibration = calibrate(
             model,
             tokenizer,
-            division.held,
+            held,
             {
                 name: torch.stack([mix(w, maps).values for w in weights])
                 for name, (maps, _) in sets.items()
@@ -168,7 +162,6 @@ class PreferenceSteerer:
         # Where nothing helped, the maps are there still, for whoever sets a strength by hand.
         chosen = calibration.setting.heads or calibration.best_tried.heads or next(iter(sets))
         maps, shared = sets[chosen]
-        parts = division.parts
         return cls(
             model=model,
             tokenizer=tokenizer,
@@ -190,7 +183,7 @@ class PreferenceSteerer:
     @property
     def setting(self) -> Setting:
         """The calibrated way to steer; plain where nothing helped."""
-        return self.calibration.setting
+        return replace(self.calibration.setting, scope=self.scope)
 
     @property
     def form(self) -> Setting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ def complete(
         **options,
     )
     new = ids[:, batch.prompt_ids.shape[1] :]
-    ends = _end_tokens(model, options)
+    ends = end_tokens(model, options.get("eos_token_id"))
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [
         Completion(text.strip(), _length(row, ends))
@@ -135,14 +135,13 @@ def complete(
     ]
 
 
-def _end_tokens(model: PreTrainedModel, options: dict[str, Any]) -> set[int]:
-    ends = options.get("eos_token_id")
-    if ends is None:
-        ends = getattr(model.generation_config, "eos_token_id", None)
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+def end_tokens(model: PreTrainedModel, chosen: int | Sequence[int] | None = None) -> frozenset[int]:
+    """The tokens that end an answer: those chosen, or else the model's own."""
+    ends = getattr(model.generation_config, "eos_token_id", None) if chosen is None else chosen
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
 
 
-def _length(row: list[int], ends: set[int]) -> int:
+def _length(row: list[int], ends: Collection[int]) -> int:
     """Tokens up to the first end token, that one included; the rest is padding."""
     return next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
 
