@@ -1,4 +1,4 @@
-"""How to steer, decided by held-out likelihood.
+"""Choose how to steer by the likelihood of held-out responses.
 
 :func:`calibrate` scores every setting on samples of its own, by users who took no part in
 discovery, and prefers the weaker among settings that cannot be told apart. Doing nothing is always
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -196,8 +197,10 @@ def calibrate(
     contexts = [list(examples)]
     if objective == "specificity":
         contexts.append(other_profiles(examples, seed))
-    common: dict[str, Any] = {"tokens_per_pass": tokens_per_pass, "progress": progress}
-    nll, kl = sweep(model, tokenizer, contexts, maps, candidates, checkpoint=checkpoint, **common)
+    score = partial(
+        sweep, model, tokenizer, maps=maps, tokens_per_pass=tokens_per_pass, progress=progress
+    )
+    nll, kl = score(contexts, settings=candidates, checkpoint=checkpoint)
     own = nll[:, 0, :, 0]
     gain = user_means(own[:, :1] - own, users)  # (n_users, n_settings), positive helps
     rise: Array | None = None
@@ -208,16 +211,12 @@ def calibrate(
         stderr = gain.std(0, ddof=1) / np.sqrt(len(gain))
     moved = kl.mean(0)
     chosen = choose(gain, moved, rise)
-    degrees, _ = sweep(
-        model,
-        tokenizer,
+    degrees, _ = score(
         contexts[:1],
-        maps,
-        [PLAIN, candidates[chosen]],
+        settings=[PLAIN, candidates[chosen]],
         temperatures=TEMPERATURES,
-        checkpoint=None if checkpoint is None else _beside(checkpoint, "temperature"),
+        checkpoint=beside(checkpoint, "temperature"),
         label="temperature",
-        **common,
     )
     best = degrees[:, 0].mean(0).argmin(1)
     return Calibration(
@@ -235,9 +234,9 @@ def calibrate(
     )
 
 
-def _beside(path: str | Path, word: str) -> Path:
-    path = Path(path)
-    return path.with_stem(f"{path.stem}-{word}")
+def beside(path: str | Path | None, word: str) -> Path | None:
+    """A file with a word more in its name; None if there is none."""
+    return None if path is None else Path(path).with_stem(f"{Path(path).stem}-{word}")
 
 
 def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:

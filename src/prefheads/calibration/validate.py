@@ -1,4 +1,4 @@
-"""The gain of a steering on unseen users, beside the controls without which it means nothing.
+"""Measure what steering gains on unseen users, beside the controls that the gain needs.
 
 A lower NLL can come from a better temperature, from disturbing any heads at all, or from using any
 profile more. So each claim stands beside plain decoding at its best temperature, random heads, and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.calibration.calibrate import sweep
+from prefheads.calibration.calibrate import beside, sweep
 from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.errors import DataError
 from prefheads.heads.weights import HeadWeights
@@ -183,34 +184,18 @@ def validate(
     temperatures = sorted({1.0, plain_temperature, temperature})
     names = list(settings)
     compared = [name for name in names if not name.startswith("random ")]
-    common: dict[str, Any] = {
-        "tokens_per_pass": tokens_per_pass,
-        "progress": progress,
-        "temperatures": temperatures,
-    }
-    first, second = (
-        None if checkpoint is None else Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-{n}")
-        for n in ("own", "others")
-    )
-    own, _ = sweep(
-        model,
-        tokenizer,
-        [examples],
-        maps,
-        list(settings.values()),
-        checkpoint=first,
-        label="own profile",
-        **common,
-    )
-    rest, _ = sweep(
-        model,
-        tokenizer,
+    score = partial(
+        sweep, model, tokenizer, maps=maps, temperatures=temperatures,
+        tokens_per_pass=tokens_per_pass, progress=progress,
+    )  # fmt: skip
+    first, second = beside(checkpoint, "own"), beside(checkpoint, "others")
+    everything = list(settings.values())
+    own, _ = score([examples], settings=everything, checkpoint=first, label="own profile")
+    rest, _ = score(
         [other_profiles(examples, seed), [without_profile(e) for e in examples]],
-        maps,
-        [settings[name] for name in compared],
+        settings=[settings[name] for name in compared],
         checkpoint=second,
         label="other profiles",
-        **common,
     )
 
     def at(name: str, degree: float = 1.0) -> Array:

@@ -86,11 +86,9 @@ def require_same_run(folder: Path, run: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: It holds a run of another command, model, or options.
     """
-    if (folder / RUN_FILE).exists():
-        _require_same(folder, read_json(folder / RUN_FILE), run)
-
-
-def _require_same(folder: Path, before: Any, run: Mapping[str, Any]) -> None:
+    if not (folder / RUN_FILE).exists():
+        return
+    before = read_json(folder / RUN_FILE)
     if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
         raise ArtifactError(f"{folder / RUN_FILE}: damaged; give another folder")
     if before.get("fingerprint") != run["fingerprint"]:

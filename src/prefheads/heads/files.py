@@ -33,7 +33,7 @@ def is_fitted(folder: Path) -> bool:
 
 
 def load_heads(folder: Path, config: Any) -> HeadWeights:
-    """The heads that `discover` left in a folder.
+    """The heads that ``discover`` left in a folder.
 
     Raises:
         ArtifactError: No run, a damaged one, or one of another model than this config's.
@@ -62,7 +62,7 @@ def save_steerer_maps(
 def load_steerer_maps(
     folder: Path,
 ) -> tuple[dict[str, HeadWeights], dict[str, Tensor], dict[str, Any]]:
-    """What :func:`save_steerer_maps` wrote: the maps, all tensors, and the metadata.
+    """What :func:``save_steerer_maps`` wrote: the maps, all tensors, and the metadata.
 
     The maps are named ``"shared"``, and ``"0"``, ``"1"``, ... by cluster.
 

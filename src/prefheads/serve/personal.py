@@ -43,7 +43,7 @@ class Wish:
     sampling: Sampling
     user: str | None
     gamma: float | None
-    mode: Mode | Literal["off"] | None
+    mode: Literal[Mode, "off"] | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,7 +109,7 @@ class Request(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     gamma: float | None = Field(None, ge=0)
-    mode: Mode | Literal["off"] | None = None
+    mode: Literal[Mode, "off"] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -23,8 +23,8 @@ class Clusters:
     """Groups of users, the largest first.
 
     Attributes:
-        centroids: `(C, d)` float32, unit rows.
-        assignment: the cluster of each user, 0 .. C-1; always the nearest, as `route` finds it.
+        centroids: ``(C, d)`` float32, unit rows.
+        assignment: the cluster of each user, 0 .. C-1; always the nearest, as ``route`` finds it.
     """
 
     centroids: NDArray[np.float32]
@@ -46,14 +46,14 @@ class Clusters:
         return [user for user, own in self.assignment.items() if own == cluster]
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-serialisable metadata, as `storage.save_tensors` takes them."""
+        """Tensors and JSON-serialisable metadata, as ``storage.save_tensors`` takes them."""
         return {"centroids": torch.from_numpy(self.centroids)}, {
             "assignment": dict(self.assignment)
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The inverse of `to_tensors`; ArtifactError if something is missing or does not fit."""
+        """The inverse of ``to_tensors``; ArtifactError if something is missing or does not fit."""
         try:
             centroids = tensors["centroids"].to("cpu", torch.float32)
             assignment = {str(user): int(own) for user, own in meta["assignment"].items()}
@@ -79,10 +79,10 @@ def fit_clusters(
     The result does not depend on the order of the users.
 
     Args:
-        embeddings: `(n_users, d)`.
+        embeddings: ``(n_users, d)``.
         user_ids: one id per row, each once.
-        n_clusters: how many; None chooses the number up to `MAX_CLUSTERS` with the best
-            silhouette among those that leave every cluster `min_samples`, and 1 if there is none.
+        n_clusters: how many; None chooses the number up to ``MAX_CLUSTERS`` with the best
+            silhouette among those that leave every cluster ``min_samples``, and 1 if there is none.
         samples_per_user: discovery samples of each user; None counts each user as one sample.
         min_samples: discovery samples a cluster needs for heads of its own; a single cluster,
             which holds all there are, is exempt.
@@ -147,7 +147,7 @@ def cluster_heads(
 
     Raises:
         DataError: a user without a cluster, or a cluster without samples.
-        SteeringError: `k` or `fraction` out of range.
+        SteeringError: ``k`` or ``fraction`` out of range.
     """
     scored = set(scores.user_ids)
     if strangers := sorted(scored.difference(clusters.assignment)):

@@ -1,4 +1,4 @@
-"""Which clusters a user belongs to, and the one map of heads that follows (5.3, Algorithm 1)."""
+"""Route a user to clusters, and mix the clusters' maps into the user's (5.3, Algorithm 1)."""
 
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -22,14 +22,14 @@ def route(
     """Weights of the clusters for a user, by cosine similarity to the centroids (5.3).
 
     Args:
-        embedding: `(d,)` for one user or `(n, d)` for several.
-        centroids: `(C, d)`.
+        embedding: ``(d,)`` for one user or ``(n, d)`` for several.
+        centroids: ``(C, d)``.
         mode: "hard" gives the nearest cluster everything (of equally near ones, the first);
             "soft" is a softmax of similarity / temperature.
         temperature: above 0, for "soft"; towards 0 it becomes "hard".
 
     Returns:
-        `(C,)` or `(n, C)`, each row non-negative with sum 1.
+        ``(C,)`` or ``(n, C)``, each row non-negative with sum 1.
 
     Raises:
         SteeringError: unknown mode, temperature out of range, or embeddings that do not fit.
@@ -57,10 +57,10 @@ def route(
 
 
 def mix(weights: NDArray[Any], maps: Sequence[HeadWeights]) -> HeadWeights:
-    """The clusters' maps in one: `sum_c w_c * map_c` (Algorithm 1, line 17).
+    """The clusters' maps in one: ``sum_c w_c * map_c`` (Algorithm 1, line 17).
 
     Args:
-        weights: `(C,)`, non-negative, with sum 1, as `route` gives them for one user.
+        weights: ``(C,)``, non-negative, with sum 1, as ``route`` gives them for one user.
         maps: one map per cluster, of equal shape.
 
     Raises:
