@@ -35,7 +35,7 @@ def change(folder: Path, without: str = "", **fields: object) -> None:
 def test_settings_have_the_scope_of_their_run(folder: Path) -> None:
     """Tables do not say it."""
     change(folder, scope="all")
-    found = load(folder, MODEL)["calibration"]
+    found = load(folder, MODEL.config)["calibration"]
     assert {setting.scope for setting in found.settings} == {"all"}
 
 
@@ -44,7 +44,7 @@ def test_a_quick_look(folder: Path) -> None:
     assert read_steerer(folder, MODEL.config)["targets"] == []
     clusters, maps, own = load_clusters(folder)
     assert len(maps) == clusters.n_clusters and torch.equal(
-        own.values, load(folder, MODEL)["shared"].values
+        own.values, load(folder, MODEL.config)["shared"].values
     )
 
 

@@ -310,7 +310,7 @@ class PreferenceSteerer:
 
     def save(self, folder: str | Path) -> None:
         """Write everything but the model: ``steerer.json``, maps, clusters and scores."""
-        steerer_files.save(self, writable_dir(folder))
+        steerer_files.save(writable_dir(folder), self.model.config, vars(self))
 
     @classmethod
     def load(
@@ -321,4 +321,6 @@ class PreferenceSteerer:
         Raises:
             ArtifactError: Missing, damaged, or fitted for another model.
         """
-        return cls(model=model, tokenizer=tokenizer, **steerer_files.load(Path(folder), model))
+        return cls(
+            model=model, tokenizer=tokenizer, **steerer_files.load(Path(folder), model.config)
+        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.data.people import Seen
@@ -24,28 +25,25 @@ from prefheads.models.bundled import model_name
 from prefheads.storage import read_json, write_json
 from prefheads.users import Clusters
 
-if TYPE_CHECKING:
-    from prefheads.steerer.core import PreferenceSteerer
-
 SEEN = "seen.json"
 USED = ("discovery", "calibration")
 PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
 
 
-def save(steerer: PreferenceSteerer, folder: Path) -> None:
-    """Write ``steerer.json`` last, so that a folder with it is complete."""
-    save_steerer_maps(folder, steerer.shared, steerer.maps, *steerer.clusters.to_tensors())
-    for target, scores in steerer.scores.items():
+def save(folder: Path, config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
+    """Write the fields of a steerer, ``steerer.json`` last: a folder with it is complete."""
+    tensors, meta = fields["clusters"].to_tensors()
+    save_steerer_maps(folder, fields["shared"], fields["maps"], tensors, meta)
+    for target, scores in fields["scores"].items():
         scores.save(folder / f"scores-{target}.safetensors")
-    write_json(folder / SEEN, steerer.seen.to_dict())
-    config = steerer.model.config
+    write_json(folder / SEEN, fields["seen"].to_dict())
     data = {
         "model_id": config.name_or_path,
         "fingerprint": fingerprint(config),
-        "calibration": steerer.calibration.to_dict(),
-        "targets": list(steerer.scores),
+        "calibration": fields["calibration"].to_dict(),
+        "targets": list(fields["scores"]),
     }
-    data |= {name: getattr(steerer, name) for name in PLAIN_FIELDS}
+    data |= {name: fields[name] for name in PLAIN_FIELDS}
     write_json(folder / STEERER, data)
 
 
@@ -87,9 +85,9 @@ def load_clusters(folder: Path) -> tuple[Clusters, list[HeadWeights], HeadWeight
     return clusters, list(maps.values()), shared
 
 
-def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """The fields of a saved steerer, checked against the model."""
-    data = read_steerer(folder, model.config)
+def load(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a saved steerer, checked against the config of the model."""
+    data = read_steerer(folder, config)
     clusters, maps, shared = load_clusters(folder)
     try:
         fields = {
@@ -98,7 +96,7 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
             "shared": shared,
             "calibration": Calibration.from_dict(data["calibration"], data["scope"]),
             "scores": {
-                t: HeadScores.load(folder / f"scores-{t}.safetensors", model)
+                t: HeadScores.load(folder / f"scores-{t}.safetensors", config)
                 for t in data["targets"]
             },
             "seen": load_seen(folder),
@@ -108,7 +106,7 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
         raise
     except (KeyError, TypeError, ValueError, PrefheadsError) as error:
         raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
-    require_model(folder, shared.values, shared.info, model.config)
+    require_model(folder, shared.values, shared.info, config)
     return fields
 
 

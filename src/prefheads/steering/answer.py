@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +34,7 @@ from prefheads.interventions.probes import Sharing, sharing_of
 from prefheads.interventions.shared_prompt import Clean, NewOnly
 from prefheads.steering import response
 from prefheads.steering.response import Response
-
-if TYPE_CHECKING:
-    from prefheads.steering.context import Steering
+from prefheads.steering.setting import Steering
 
 
 class SteeredForward:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prefheads.errors import SteeringError
 from prefheads.heads.scores import HeadWeights, fingerprint
-from prefheads.interventions.forward import Generation, replaced_forward
+from prefheads.interventions.forward import replaced_forward
 from prefheads.interventions.hooks import set_step
 from prefheads.interventions.intercept import (
     HeadLayout,
@@ -33,9 +33,8 @@ from prefheads.interventions.intercept import (
 from prefheads.interventions.layout import require_keys_of_tokens
 from prefheads.interventions.linear import fast_steps
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import ALL, Plan, Where
 from prefheads.steering.answer import SteeredForward
-from prefheads.steering.setting import Setting
+from prefheads.steering.setting import Setting, Steering
 from prefheads.types import Mode, Schedule, Scope, Target
 
 
@@ -115,6 +114,8 @@ def steer_with(
     settings = [settings] if isinstance(settings, Setting) else settings
     model, setting = causal_model(model), settings[0]
     layout = head_layout(model)
+    if profile_mask is not None:
+        profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
     steering = Steering(model, _as_map(weights, layout), settings, profile_mask)
     if isinstance(weights, HeadWeights):
         _require_fit(weights, model, setting.scope)
@@ -190,92 +191,3 @@ def _numbers(name: str, value: Any) -> Tensor:
             f"{name} must be real numbers, at least one; not of shape {tuple(tensor.shape)}"
         )
     return tensor.float()
-
-
-class Steering:
-    """How a model is steered now; made by :func:`steer_with`.
-
-    Attributes:
-        setting: How; of a batch, with the first user's gamma.
-        gamma: Strength, one or one a user ``(B,)``.
-        weights: Map, one or one a user ``(B, n_layers, n_heads)``.
-        batch: Users that it is for; 1 for any number.
-        idle: Whether it does nothing.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        weights: Tensor,
-        settings: Sequence[Setting],
-        profile_mask: Tensor | None,
-    ) -> None:
-        sizes = {len(weights), len(settings)} - {1}
-        if len(sizes) > 1:
-            raise SteeringError(
-                f"{len(weights)} maps of weights but {len(settings)} values of gamma"
-            )
-        self.batch = max(sizes, default=1)
-        self.model, self.weights, self.setting = model, weights, settings[0]
-        self.gamma = torch.tensor([s.gamma for s in settings])
-        self.profile_mask = None
-        if profile_mask is not None:
-            self.profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
-        maps = weights.expand(max(len(weights), len(settings)), -1, -1)
-        users = list(settings) * (len(maps) // len(settings))
-        changes = torch.stack([s.change(m) for s, m in zip(users, maps, strict=True)])
-        self.idle = not any(s.gamma and c.any() for s, c in zip(users, changes, strict=True))
-        self._gains = 1 + changes
-        self._plans: dict[tuple[int, bool], Plan] = {}
-
-    def rows(self, per_user: Tensor, n: int) -> Tensor:
-        """One row a user, repeated for beams as ``generate`` repeats its inputs."""
-        if len(per_user) == 1:
-            return per_user.expand(n, *per_user.shape[1:])
-        if n % len(per_user):
-            raise SteeringError(f"a batch of {n} does not fit steering for {len(per_user)} users")
-        return per_user.repeat_interleave(n // len(per_user), 0)
-
-    def plan(self, n: int, *, bottom: bool = False) -> Plan:
-        """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches.
-
-        Args:
-            bottom: Branches leave in the lowest layer, whatever the map.
-        """
-        if (n, bottom) not in self._plans:
-            gains, target = self.rows(self._gains, n), self.setting.target
-            if self.setting.mode == "amplify":
-                self._plans[n, bottom] = Plan(gains, n, [], [], target)
-            else:
-                first = 0 if bottom else int((self.weights > 0).any(2).any(0).int().argmax())
-                both = torch.cat([torch.ones_like(gains), gains])
-                self._plans[n, bottom] = Plan(both, n, [first] * n, range(n), target)
-        return self._plans[n, bottom]
-
-    def admit(self, generation: Generation) -> None:
-        """Refuse a run of ``generate()`` that is not for the users of this steering."""
-        masks = 1 if self.profile_mask is None else len(self.profile_mask)
-        for users in {self.batch, masks} - {1}:
-            if generation.n_rows not in (None, users):
-                raise SteeringError(
-                    f"a batch of {generation.n_rows} does not fit steering for {users} users"
-                )
-
-    def combine(self, logits: Tensor, n: int, where: Where = ALL, length: int = 1) -> Tensor:
-        """The steered logits of a call's last positions ``(n, kept, vocab)``.
-
-        Args:
-            logits: Of the rows of both branches, the last of ``length`` positions.
-            where: Where the call is steered.
-        """
-        first = length - logits.shape[1]
-        plain = max(0, where.start - first)
-        before, logits = logits[:n, :plain], logits[:, plain:]
-        personalised, generic = logits[:n], logits[n:]
-        gamma = self.rows(self.gamma, n).to(logits.device)[:, None, None]
-        active = self.rows(self.weights.amax((1, 2)) > 0, n).to(logits.device)[:, None, None]
-        acts = where.active(first + plain, length, logits.device)
-        if acts is not None:
-            active = active & acts[:, :, None]
-        steered = self.setting.contrasted(personalised, generic, gamma, active)
-        return torch.cat([before.to(steered.dtype), steered], 1) if plain else steered

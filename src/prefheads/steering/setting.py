@@ -7,13 +7,18 @@ logits of two branches into those of their contrast (Eq. 8).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefheads.errors import SteeringError
+from prefheads.interventions.forward import Generation
+from prefheads.interventions.plan import ALL, Plan, Where
 from prefheads.steering.combine import combine, entropy_strength, require_plausibility
 from prefheads.types import Mode, Schedule, Scope, Target
 
@@ -131,3 +136,91 @@ class Setting:
 
 
 PLAIN = Setting()
+
+
+class Steering:
+    """How a model is steered now; made by :func:`prefheads.steering.context.steer_with`.
+
+    Attributes:
+        setting: How; of a batch, with the first user's gamma.
+        gamma: Strength, one or one a user ``(B,)``.
+        weights: Map, one or one a user ``(B, n_layers, n_heads)``.
+        profile_mask: The profile's tokens in the prompt, one row or one a user, or None.
+        batch: Users that it is for; 1 for any number.
+        idle: Whether it does nothing.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: Tensor,
+        settings: Sequence[Setting],
+        profile_mask: Tensor | None,
+    ) -> None:
+        sizes = {len(weights), len(settings)} - {1}
+        if len(sizes) > 1:
+            raise SteeringError(
+                f"{len(weights)} maps of weights but {len(settings)} values of gamma"
+            )
+        self.batch = max(sizes, default=1)
+        self.model, self.weights, self.setting = model, weights, settings[0]
+        self.profile_mask = profile_mask
+        self.gamma = torch.tensor([s.gamma for s in settings])
+        maps = weights.expand(max(len(weights), len(settings)), -1, -1)
+        users = list(settings) * (len(maps) // len(settings))
+        changes = torch.stack([s.change(m) for s, m in zip(users, maps, strict=True)])
+        self.idle = not any(s.gamma and c.any() for s, c in zip(users, changes, strict=True))
+        self._gains = 1 + changes
+        self._plans: dict[tuple[int, bool], Plan] = {}
+
+    def rows(self, per_user: Tensor, n: int) -> Tensor:
+        """One row a user, repeated for beams as ``generate`` repeats its inputs."""
+        if len(per_user) == 1:
+            return per_user.expand(n, *per_user.shape[1:])
+        if n % len(per_user):
+            raise SteeringError(f"a batch of {n} does not fit steering for {len(per_user)} users")
+        return per_user.repeat_interleave(n // len(per_user), 0)
+
+    def plan(self, n: int, *, bottom: bool = False) -> Plan:
+        """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches.
+
+        Args:
+            bottom: Branches leave in the lowest layer, whatever the map.
+        """
+        if (n, bottom) not in self._plans:
+            gains, target = self.rows(self._gains, n), self.setting.target
+            if self.setting.mode == "amplify":
+                self._plans[n, bottom] = Plan(gains, n, [], [], target)
+            else:
+                first = 0 if bottom else int((self.weights > 0).any(2).any(0).int().argmax())
+                both = torch.cat([torch.ones_like(gains), gains])
+                self._plans[n, bottom] = Plan(both, n, [first] * n, range(n), target)
+        return self._plans[n, bottom]
+
+    def admit(self, generation: Generation) -> None:
+        """Refuse a run of ``generate()`` that is not for the users of this steering."""
+        masks = 1 if self.profile_mask is None else len(self.profile_mask)
+        for users in {self.batch, masks} - {1}:
+            if generation.n_rows not in (None, users):
+                raise SteeringError(
+                    f"a batch of {generation.n_rows} does not fit steering for {users} users"
+                )
+
+    def combine(self, logits: Tensor, n: int, where: Where = ALL, length: int = 1) -> Tensor:
+        """The steered logits of a call's last positions ``(n, kept, vocab)``.
+
+        Args:
+            logits: Of the rows of both branches, the last of ``length`` positions.
+            where: Where the call is steered.
+        """
+        first = length - logits.shape[1]
+        plain = max(0, where.start - first)
+        before, logits = logits[:n, :plain], logits[:, plain:]
+        personalised, generic = logits[:n], logits[n:]
+        gamma = self.rows(self.gamma, n).to(logits.device)[:, None, None]
+        active = self.rows(self.weights.amax((1, 2)) > 0, n).to(logits.device)[:, None, None]
+        acts = where.active(first + plain, length, logits.device)
+        if acts is not None:
+            active = active & acts[:, :, None]
+        steered = self.setting.contrasted(personalised, generic, gamma, active)
+        return torch.cat([before.to(steered.dtype), steered], 1) if plain else steered
