@@ -160,7 +160,7 @@ def as_data(result: Result) -> dict[str, Any]:
     steerer = result.steerer
     return {
         "report": result.report,
-        "setting": asdict(steerer.setting),
+        "setting": steerer.setting.to_dict(),
         "clusters": steerer.clusters.assignment,
         "adjusted_rand_index": agreement(steerer.clusters, _kinds(steerer)).rand,
         "validation": result.validation.to_dict(),

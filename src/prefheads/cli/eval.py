@@ -39,7 +39,7 @@ from prefheads.models.limits import context_length
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.steerer.files import fitted_task
+from prefheads.steerer.files import read_steerer
 from prefheads.storage import read_json, writable_dir, write_json
 from prefheads.tasks.lamp import task_name
 from prefheads.tasks.metrics import prepare
@@ -258,7 +258,7 @@ def _fitted(
     """Folders of fits by task."""
     found: dict[str, Path] = {}
     for folder in folders:
-        task = fitted_task(folder)
+        task = read_steerer(folder)["task"]
         if task not in tasks:
             named = task or "no benchmark task"
             session.tell(f"{folder} was fitted for {named}, which is not evaluated here")

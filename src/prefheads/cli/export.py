@@ -12,9 +12,11 @@ from rich.table import Table
 from prefheads.cli import options, session
 from prefheads.errors import SteeringError
 from prefheads.export.export import Adapter, export_adapter, export_merged, new_folder, require_new
+from prefheads.heads.files import is_fitted, load_heads
 from prefheads.heads.scores import HeadWeights
 from prefheads.models.loading import load_config, load_model
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import read_steerer
 
 
 def export(
@@ -46,12 +48,12 @@ def export(
         raise SteeringError("--max-rank is for --format peft; a merged checkpoint has no rank")
     config = load_config(model)
     require_new(out)
-    fitted = (source / "steerer.json").is_file()
+    fitted = is_fitted(source)
     maps: dict[str, HeadWeights] = {}
     if fitted:
-        session.require_fitted(source, config)
+        read_steerer(source, config)
     elif source.is_dir():
-        maps[""] = session.load_heads(source, config)
+        maps[""] = load_heads(source, config)
     else:
         maps[""] = HeadWeights.load(source, model=config)
     if not fitted and gamma is None:

@@ -86,9 +86,10 @@ def serve(
         from prefheads.serve.transformers_engine import BatchLimits
         from prefheads.serve.vllm_engine import VllmEngine
     from prefheads.steerer.core import PreferenceSteerer
+    from prefheads.steerer.files import read_steerer
 
     config = load_config(model)
-    session.require_fitted(run, config)
+    read_steerer(run, config)
     with listen(host, port) as listening, ExitStack() as stack:
         limits = Limits(
             max_tokens=max_tokens,

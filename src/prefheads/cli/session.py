@@ -17,7 +17,7 @@ import prefheads
 from prefheads.data.encoding import TruncationWarning
 from prefheads.data.people import Seen
 from prefheads.errors import ArtifactError
-from prefheads.heads.scores import HeadWeights, fingerprint
+from prefheads.heads.scores import fingerprint
 from prefheads.models.bundled import model_name
 from prefheads.models.loading import load_model
 from prefheads.progress import stage
@@ -86,11 +86,9 @@ def require_same_run(folder: Path, run: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: It holds a run of another command, model, or options.
     """
-    if (folder / RUN_FILE).exists():
-        _require_same(folder, read_json(folder / RUN_FILE), run)
-
-
-def _require_same(folder: Path, before: Any, run: Mapping[str, Any]) -> None:
+    if not (folder / RUN_FILE).exists():
+        return
+    before = read_json(folder / RUN_FILE)
     if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
         raise ArtifactError(f"{folder / RUN_FILE}: damaged; give another folder")
     if before.get("fingerprint") != run["fingerprint"]:
@@ -133,25 +131,6 @@ def has_results(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def require_fitted(folder: Path, config: PreTrainedConfig) -> None:
-    """Make sure, without the weights of the model, that a steerer was fitted for it.
-
-    Raises:
-        ArtifactError: No steerer, a damaged one, or another model's.
-    """
-    path = folder / "steerer.json"
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: holds no fitted steerer; run `prefheads fit` first")
-    data = read_json(path)
-    if not isinstance(data, dict) or "fingerprint" not in data:
-        raise ArtifactError(f"{path}: damaged; fit again into another folder")
-    if data["fingerprint"] != fingerprint(config):
-        raise ArtifactError(
-            f"{folder}: was fitted for {model_name(data.get('model_id'))}, "
-            f"not for {model_name(config.name_or_path)}"
-        )
-
-
 def options_of(folder: Path) -> dict[str, Any]:
     """What the command that made a run was given; empty where it is not recorded."""
     run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
@@ -187,16 +166,6 @@ def require_same_profiles(folder: Path, loading: Mapping[str, Any]) -> None:
                 f"{folder}: was made with --{name} {options[name]}, not {now}; heads are for "
                 "prompts like those that they were found with"
             )
-
-
-def load_heads(folder: Path, config: PreTrainedConfig) -> HeadWeights:
-    """The heads that `discover` left in a folder, checked against the model."""
-    path = folder / "heads.safetensors"
-    if not path.is_file():
-        raise ArtifactError(
-            f"{folder}: holds no run; give a folder that `prefheads fit` or `discover` wrote"
-        )
-    return HeadWeights.load(path, model=config)
 
 
 @contextmanager

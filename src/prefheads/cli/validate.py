@@ -16,8 +16,9 @@ from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.report.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import read_steerer
 from prefheads.storage import writable_dir, write_json
-from prefheads.tasks.retrieve import Method
+from prefheads.types import Retrieval
 
 
 def validate(
@@ -29,7 +30,7 @@ def validate(
         int | None, typer.Option(min=1, help="Profile items; by default as many as in fitting.")
     ] = None,
     retrieval: Annotated[
-        Method | None, typer.Option(help="How they are chosen; by default as in fitting.")
+        Retrieval | None, typer.Option(help="How they are chosen; by default as in fitting.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -38,7 +39,7 @@ def validate(
     as_json: options.Json = False,
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
-    session.require_fitted(run, load_config(model))
+    read_steerer(run, load_config(model))
     given = {"items": items, "retrieval": retrieval}
     session.require_same_profiles(run, {k: v for k, v in given.items() if v is not None})
     fitted = session.options_of(run)

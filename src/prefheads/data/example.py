@@ -16,7 +16,8 @@ from prefheads.data.people import People, mark
 from prefheads.errors import DataError
 from prefheads.tasks.data import read_rows
 from prefheads.tasks.lamp import NAMELESS, TASKS, Item, require_fields, task_name, task_of
-from prefheads.tasks.retrieve import Method, retrieve
+from prefheads.tasks.retrieve import retrieve
+from prefheads.types import Retrieval
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_examples(
     *,
     outputs: str | Path | None = None,
     items: int = 5,
-    retrieval: Method = "bm25",
+    retrieval: Retrieval = "bm25",
     seed: int = 0,
     encoder: str = "bundled",
     limit: int | None = None,

@@ -6,7 +6,7 @@ Needs no generation, and separates methods with far fewer samples than text metr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array
 from prefheads.steering.combine import combine
-from prefheads.steering.context import Scope
 from prefheads.steering.divergence import require_numbers
 from prefheads.steering.setting import PLAIN
+from prefheads.types import Scope
 
 
 def likelihood(
@@ -113,7 +113,7 @@ def _scores(
     nothing = {"none": torch.zeros(head_layout(model).shape)}
     cad = {i: d.method.options["gamma"] for i, d in enumerate(decoders) if d.method.kind == "cad"}
     run = digest(
-        [scope, [asdict(s) for s in settings], cad, list(temperatures), *model_marks(model)],
+        [scope, [s.to_dict() for s in settings], cad, list(temperatures), *model_marks(model)],
         (e for part in encoded for e in part),
         list(maps.values()),
     )

@@ -13,30 +13,29 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefheads.calibration import paper
+from prefheads.calibration.headsets import percent
 from prefheads.data.encoding import Batch
 from prefheads.data.example import Example
 from prefheads.errors import DataError, SteeringError
 from prefheads.evaluation.draws import SEED
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import head_layout
-from prefheads.interventions.plan import Target
-from prefheads.steerer.core import PreferenceSteerer, Routing
+from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.cad import context_contrast
-from prefheads.steering.context import Scope, ScopeWarning
+from prefheads.steering.context import ScopeWarning, steer_with
 from prefheads.steering.dola import layer_contrast
-from prefheads.steering.generation import steer_with
-from prefheads.steering.setting import PLAIN, Setting, percent
+from prefheads.steering.setting import PLAIN, Setting
+from prefheads.types import Control, Routing, Scope, Target
 from prefheads.users import cluster_heads, mix
 
 Options = dict[str, Any]
-Control = Literal["heads", "mask"]
 
 _DPS: Options = {
     "gamma": paper.GAMMA,
@@ -173,7 +172,7 @@ class Method:
             return steerer.setting
         if self.base in ("plain", "cad", "dola"):
             return PLAIN
-        names = ("mode", "target", "gamma", "suppression", "schedule", "cap")
+        names = ("mode", "target", "gamma", "suppression", "schedule", "cap", "scope")
         chosen = {n: self.options[n] for n in names if n in self.options}
         return Setting(heads=f"top {percent(self.options['fraction'])}%", **chosen)
 
@@ -243,7 +242,7 @@ class Decoder:
             return layer_contrast(model, options["layers"], plausibility=options["plausibility"])
         if self.weights is None or self.setting.plain:
             return nullcontext()
-        return steer_with(model, self.weights[rows], self.setting, self.scope, batch.profile_mask)
+        return steer_with(model, self.weights[rows], self.setting, batch.profile_mask)
 
 
 def make_decoder(

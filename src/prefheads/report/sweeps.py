@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prefheads.calibration.calibrate import Calibration
-from prefheads.calibration.headsets import HeadSet
+from prefheads.calibration.headsets import HeadSet, percent
 from prefheads.evaluation.methods import CONTROLS, Method
 from prefheads.report.charts import BLUE, GREEN, INK, ORANGE, chart, intervals
 from prefheads.report.evaluated import NLL, NOTHING, Difference, Evaluation, estimate
@@ -23,7 +23,6 @@ from prefheads.report.plots import (
     line_style,
 )
 from prefheads.stats import Estimate
-from prefheads.steering.setting import percent
 
 
 def head_set(name: str) -> tuple[str, float]:

@@ -22,6 +22,7 @@ from prefheads.steering.generation import room_for_prompt
 from prefheads.steering.setting import PLAIN, Setting
 from prefheads.tasks.lamp import TASKS, task_of
 from prefheads.tasks.retrieve import okapi_scores, retrieve
+from prefheads.types import Mode
 from prefheads.users import ProfileEncoder, route
 
 
@@ -42,7 +43,7 @@ class Wish:
     sampling: Sampling
     user: str | None
     gamma: float | None
-    mode: Literal["contrast", "amplify", "off"] | None
+    mode: Literal[Mode, "off"] | None
 
 
 @dataclass(frozen=True, eq=False)

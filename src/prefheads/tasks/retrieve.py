@@ -7,18 +7,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefheads.errors import DataError
 from prefheads.tasks.lamp import Item, Task, require_fields, task_of
+from prefheads.types import Retrieval
 
 if TYPE_CHECKING:
     from prefheads.users.embed import ProfileEncoder
-
-Method = Literal["bm25", "dense", "recent", "random", "all"]
 
 
 def retrieve(
@@ -26,7 +25,7 @@ def retrieve(
     input: str,
     profile: Sequence[Item],
     k: int,
-    method: Method = "bm25",
+    method: Retrieval = "bm25",
     *,
     key: str = "",
     seed: int = 0,
@@ -59,7 +58,9 @@ def retrieve(
     if method == "random":
         return random.Random(f"{seed}:{key}").sample(profile, min(k, len(profile)))
     if method not in ("bm25", "dense"):
-        raise DataError(f"unknown retrieval {method!r}: use one of {', '.join(get_args(Method))}")
+        raise DataError(
+            f"unknown retrieval {method!r}: use one of {', '.join(get_args(Retrieval))}"
+        )
     require_fields(profile, form.corpus, f'retrieval "{method}"')
     query = _query(form, input)
     corpus = [" ".join(item[field] for field in form.corpus) for item in profile]

@@ -1,7 +1,5 @@
-"""Saved scores and weights: round trips, damage, failed writes."""
+"""Saved scores and weights: round trips and damage; the maps in the folders of runs."""
 
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +8,17 @@ import safetensors.torch
 import torch
 
 from prefheads.errors import ArtifactError
+from prefheads.heads.files import (
+    HEADS,
+    STEERER,
+    STEERER_MAPS,
+    load_heads,
+    load_steerer_maps,
+    maps_in,
+    save_steerer_maps,
+)
 from prefheads.heads.scores import HeadScores, HeadWeights, Provenance
-from prefheads.storage import load_tensors, read_json, save_tensors, writable_dir, write_json
+from prefheads.storage import load_tensors, save_tensors, write_json
 
 INFO = Provenance(model_id="tiny", task="LaMP-4", scope="all", seed=3)
 
@@ -85,44 +92,50 @@ def test_foreign_missing_and_wrong_files_are_refused(tmp_path: Path) -> None:
         HeadWeights.load(tmp_path / "scores")
 
 
-def test_failed_write_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_weights(1).save(path := tmp_path / "heads")
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(ArtifactError, match="No space left on device") as error:
-        make_weights(2).save(path)
-    one_line(error)
-    assert HeadWeights.load(path) == make_weights(1)
-    assert [file.name for file in tmp_path.iterdir()] == ["heads"]
-    with pytest.raises(ArtifactError):
-        make_weights().save(tmp_path / "no folder" / "heads")
+def test_maps_of_a_steerer_come_back_with_what_lies_beside_them(tmp_path: Path) -> None:
+    shared, maps = make_weights(0), [make_weights(1), make_weights(2)]
+    save_steerer_maps(tmp_path, shared, maps, {"centroids": torch.ones(2, 3)}, {"assignment": {}})
+    found, tensors, meta = load_steerer_maps(tmp_path)
+    assert found == {"shared": shared, "0": maps[0], "1": maps[1]}
+    assert torch.equal(tensors["centroids"], torch.ones(2, 3)) and meta["assignment"] == {}
 
 
-def test_json_files_and_folders(tmp_path: Path) -> None:
-    folder = writable_dir(tmp_path / "a" / "b")
-    write_json(folder / "x.json", {"é": [1, 2.5, None]})
-    assert read_json(folder / "x.json") == {"é": [1, 2.5, None]}
-    (folder / "bad.json").write_text('{\n "a": }')
-    with pytest.raises(ArtifactError, match="line 2"):
-        read_json(folder / "bad.json")
-    (folder / "binary.json").write_bytes(b"\xff\xfe\x00{")
-    for name in ("binary.json", "missing.json"):
-        with pytest.raises(ArtifactError, match=name) as error:
-            read_json(folder / name)
+def test_damaged_maps_of_a_steerer_are_refused(tmp_path: Path) -> None:
+    save_steerer_maps(tmp_path, make_weights(0), [make_weights(1)], {}, {})
+    tensors, meta = load_tensors(tmp_path / STEERER_MAPS, "steerer")
+    infos = meta["infos"]
+    for values, told in [
+        ({"maps": tensors["maps"]}, infos),
+        (tensors, infos[:1]),
+        (tensors, [{"no such field": 1}, *infos[1:]]),
+        (tensors | {"shared": torch.full((4, 3), torch.nan)}, infos),
+    ]:
+        save_tensors(tmp_path / STEERER_MAPS, values, "steerer", {"infos": told})
+        with pytest.raises(ArtifactError, match="damaged steerer") as error:
+            load_steerer_maps(tmp_path)
         one_line(error)
-    with pytest.raises(ArtifactError):
-        writable_dir(folder / "x.json")
 
 
-def test_metadata_is_plain_json_in_the_header(tmp_path: Path) -> None:
-    make_weights().save(path := tmp_path / "heads")
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["prefheads"])
-    assert header["kind"] == "head weights" and header["meta"]["info"]["scope"] == "response"
-    tensors, meta = load_tensors(path, "head weights")
-    assert set(tensors) == {"values"} and meta == header["meta"]
+def test_maps_are_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    make_weights(0).save(tmp_path / "run" / HEADS)
+    save_steerer_maps(tmp_path / "run", make_weights(1), [make_weights(2)], {}, {})
+    assert [name for name, _ in maps_in(tmp_path / "run")] == ["run"]  # not finished
+    write_json(tmp_path / "run" / STEERER, {})
+    found = {name: read() for name, read in maps_in(tmp_path / "run")}
+    assert found == {
+        "run": make_weights(0),
+        "run/shared": make_weights(1),
+        "run/0": make_weights(2),
+    }
+    make_weights(3).save(tmp_path / "alone.safetensors")
+    ((name, read),) = maps_in(tmp_path / "alone.safetensors")
+    assert name == "alone" and read() == make_weights(3)
+    (tmp_path / "notes.txt").write_text("no map")
+    assert not list(maps_in(tmp_path / "notes.txt"))
+
+
+def test_heads_of_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no run") as error:
+        load_heads(tmp_path, None)
+    one_line(error)
