@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
+from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.prepare import Choice, Prepared, choose_samples, shortened
 from prefheads.evaluation.results import (
@@ -34,6 +34,7 @@ from prefheads.evaluation.run import (
     answer_length,
     evaluate_task,
 )
+from prefheads.evaluation.splits import find_samples, find_tasks
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
 from prefheads.models.limits import context_length
 from prefheads.models.loading import load_config
@@ -41,8 +42,7 @@ from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.files import fitted_task
 from prefheads.storage import read_json, writable_dir, write_json
-from prefheads.tasks.lamp import task_name
-from prefheads.tasks.metrics import prepare
+from prefheads.tasks.answers import answers_of
 from prefheads.users.embed import require_extra
 
 DEFAULT_METHODS = "plain,cad,dola,decore,dps,dps-cluster,calibrated,random-heads,random-mask"
@@ -146,7 +146,7 @@ def evaluate(
     require_libraries()
     if needs_heads:
         require_extra()
-    scored_by = {t: prepare(t) for t in samples if measure != "likelihood"}
+    scored_by = {t: answers_of(t).prepare() for t in samples if measure != "likelihood"}
     recorded = {
         "split": split,
         "limit": limit,

@@ -11,13 +11,13 @@ from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, tell_cost
 from prefheads.cli.tables import validation_table, verdict
 from prefheads.data.example import Example, load_examples, spread
+from prefheads.data.retrieve import Retrieval
 from prefheads.errors import DataError
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.report.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
-from prefheads.tasks.retrieve import Method
 
 
 def validate(
@@ -29,7 +29,7 @@ def validate(
         int | None, typer.Option(min=1, help="Profile items; by default as many as in fitting.")
     ] = None,
     retrieval: Annotated[
-        Method | None, typer.Option(help="How they are chosen; by default as in fitting.")
+        Retrieval | None, typer.Option(help="How they are chosen; by default as in fitting.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",

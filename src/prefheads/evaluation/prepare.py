@@ -14,8 +14,8 @@ from prefheads.data.encoding import shorten_prompt
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.data.people import Seen
 from prefheads.errors import DataError
-from prefheads.evaluation.data import find_sibling, split_name
 from prefheads.evaluation.folds import Fold, make_folds
+from prefheads.evaluation.splits import find_sibling, split_name
 
 TRAIN = "train"
 

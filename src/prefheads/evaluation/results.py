@@ -14,7 +14,8 @@ from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import Cell, costs, extraction_counts
 from prefheads.stats import INTERVALS
 from prefheads.storage import plain, read_json, writable_dir, write_atomic, write_json
-from prefheads.tasks.metrics import caveat, write_predictions
+from prefheads.tasks.answers import answers_of
+from prefheads.tasks.metrics import write_predictions
 from prefheads.tasks.wordnet import require
 
 RESULTS = "results.json"
@@ -52,7 +53,7 @@ def write_tables(
     Tables of other tasks that were written there before stay in them.
 
     Args:
-        scored_by: For each task what its metrics depend on (:func:`tasks.metrics.prepare`).
+        scored_by: For each task what its metrics depend on (``Answers.prepare``).
 
     Raises:
         ArtifactError: A file cannot be written, or what is there is damaged.
@@ -92,9 +93,10 @@ def write_tables(
 
 
 def note(measured: Measured) -> str:
-    """What stands under a table of texts (:func:`prefheads.tasks.metrics.caveat`)."""
+    """What stands under a table of texts (:meth:`prefheads.tasks.answers.Answers.caveat`)."""
     records = next(iter(measured.texts.values()), [])
-    return caveat(measured.task, [r.reference for r in records if r.reference is not None])
+    golds = [r.reference for r in records if r.reference is not None]
+    return answers_of(measured.task).caveat(golds)
 
 
 def title(task: str, about: Mapping[str, Any], table: str) -> str:

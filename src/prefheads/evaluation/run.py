@@ -26,11 +26,11 @@ from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import room_for_prompt
 from prefheads.storage import plain, writable_dir, write_json
-from prefheads.tasks.metrics import LABELS, RATING, sample_scores
+from prefheads.tasks.answers import answers_of
 
 RECORDS = "records.jsonl"
 LIKELIHOOD = "likelihood.json"
-SHORT, LONG, VERY_LONG = 16, 48, 512  # new tokens for a label or a rating, a line, a page
+SHORT = 16  # new tokens for a label or a rating
 
 
 @dataclass(frozen=True)
@@ -202,21 +202,16 @@ def _evaluate(
 
 def require_golds(task: str, examples: Sequence[Example]) -> None:
     """Raise a ``DataError`` that names a sample whose gold is no answer of its task."""
-    if task not in LABELS and task != RATING:
-        return
+    answers = answers_of(task)
     for example in examples:
-        if example.output is not None:
-            try:
-                sample_scores(task, [example.output], [example.output])
-            except DataError as error:
-                raise DataError(f"sample {example.id!r}: {error}") from None
+        gold = (example.output or "").strip()
+        if example.output is not None and (problem := answers.problem(gold)):
+            raise DataError(f"sample {example.id!r}: gold {gold!r} {problem}")
 
 
 def answer_length(task: str, of_label: int = SHORT) -> int:
     """New tokens that an answer of this task needs, ``of_label`` if it is a label or a rating."""
-    if task.startswith("LongLaMP"):
-        return VERY_LONG
-    return of_label if task in ("LaMP-1", "LaMP-2", "LaMP-3") else LONG
+    return answers_of(task).new_tokens or of_label
 
 
 def _fit(

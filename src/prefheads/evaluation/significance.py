@@ -13,7 +13,7 @@ import numpy as np
 
 from prefheads.errors import DataError
 from prefheads.stats import Array, Estimate, jackknife, user_totals
-from prefheads.tasks.metrics import Metric
+from prefheads.tasks.answers import Metric
 
 _BATCH = 1000  # swaps at a time: bounds the memory whatever the number of users
 _TIE = 1e-10  # relative; statistics of equal data differ by rounding, and must count as ties

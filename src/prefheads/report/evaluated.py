@@ -19,7 +19,8 @@ from prefheads.evaluation.significance import difference as paired_difference
 from prefheads.evaluation.tables import Cell
 from prefheads.stats import Estimate
 from prefheads.storage import read_json
-from prefheads.tasks.metrics import metrics_of, sample_scores
+from prefheads.tasks.answers import answers_of
+from prefheads.tasks.metrics import sample_scores
 
 NLL = "change of NLL"
 NOTHING = 1e-5  # a difference below this is rounding
@@ -216,5 +217,5 @@ def _of_texts(
         m.name: paired_difference(a[0][m.name], b[0][m.name], m, users)
         if alone
         else over_draws([r[m.name] for r in a], [r[m.name] for r in b], m, users)
-        for m in metrics_of(task)
+        for m in answers_of(task).metrics
     }

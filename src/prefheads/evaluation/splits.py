@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from prefheads.data.formats import find_sources, format_of
+from prefheads.data.task import task_name
 from prefheads.errors import DataError
 from prefheads.models.bundled import NAME
-from prefheads.tasks.data import find_sources
-from prefheads.tasks.lamp import OUTPUTS, QUESTIONS, task_name
-from prefheads.tasks.longlamp import longlamp_task
 
 PREFERRED = ("dev", "validation", "val", "test")
 
@@ -59,28 +57,20 @@ def find_samples(data: Path, task: str, split: str | None) -> Path:
 
 def find_sibling(evaluated: Path, split: str) -> Path | None:
     """Another split with golds of the same data (not of another setting), if there is one."""
-    name = split + QUESTIONS if evaluated.name.endswith(QUESTIONS) else split
     places = (evaluated.parent, evaluated.parent.parent / split)
     sources = (path for place in places if place.is_dir() for path in find_sources(place))
-    found = (path for path in sources if path.name == name)
-    return next((p for p in found if p != evaluated and _has_golds(p)), None)
-
-
-def _task(path: Path) -> str | None:
-    if (task := longlamp_task(path)) is not None:
-        return task
-    for part in reversed(path.resolve().parts):
-        if match := re.search(r"LaMP[-_]\d", part):
-            return task_name(match[0])
-    return None
+    alike = (p for p in sources if format_of(p) is format_of(evaluated) and split_name(p) == split)
+    return next((p for p in alike if p != evaluated and _has_golds(p)), None)
 
 
 def split_name(path: Path) -> str:
     """The name of a split, such as ``dev``."""
-    return path.name.removesuffix(QUESTIONS)
+    return format_of(path).split(path)
+
+
+def _task(path: Path) -> str | None:
+    return format_of(path).task(path)
 
 
 def _has_golds(path: Path) -> bool:
-    if not path.name.endswith(QUESTIONS):
-        return True  # LongLaMP's rows hold their own
-    return path.with_name(split_name(path) + OUTPUTS).is_file()
+    return format_of(path).has_golds(path)
