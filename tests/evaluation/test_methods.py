@@ -9,7 +9,9 @@ import pytest
 from support.compared import METHODS, decoders
 
 from prefheads.errors import DataError, PrefheadsError
-from prefheads.evaluation.methods import DEFAULTS, Method, make_decoder
+from prefheads.evaluation.decoder import make_decoder
+from prefheads.evaluation.methods import METHODS as REGISTRY
+from prefheads.evaluation.methods import Method
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.context import ScopeWarning
@@ -49,7 +51,7 @@ def test_options_take_the_place_of_defaults() -> None:
     assert control.needs_retrieval_heads and not control.needs_steerer
     assert (control.options["schedule"], control.options["cap"]) == ("entropy", 2.0)
     assert Method.parse("random-mask:of=calibrated").needs_steerer
-    assert all(Method.parse(kind).options["temperature"] == 1 for kind in DEFAULTS)
+    assert all(Method.parse(kind).options["temperature"] == 1 for kind in REGISTRY.all())
 
 
 def test_a_share_of_heads_is_named_as_it_is() -> None:

@@ -166,7 +166,8 @@ def evaluate(
         recorded["label_tokens"] = label_tokens
     run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
-    read_results(out)  # a damaged one is told before the work
+    if (out / RESULTS).is_file():
+        read_results(out)  # a damaged one is told before the work
     plan = Plan(
         compared,
         generation=measure != "likelihood",

@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, set_se
 
 from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example, without_profile
-from prefheads.evaluation.methods import Decoder
+from prefheads.evaluation.decoder import Decoder
 from prefheads.evaluation.records import Record, Records
 from prefheads.models.limits import out_of_memory
 from prefheads.progress import track

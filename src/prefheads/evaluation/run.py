@@ -16,10 +16,11 @@ from prefheads.data.encoding import encode
 from prefheads.data.example import Example
 from prefheads.discovery.retrieval import retrieval_scores
 from prefheads.errors import ArtifactError, DataError
+from prefheads.evaluation.decoder import Decoder, make_decoder
 from prefheads.evaluation.folds import Fold
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
-from prefheads.evaluation.methods import Decoder, Method, make_decoder
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record, Records
 from prefheads.evaluation.samples import write_samples
 from prefheads.heads.scores import HeadScores, HeadWeights
