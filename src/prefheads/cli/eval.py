@@ -31,7 +31,6 @@ from prefheads.evaluation.run import (
     SHORT,
     Measured,
     Plan,
-    answer_length,
     evaluate_task,
 )
 from prefheads.evaluation.splits import find_samples, find_tasks
@@ -235,7 +234,7 @@ def _tell_cost(
                 stages.append(Stage(what, fold.test, 3 * drawn, 3))
         if plan.generation:
             n = sum(len(fold.test) for fold in ready.folds) * drawn
-            length = plan.max_new_tokens or answer_length(task, plan.label_tokens)
+            length = plan.new_tokens(task)
             texts.append(f"{n} of at most {length} new tokens ({task})")
     if stages:
         tell_cost(model, tokenizer, stages)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefheads.data.encoding import Batch
 from prefheads.data.example import Example
 from prefheads.errors import SteeringError
-from prefheads.evaluation.methods import Method, Sources
+from prefheads.evaluation.methods import Method, Prompts, Sources
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import head_layout
 from prefheads.steerer.core import PreferenceSteerer
@@ -52,7 +51,7 @@ class Decoder:
     @property
     def described(self) -> str:
         """How it steers, in a few words."""
-        return self.method.decoding.described(self.setting)
+        return self.method.described(self.setting)
 
     @property
     def strength(self) -> float:
@@ -63,8 +62,8 @@ class Decoder:
     def has_likelihood(self) -> bool:
         """Whether it gives a text that somebody else wrote a likelihood; a penalty on repetition
         does not."""
-        decoding, options = self.method.decoding, self.method.options
-        return decoding.likelihood != "none" and options["repetition_penalty"] == 1
+        unpenalised = self.method.options["repetition_penalty"] == 1
+        return self.method.likelihood != "none" and unpenalised
 
     def marks(self, row: int) -> str:
         """A hash of what acts on an example: its options, setting, scope and map."""
@@ -82,11 +81,9 @@ class Decoder:
         """``(n_examples, n_layers, n_heads)``, or None."""
         return torch.stack([m.values for m in self.maps]) if self.maps else None
 
-    def acting(
-        self, model: PreTrainedModel, rows: slice, batch: Batch, bare: Callable[[], Batch]
-    ) -> AbstractContextManager[Any]:
-        """The context in which the method acts, see :meth:`Decoding.acting`."""
-        return self.method.decoding.acting(self, model, rows, batch, bare)
+    def acting(self, prompts: Prompts) -> AbstractContextManager[Any]:
+        """The context in which stock ``model.generate()`` decodes by the method."""
+        return self.method.acting(self, prompts)
 
 
 def make_decoder(
@@ -113,11 +110,11 @@ def make_decoder(
     setting = method.setting(steerer)
     maps: Sequence[HeadWeights] = ()
     if not setting.plain:
-        maps = method.decoding.maps(method, examples, Sources(steerer, retrieval_heads, seed))
+        maps = method.maps(Sources(examples, steerer, retrieval_heads, seed))
         shape = head_layout(model).shape
         if any(m.shape != shape for m in maps):
             raise SteeringError(f"method {method.name}: its heads are not those of this model")
-    scope = method.decoding.base(method.options).scope(method, steerer)
+    scope = method.scope(steerer)
     if maps and maps[0].info.scope not in ("", scope):
         found = maps[0].info.scope
         message = f"{method.name}: heads found with scope={found!r} steer with scope={scope!r}"

@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, set_se
 from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example, without_profile
 from prefheads.evaluation.decoder import Decoder
+from prefheads.evaluation.methods import Prompts
 from prefheads.evaluation.records import Record, Records
 from prefheads.models.limits import out_of_memory
 from prefheads.progress import track
@@ -148,7 +149,7 @@ class _Work:
         shared = prompt if decoder.shares_prompt else None
         set_seed(int(_sha256(f"{self.seed} {method.name} {rows.start}")[:8], 16))
         start = time.perf_counter()
-        with decoder.acting(self.model, rows, batch, bare):
+        with decoder.acting(Prompts(self.model, rows, batch, bare)):
             done = complete(
                 self.model,
                 self.tokenizer,

@@ -111,7 +111,7 @@ def _scores(
     settings = [replace(d.setting, heads=d.method.name) for d in decoders]
     maps = {d.method.name: w for d in decoders if (w := d.weights) is not None}
     nothing = {"none": torch.zeros(head_layout(model).shape)}
-    own_logits = [i for i, d in enumerate(decoders) if d.method.decoding.likelihood == "logits"]
+    own_logits = [i for i, d in enumerate(decoders) if d.method.likelihood == "logits"]
     run = digest(
         [
             scope,
@@ -138,7 +138,7 @@ def _scores(
                 for column in own_logits:
                     method = decoders[column].method
                     for context, own_text in enumerate(plain):
-                        logits = method.decoding.logits(method, own_text, plain[-1])
+                        logits = method.logits(own_text, plain[-1])
                         targets = scorers[context].targets
                         nll[context, column] = mean_nll(logits, targets, temperatures)
                 require_numbers(nll, encoded[0][i].example_id)

@@ -1,12 +1,12 @@
 """The decoding methods that an evaluation compares, all by the same code and the same options.
 
-A method is typed as its name and, where wanted, options: ``dps``, ``dps:gamma=0.5:fraction=0.08``,
+A method is typed as its kind and, where wanted, options: ``dps``, ``dps:gamma=0.5:fraction=0.08``,
 ``plain:temperature=0.7``, ``random-heads:of=calibrated``.
 
-Methods are objects found in a registry. To add one, subclass :class:`Decoding` in a module of your
-own (or :class:`prefheads.evaluation.steered.Steered`, for a method that is a map of heads for each
-user), and either call :func:`register_method` or name an instance in your package's entry points,
-group ``prefheads.methods``.
+The kinds are found in a registry. To add one, subclass :class:`Method` in a module of your own (or
+:class:`prefheads.evaluation.steered.Steered`, for a map of heads for each user), and either call
+:func:`register_method` with an instance or name one in your package's entry points, group
+``prefheads.methods``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -52,11 +53,7 @@ class Option:
     whole: bool = False
 
     def read(self, key: str, text: str) -> Any:
-        """The value that was typed for ``key``.
-
-        Raises:
-            DataError: It cannot have that value.
-        """
+        """The value that was typed for ``key``; a ``DataError`` if it cannot have that value."""
         if self.choices:
             if text not in self.choices:
                 raise DataError(f"{key} is one of {', '.join(self.choices)}, not {text!r}")
@@ -70,138 +67,65 @@ class Option:
         return number
 
 
-_OF_ALL = {
-    "temperature": Option(1.0, positive=True),
-    "repetition_penalty": Option(1.0, positive=True),
-}
-
-
 @dataclass(frozen=True)
 class Sources:
-    """Where a method may take heads from.
+    """Whose heads are wanted, and where a method may take them from.
 
     Attributes:
+        examples: One map of heads is wanted for each.
         steerer: What discovery found.
         retrieval_heads: The retrieval heads that are a given share of all.
         seed: Of random draws.
     """
 
+    examples: Sequence[Example]
     steerer: PreferenceSteerer | None = None
     retrieval_heads: Callable[[float], HeadWeights] | None = None
     seed: int = 0
 
 
-class Decoding:
-    """One decoding method, whatever its options are. This one changes nothing of the model.
+@dataclass(frozen=True)
+class Prompts:
+    """A batch to decode.
 
     Attributes:
-        name: What users type.
-        options: Its options, besides those of every method.
-        needs_steerer: Whether it works with what discovery found.
-        needs_retrieval_heads: Whether it works with the heads that copy from the context.
-        likelihood: What gives the likelihood of a text that somebody else wrote: its ``setting``
-            and ``maps``; its ``logits``; or ``"none"`` where nothing does.
+        model: What decodes it.
+        rows: Which of the decoder's examples are in the batch.
+        batch: Their prompts.
+        bare: Makes the same batch without profiles.
     """
 
-    name = ""
-    options: Mapping[str, Option] = {}
+    model: PreTrainedModel
+    rows: slice
+    batch: Batch
+    bare: Callable[[], Batch]
+
+
+class Method:
+    """A decoding method with all its options. This class changes nothing of the model.
+
+    Attributes:
+        kind: What users type first.
+        accepts: Its options, besides temperature and repetition_penalty.
+        needs_steerer: Whether it works with what discovery found.
+        needs_retrieval_heads: Whether it works with the heads that copy from the context.
+        likelihood: What gives the likelihood of a text that somebody else wrote: its setting and
+            maps; its :meth:`logits`; or ``"none"`` where nothing does.
+        name: As typed.
+        options: The defaults, with what was typed in their place.
+    """
+
+    kind = ""
+    accepts: Mapping[str, Option] = {}
     needs_steerer = False
     needs_retrieval_heads = False
     likelihood: Literal["setting", "logits", "none"] = "none"
 
-    def options_for(self, typed: Mapping[str, str]) -> dict[str, Option]:
-        """All options, where some may depend on what was typed for others."""
-        return _OF_ALL | dict(self.options)
+    def __init__(self) -> None:
+        self.name, self.options = self.kind, dict[str, Any]()
 
-    def problem(self, options: Mapping[str, Any], typed: Mapping[str, str]) -> str:
-        """What is wrong with options that are each right; empty if nothing is."""
-        return ""
-
-    def base(self, options: Mapping[str, Any]) -> Decoding:
-        """The method that it is a control of; itself if it is none."""
-        return self
-
-    def drawn(self, method: Method, seed: int) -> list[Method]:
-        """What its results are the mean of: itself, unless it is drawn at random."""
-        return [method]
-
-    def setting(self, method: Method, steerer: PreferenceSteerer | None) -> Setting:
-        """How it steers with heads."""
-        return PLAIN
-
-    def maps(
-        self, method: Method, examples: Sequence[Example], sources: Sources
-    ) -> Sequence[HeadWeights]:
-        """The heads of each example's user; asked for where the setting steers."""
-        return ()
-
-    def scope(self, method: Method, steerer: PreferenceSteerer | None) -> Scope:
-        """The positions where it acts."""
-        scope: Scope = method.options.get("scope", "response")
-        return scope
-
-    def described(self, setting: Setting) -> str:
-        """How it decodes, in a few words."""
-        return self.name
-
-    def acting(
-        self,
-        decoder: Decoder,
-        model: PreTrainedModel,
-        rows: slice,
-        batch: Batch,
-        bare: Callable[[], Batch],
-    ) -> AbstractContextManager[Any]:
-        """The context in which stock ``model.generate()`` decodes by this method.
-
-        Args:
-            rows: Which of the decoder's examples are in the batch.
-            bare: Makes the same batch without profiles.
-        """
-        return nullcontext()
-
-    def logits(self, method: Method, own: Tensor, bare: Tensor) -> Tensor:
-        """Logits ``(T, vocab)`` of a text, for ``likelihood = "logits"``.
-
-        Args:
-            own: The model's logits after the prompt, ``(T, vocab)``.
-            bare: The same after the prompt without the profile.
-        """
-        raise NotImplementedError
-
-
-METHODS = Registry(
-    "prefheads.methods",
-    Decoding,
-    ("prefheads.evaluation.baselines:BASELINES", "prefheads.evaluation.steered:STEERED"),
-)
-
-
-def register_method(method: Decoding) -> None:
-    """Make a method known in this process, for instance in a notebook.
-
-    Raises:
-        DataError: Its name belongs to a method that is built in or installed.
-    """
-    METHODS.register(method)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A decoding method with all its options.
-
-    Attributes:
-        name: As typed.
-        decoding: What it is.
-        options: The defaults, with what was typed in their place.
-    """
-
-    name: str
-    decoding: Decoding
-    options: Mapping[str, Any]
-
-    @classmethod
-    def parse(cls, text: str) -> Method:
+    @staticmethod
+    def parse(text: str) -> Method:
         """Read ``kind:option=value:...``.
 
         Raises:
@@ -211,51 +135,53 @@ class Method:
         known = METHODS.all()
         if kind not in known:
             raise DataError(f"unknown method {kind!r}: the methods are {', '.join(known)}")
-        decoding, typed = known[kind], dict(_pair(pair, text) for pair in pairs)
-        allowed = decoding.options_for(typed)
-        options = {key: option.default for key, option in allowed.items()}
-        for key, value in typed.items():
-            if key not in allowed:
-                raise DataError(
-                    f"method {text!r}: {kind} has no {key}; it has {', '.join(allowed)}"
-                )
-            try:
+        try:
+            typed = dict(map(_pair, pairs))
+            allowed = known[kind].accepted(typed)
+            options = {key: option.default for key, option in allowed.items()}
+            for key, value in typed.items():
+                if key not in allowed:
+                    raise DataError(f"{kind} has no {key}; it has {', '.join(allowed)}")
                 options[key] = allowed[key].read(key, value)
-            except DataError as error:
-                raise DataError(f"method {text!r}: {error}") from None
-        if problem := decoding.problem(options, typed):
-            raise DataError(f"method {text!r}: {problem}")
-        return cls(":".join([kind, *pairs]), decoding, options)
+            method = known[kind].with_options(":".join([kind, *pairs]), options)
+            method.check(typed)
+        except DataError as error:
+            raise DataError(f"method {text!r}: {error}") from None
+        return method
+
+    def with_options(self, name: str, options: dict[str, Any]) -> Self:
+        """A method of the same kind."""
+        made = copy(self)
+        made.name, made.options = name, options
+        return made
+
+    def accepted(self, typed: Mapping[str, str]) -> dict[str, Option]:
+        """All options; some may depend on what was typed for others."""
+        positive = Option(1.0, positive=True)
+        return {"temperature": positive, "repetition_penalty": positive, **self.accepts}
+
+    def check(self, typed: Mapping[str, str]) -> None:
+        """Raise a ``DataError`` where options that are each right do not go together."""
 
     @property
-    def kind(self) -> str:
-        """Its name without options."""
-        return self.decoding.name
+    def of(self) -> Method:
+        """The method that it is a control of; itself if it is none."""
+        return self
 
     @property
     def base(self) -> str:
-        """The method that it is, or that it is a control of."""
-        return self.decoding.base(self.options).name
+        """The kind of the method that it is, or that it is a control of."""
+        return self.of.kind
 
     @property
     def is_control(self) -> bool:
         """Whether it is a control of another method."""
-        return self.base != self.kind
+        return self.of is not self
 
-    @property
-    def needs_retrieval_heads(self) -> bool:
-        """Whether it works with the heads that copy from the context."""
-        return self.decoding.base(self.options).needs_retrieval_heads
-
-    @property
-    def needs_steerer(self) -> bool:
-        """Whether it works with what discovery found."""
-        return self.decoding.base(self.options).needs_steerer
-
-    def drawn(self, seed: int) -> list[Method]:
+    def drawn(self, seed: int) -> Sequence[Method]:
         """What it is the mean of: a random control with each of its seeds, from ``seed`` on; any
         other method itself."""
-        return self.decoding.drawn(self, seed)
+        return [self]
 
     @property
     def generate_options(self) -> dict[str, Any]:
@@ -275,11 +201,53 @@ class Method:
 
     def setting(self, steerer: PreferenceSteerer | None) -> Setting:
         """How it steers; plain for what does not work with heads."""
-        return self.decoding.base(self.options).setting(self, steerer)
+        return PLAIN
+
+    def maps(self, sources: Sources) -> Sequence[HeadWeights]:
+        """The heads of each example's user; asked for where the setting steers."""
+        return ()
+
+    def scope(self, steerer: PreferenceSteerer | None) -> Scope:
+        """The positions where it acts."""
+        scope: Scope = self.options.get("scope", "response")
+        return scope
+
+    def described(self, setting: Setting) -> str:
+        """How it decodes, in a few words."""
+        return self.kind
+
+    def acting(self, decoder: Decoder, prompts: Prompts) -> AbstractContextManager[Any]:
+        """The context in which stock ``model.generate()`` decodes by this method."""
+        return nullcontext()
+
+    def logits(self, own: Tensor, bare: Tensor) -> Tensor:
+        """Logits ``(T, vocab)`` of a text, for ``likelihood = "logits"``.
+
+        Args:
+            own: The model's logits after the prompt, ``(T, vocab)``.
+            bare: The same after the prompt without the profile.
+        """
+        raise NotImplementedError
 
 
-def _pair(text: str, method: str) -> tuple[str, str]:
+METHODS = Registry(
+    "prefheads.methods",
+    Method,
+    ("prefheads.evaluation.baselines:BASELINES", "prefheads.evaluation.steered:STEERED"),
+)
+
+
+def register_method(method: Method) -> None:
+    """Make a kind of method known in this process, for instance in a notebook.
+
+    Raises:
+        DataError: Its name belongs to a method that is built in or installed.
+    """
+    METHODS.register(method)
+
+
+def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise DataError(f"method {method!r}: write options as name=value, not {text!r}")
+        raise DataError(f"write options as name=value, not {text!r}")
     return key.strip(), value.strip()

@@ -16,7 +16,7 @@ from prefheads.data.encoding import encode
 from prefheads.data.example import Example
 from prefheads.discovery.retrieval import retrieval_scores
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.decoder import Decoder, make_decoder
+from prefheads.evaluation.decoder import make_decoder
 from prefheads.evaluation.folds import Fold
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
@@ -65,6 +65,10 @@ class Plan:
     def needs_steerer(self) -> bool:
         """Whether any method works with what discovery found."""
         return any(m.needs_steerer for m in self.methods)
+
+    def new_tokens(self, task: str) -> int:
+        """Tokens that an answer of a task may have."""
+        return self.max_new_tokens or answer_length(task, self.label_tokens)
 
 
 @dataclass(frozen=True)
@@ -145,9 +149,7 @@ def _check(
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
         if plan.generation:
-            room = room_for_prompt(
-                model, plan.max_new_tokens or answer_length(task, plan.label_tokens)
-            )
+            room = room_for_prompt(model, plan.new_tokens(task))
             for example in fold.test:
                 encode(tokenizer, replace(example, output=None), max_length=room)
         require_golds(task, fold.test)
@@ -177,7 +179,13 @@ def _evaluate(
         for decoder in decoders:
             settings.setdefault(decoder.method.name, []).append(decoder.described)
         if plan.likelihood:
-            parts.append(_likelihood(model, tokenizer, fold.test, decoders, plan, out, index))
+            path = out / f"likelihood-{index}.safetensors"
+            parts.append(
+                likelihood(
+                    model, tokenizer, fold.test, decoders,
+                    checkpoint=path, seed=plan.seed, progress=plan.progress,
+                )
+            )  # fmt: skip
         if plan.generation:
             generate_records(
                 model,
@@ -185,7 +193,7 @@ def _evaluate(
                 fold.test,
                 decoders,
                 records,
-                max_new_tokens=plan.max_new_tokens or answer_length(task, plan.label_tokens),
+                max_new_tokens=plan.new_tokens(task),
                 batch_size=plan.batch_size,
                 seed=plan.seed,
                 progress=plan.progress,
@@ -248,26 +256,6 @@ def _fit(
     )
     steerer.save(folder)
     return steerer
-
-
-def _likelihood(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    decoders: Sequence[Decoder],
-    plan: Plan,
-    out: Path,
-    fold: int,
-) -> Validation:
-    return likelihood(
-        model,
-        tokenizer,
-        examples,
-        decoders,
-        checkpoint=out / f"likelihood-{fold}.safetensors",
-        seed=plan.seed,
-        progress=plan.progress,
-    )
 
 
 def _joined(parts: Sequence[Validation], plan: Plan) -> Validation | None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
-
-from transformers import PreTrainedModel
+from typing import Any, Literal, Self, get_args
 
 from prefheads.calibration import paper
-from prefheads.data.encoding import Batch
-from prefheads.data.example import Example
-from prefheads.errors import SteeringError
+from prefheads.errors import DataError, SteeringError
 from prefheads.evaluation.decoder import Decoder
 from prefheads.evaluation.draws import SEED
-from prefheads.evaluation.methods import METHODS, Decoding, Method, Option, Sources
+from prefheads.evaluation.methods import METHODS, Method, Option, Prompts, Sources
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.interventions.plan import Target
 from prefheads.steerer.core import PreferenceSteerer, Routing
@@ -36,49 +32,41 @@ PAPER = {
 }
 
 
-class Steered(Decoding):
+class Steered(Method):
     """Steering by :func:`prefheads.steer`; by default in the paper's form. Override ``maps``."""
 
-    options: Mapping[str, Option] = PAPER
+    accepts: Mapping[str, Option] = PAPER
     needs_steerer = True
     likelihood = "setting"
 
-    def problem(self, options: Mapping[str, Any], typed: Mapping[str, str]) -> str:
+    def check(self, typed: Mapping[str, str]) -> None:
+        options = self.options
         if (options.get("mode"), options.get("schedule")) == ("amplify", "entropy"):
-            return "a strength from entropy is for mode=contrast"
+            raise DataError("a strength from entropy is for mode=contrast")
         if options.get("cap") is not None and options["schedule"] == "constant":
-            return "cap is for schedule=entropy"
-        return ""
+            raise DataError("cap is for schedule=entropy")
 
-    def setting(self, method: Method, steerer: PreferenceSteerer | None) -> Setting:
+    def setting(self, steerer: PreferenceSteerer | None) -> Setting:
         names = ("mode", "target", "gamma", "suppression", "schedule", "cap")
-        chosen = {name: method.options[name] for name in names if name in method.options}
-        return Setting(heads=f"top {percent(method.options['fraction'])}%", **chosen)
+        chosen = {name: self.options[name] for name in names}
+        return Setting(heads=f"top {percent(self.options['fraction'])}%", **chosen)
 
     def described(self, setting: Setting) -> str:
         return str(setting)
 
-    def acting(
-        self,
-        decoder: Decoder,
-        model: PreTrainedModel,
-        rows: slice,
-        batch: Batch,
-        bare: Callable[[], Batch],
-    ) -> AbstractContextManager[Any]:
+    def acting(self, decoder: Decoder, prompts: Prompts) -> AbstractContextManager[Any]:
         if decoder.weights is None or decoder.setting.plain:
             return nullcontext()
-        return steer_with(
-            model, decoder.weights[rows], decoder.setting, decoder.scope, batch.profile_mask
-        )
+        weights, mask = decoder.weights[prompts.rows], prompts.batch.profile_mask
+        return steer_with(prompts.model, weights, decoder.setting, decoder.scope, mask)
 
 
 class RetrievalContrast(Steered):
     """DeCoRe, decoding by contrasting retrieval heads (Gema et al.), as its authors' code does: the
     prompt is encoded as it is, then the heads attend uniformly (their queries are zero)."""
 
-    name = "decore"
-    options: Mapping[str, Option] = PAPER | {
+    kind = "decore"
+    accepts: Mapping[str, Option] = PAPER | {
         "gamma": Option(1.0),
         "target": Option("query", get_args(Target)),
         "schedule": Option("entropy", get_args(Schedule)),
@@ -86,60 +74,52 @@ class RetrievalContrast(Steered):
     needs_steerer = False
     needs_retrieval_heads = True
 
-    def maps(
-        self, method: Method, examples: Sequence[Example], sources: Sources
-    ) -> Sequence[HeadWeights]:
+    def maps(self, sources: Sources) -> Sequence[HeadWeights]:
         assert sources.retrieval_heads is not None
-        return [sources.retrieval_heads(method.options["fraction"])] * len(examples)
+        return [sources.retrieval_heads(self.options["fraction"])] * len(sources.examples)
 
 
 class GlobalHeads(Steered):
     """Differential Preference Steering as the paper has it (Eq. 8), heads of highest PCS."""
 
-    name = "dps"
+    kind = "dps"
 
-    def maps(
-        self, method: Method, examples: Sequence[Example], sources: Sources
-    ) -> Sequence[HeadWeights]:
-        scores = _scores(method, sources)
-        return [scores.top(fraction=method.options["fraction"])] * len(examples)
+    def maps(self, sources: Sources) -> Sequence[HeadWeights]:
+        top = _scores(self, sources)[1].top(fraction=self.options["fraction"])
+        return [top] * len(sources.examples)
 
 
 class ClusterHeads(Steered):
     """The same with heads of each user's cluster, weighted by importance and routing (5.3)."""
 
-    name = "dps-cluster"
-    options = PAPER | ROUTING
+    kind = "dps-cluster"
+    accepts: Mapping[str, Option] = PAPER | ROUTING
 
-    def maps(
-        self, method: Method, examples: Sequence[Example], sources: Sources
-    ) -> Sequence[HeadWeights]:
-        scores, steerer = _scores(method, sources), sources.steerer
-        assert steerer is not None
-        own = cluster_heads(scores, steerer.clusters, fraction=method.options["fraction"])
-        profiles = [e.profile for e in examples]
-        return [mix(w, own) for w in steerer.cluster_weights(profiles, method.options["routing"])]
+    def maps(self, sources: Sources) -> Sequence[HeadWeights]:
+        steerer, scores = _scores(self, sources)
+        own = cluster_heads(scores, steerer.clusters, fraction=self.options["fraction"])
+        profiles = [e.profile for e in sources.examples]
+        return [mix(w, own) for w in steerer.cluster_weights(profiles, self.options["routing"])]
 
 
 class Calibrated(Steered):
     """What calibration chose."""
 
-    name = "calibrated"
-    options = ROUTING
+    kind = "calibrated"
+    accepts: Mapping[str, Option] = ROUTING
 
-    def setting(self, method: Method, steerer: PreferenceSteerer | None) -> Setting:
+    def setting(self, steerer: PreferenceSteerer | None) -> Setting:
         assert steerer is not None
         return steerer.setting
 
-    def scope(self, method: Method, steerer: PreferenceSteerer | None) -> Scope:
+    def scope(self, steerer: PreferenceSteerer | None) -> Scope:
         assert steerer is not None
         return steerer.scope
 
-    def maps(
-        self, method: Method, examples: Sequence[Example], sources: Sources
-    ) -> Sequence[HeadWeights]:
+    def maps(self, sources: Sources) -> Sequence[HeadWeights]:
         assert sources.steerer is not None
-        return sources.steerer.heads_for([e.profile for e in examples], method.options["routing"])
+        profiles = [e.profile for e in sources.examples]
+        return sources.steerer.heads_for(profiles, self.options["routing"])
 
 
 class RandomControl(Steered):
@@ -149,48 +129,54 @@ class RandomControl(Steered):
     those of the other method.
     """
 
-    options: Mapping[str, Option] = {}
+    def __init__(self, kind: str, shuffles: Literal["heads", "mask"]) -> None:
+        self.kind, self.shuffles = kind, shuffles
+        super().__init__()
 
-    def __init__(self, name: str, shuffles: Literal["heads", "mask"]) -> None:
-        self.name, self.shuffles = name, shuffles
-
-    def options_for(self, typed: Mapping[str, str]) -> dict[str, Option]:
-        known = METHODS.all().values()
-        steered = [m for m in known if isinstance(m, Steered) and not isinstance(m, RandomControl)]
-        ranked = sorted(steered, key=lambda m: m.needs_retrieval_heads)  # the usual ones first
-        of = Option("dps", tuple(m.name for m in ranked))
-        base = next((m for m in ranked if m.name == typed.get("of", of.default)), None)
-        return {
-            **super().options_for(typed),
-            "of": of,
+    def accepted(self, typed: Mapping[str, str]) -> dict[str, Option]:
+        known = [m for m in METHODS.all().values() if isinstance(m, Steered)]
+        others = [m for m in known if not isinstance(m, RandomControl)]
+        # In messages, those by discovered heads come first.
+        ranked = {m.kind: m for m in sorted(others, key=lambda m: m.needs_retrieval_heads)}
+        own = {
+            "of": Option("dps", tuple(ranked)),
             "draws": Option(5, positive=True, whole=True),
             "seed": Option(None, whole=True),
-            **(base.options_for(typed) if base else {}),
         }
+        of = ranked.get(typed.get("of", "dps"))
+        return {**Method().accepted(typed), **own, **(of.accepted(typed) if of else {})}
 
-    def problem(self, options: Mapping[str, Any], typed: Mapping[str, str]) -> str:
-        if options["seed"] is not None and "draws" in typed and "seed" in typed:
-            return "a seed is of one draw; give it or draws"
-        return self.base(options).problem(options, typed)
+    def with_options(self, name: str, options: dict[str, Any]) -> Self:
+        made, of = super().with_options(name, options), METHODS.all()[options["of"]]
+        made.needs_steerer, made.needs_retrieval_heads = of.needs_steerer, of.needs_retrieval_heads
+        return made
 
-    def base(self, options: Mapping[str, Any]) -> Decoding:
-        return METHODS.all()[options["of"]]
+    def check(self, typed: Mapping[str, str]) -> None:
+        super().check(typed)
+        if self.options["seed"] is not None and "draws" in typed and "seed" in typed:
+            raise DataError("a seed is of one draw; give it or draws")
 
-    def drawn(self, method: Method, seed: int) -> list[Method]:
-        if method.options["seed"] is not None:
-            return [method]
-        options = {**method.options, "draws": 1}
+    @property
+    def of(self) -> Method:
+        return METHODS.all()[self.options["of"]].with_options(self.name, self.options)
+
+    def drawn(self, seed: int) -> Sequence[Method]:
+        if self.options["seed"] is not None:
+            return [self]
         return [
-            Method(f"{method.name}{SEED}{number}", self, options | {"seed": number})
-            for number in range(seed, seed + method.options["draws"])
+            self.with_options(f"{self.name}{SEED}{n}", {**self.options, "draws": 1, "seed": n})
+            for n in range(seed, seed + self.options["draws"])
         ]
 
-    def maps(
-        self, method: Method, examples: Sequence[Example], sources: Sources
-    ) -> Sequence[HeadWeights]:
-        seed = sources.seed if method.options["seed"] is None else method.options["seed"]
-        own = self.base(method.options).maps(method, examples, sources)
-        return [m.random_like(seed, self.shuffles) for m in own]
+    def setting(self, steerer: PreferenceSteerer | None) -> Setting:
+        return self.of.setting(steerer)
+
+    def scope(self, steerer: PreferenceSteerer | None) -> Scope:
+        return self.of.scope(steerer)
+
+    def maps(self, sources: Sources) -> Sequence[HeadWeights]:
+        seed = sources.seed if self.options["seed"] is None else self.options["seed"]
+        return [m.random_like(seed, self.shuffles) for m in self.of.maps(sources)]
 
 
 STEERED = (
@@ -203,10 +189,10 @@ STEERED = (
 )
 
 
-def _scores(method: Method, sources: Sources) -> HeadScores:
-    """Scores of whole heads, which the paper ranks by."""
+def _scores(method: Method, sources: Sources) -> tuple[PreferenceSteerer, HeadScores]:
+    """The steerer, and its scores of whole heads, which the paper ranks by."""
     assert sources.steerer is not None
     scores = sources.steerer.scores.get("head")
     if scores is None:
         raise SteeringError(f"method {method.name}: no head of the fit was ablated as a whole")
-    return scores
+    return sources.steerer, scores

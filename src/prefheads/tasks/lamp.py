@@ -26,94 +26,45 @@ def _candidates(input: str) -> str:
     return f"{quoted[1]} {quoted[2]}"
 
 
+TAGS = (
+    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy",
+    "classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary",
+    "violence", "true story",
+)  # fmt: skip
+_LINE = Texts(one_line=True)
 # The spaces before commas and full stops are the benchmark's own.
 LAMP = (
     Task(
-        "LaMP-1",
-        '"{title}"',
-        "title",
-        ("title", "abstract"),
-        closing="",
-        query=_candidates,
-        inside="title",
-        frame=2,
-        answers=Labels(("[1]", "[2]"), only_one),
+        "LaMP-1", '"{title}"', "title", ("title", "abstract"), closing="", query=_candidates,
+        inside="title", frame=2, answers=Labels(("[1]", "[2]"), only_one),
     ),
     Task(
-        "LaMP-2",
-        'the tag for the movie: "{description}" is "{tag}" ',
-        "description",
-        ("description",),
-        query="description:",
-        answers=Labels(
-            (
-                "sci-fi",
-                "based on a book",
-                "comedy",
-                "action",
-                "twist ending",
-                "dystopia",
-                "dark comedy",
-                "classic",
-                "psychology",
-                "fantasy",
-                "romance",
-                "thought-provoking",
-                "social commentary",
-                "violence",
-                "true story",
-            )
-        ),
+        "LaMP-2", 'the tag for the movie: "{description}" is "{tag}" ', "description",
+        ("description",), query="description:", answers=Labels(TAGS),
     ),
     Task(
-        "LaMP-3",
-        '{score} is the score for "{text}" ',
-        "text",
-        ("text",),
-        query="review:",
-        personal=True,
-        answers=Ratings(1, 5),
+        "LaMP-3", '{score} is the score for "{text}" ', "text", ("text",), query="review:",
+        personal=True, answers=Ratings(1, 5),
     ),
     Task(
-        "LaMP-4",
-        '"{title}" is the title for "{text}" ',
-        "text",
-        ("title", "text"),
-        query="article:",
-        personal=True,
-        answers=Texts(one_line=True),
+        "LaMP-4", '"{title}" is the title for "{text}" ', "text", ("title", "text"),
+        query="article:", personal=True, answers=_LINE,
     ),
     Task(
-        "LaMP-5",
-        '"{title}" is a title for "{abstract}" ',
-        "abstract",
-        ("title", "abstract"),
-        closing=". Following the given patterns ",
-        query="paper:",
-        frame='"{title}" is a title " " ',
-        counted="Following the given patterns",
-        answers=Texts(one_line=True),
+        "LaMP-5", '"{title}" is a title for "{abstract}" ', "abstract", ("title", "abstract"),
+        closing=". Following the given patterns ", query="paper:",
+        frame='"{title}" is a title " " ', counted="Following the given patterns", answers=_LINE,
     ),
     Task(
-        "LaMP-6",
-        '"{title}" is the title for "{text}" ',
-        "text",
-        ("text",),
-        personal=True,
-        answers=Texts(one_line=True),
+        "LaMP-6", '"{title}" is the title for "{text}" ', "text", ("text",), personal=True,
+        answers=_LINE,
     ),
     Task(
-        "LaMP-7",
-        '"{text}" ',
-        "text",
-        ("text",),
+        "LaMP-7", '"{text}" ', "text", ("text",), frame='"" ', personal=True, answers=_LINE,
         closing=" are written by a person. Following the given patterns ",
-        frame='"" ',
         counted="are written by user. Following the given patterns",
-        personal=True,
-        answers=Texts(one_line=True),
     ),
-)
+)  # fmt: skip
 
 
 class LampFormat(DataFormat):

@@ -32,35 +32,23 @@ FOLDERS = {
 _FORMS = (
     Task("LongLaMP-1", '"{title}" is the title for "{text}" ', "text", ("text",)),
     Task(
-        "LongLaMP-2",
-        '"{abstract}" is the abstract for the title "{title}"',
-        "abstract",
-        ("title", "abstract"),
+        "LongLaMP-2", '"{abstract}" is the abstract for the title "{title}"', "abstract",
+        ("title", "abstract"), query="items:", dated=False,
         closing=". Use the above abstracts as context to understand the style and language of the "
         "user and, ",
-        query="items:",
-        dated=False,
     ),
     Task(
         "LongLaMP-3",
         '"{overall}" is a rating for the product with description "{description}". '
         '"{summary}" is summary for "{reviewText}" ',
-        "reviewText",
-        ("overall", "summary", "description", "reviewText"),
-        closing=". Following the given patterns ",
-        query="",
-        dated=False,
+        "reviewText", ("overall", "summary", "description", "reviewText"),
+        closing=". Following the given patterns ", query="", dated=False,
     ),
     Task(
-        "LongLaMP-4",
-        '"{summary}" is a summary for "{content}" ',
-        "content",
-        ("summary", "content"),
-        closing=". Following the given patterns, ",
-        query="",
-        dated=False,
+        "LongLaMP-4", '"{summary}" is a summary for "{content}" ', "content",
+        ("summary", "content"), closing=". Following the given patterns, ", query="", dated=False,
     ),
-)
+)  # fmt: skip
 LONGLAMP = tuple(
     replace(
         form,
