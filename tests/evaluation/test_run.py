@@ -15,7 +15,7 @@ def test_retrieval_heads_are_measured_once_a_model(
 ) -> None:
     from prefheads.evaluation import run
 
-    plan = run.Plan((Method.parse("decore"),), seed=3, progress=False)
+    plan = run.EvaluationPlan((Method.parse("decore"),), seed=3, progress=False)
     scores = run.retrieval_scores(*tiny_model, n_prompts=2, seed=3, progress=False)
     calls = []
 

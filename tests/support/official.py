@@ -11,7 +11,7 @@ from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import NLTKWordTokenizer
 
 from prefheads.tasks import wordnet
-from prefheads.tasks.answers import Labels, answers_of
+from prefheads.tasks.answers import LabelAnswer, answers_of
 from prefheads.tasks.wording import sentence_splitter
 
 
@@ -72,7 +72,7 @@ def words(text: str) -> list[str]:
 LABELS = {
     task: answers.labels
     for task in ("LaMP-1", "LaMP-2")
-    if isinstance(answers := answers_of(task), Labels)
+    if isinstance(answers := answers_of(task), LabelAnswer)
 }
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from prefheads.data.task import Task
-from prefheads.tasks.answers import Answers, Metric
+from prefheads.tasks.answers import AnswerType, Metric
 
 
-class Verses(Answers):
+class Verses(AnswerType):
     """Verses, of as many words as the user's own."""
 
     new_tokens = 5

@@ -16,7 +16,7 @@ from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
 from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, Prepared, choose_samples, shortened
+from prefheads.evaluation.prepare import Choice, TaskSamples, choose_samples, shortened
 from prefheads.evaluation.results import (
     LEGEND,
     RESULTS,
@@ -29,8 +29,8 @@ from prefheads.evaluation.results import (
 from prefheads.evaluation.run import (
     RECORDS,
     SHORT,
+    EvaluationPlan,
     Measured,
-    Plan,
     evaluate_task,
 )
 from prefheads.evaluation.splits import find_samples, find_tasks
@@ -167,7 +167,7 @@ def evaluate(
     session.require_same_run(out, run)
     if (out / RESULTS).is_file():
         read_results(out)  # a damaged one is told before the work
-    plan = Plan(
+    plan = EvaluationPlan(
         compared,
         generation=measure != "likelihood",
         likelihood=measure != "texts",
@@ -216,9 +216,9 @@ def evaluate(
 def _tell_cost(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prepared: dict[str, Prepared],
+    prepared: dict[str, TaskSamples],
     fitted: set[str],
-    plan: Plan,
+    plan: EvaluationPlan,
 ) -> None:
     """The work on all tasks; that of texts as a number, as their lengths are not known."""
     stages, texts = [], []

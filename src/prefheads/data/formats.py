@@ -65,7 +65,7 @@ class DataFormat:
 
     def task(self, source: Path) -> str | None:
         """The task that the names of a file and its folders say; ``None`` if they say none."""
-        for part in reversed(source.resolve().parts[-2:]):
+        for part in reversed(source.resolve().parts[-3:]):
             try:
                 if (task := find_task(part.partition(".")[0])) is not None:
                     return task.name

@@ -40,7 +40,7 @@ class Task:
         personal: Items are texts of one person alone, so who shares one is the same person (movies
             and papers have many people).
         answers: How answers are scored, extracted and how long they are: a
-            :class:`prefheads.tasks.answers.Answers`. ``None``: they are texts of any form.
+            :class:`prefheads.tasks.answers.AnswerType`. ``None``: they are texts of any form.
         aliases: Other names, to be typed exactly.
     """
 

@@ -3,9 +3,9 @@
 A method is typed as its kind and, where wanted, options: ``dps``, ``dps:gamma=0.5:fraction=0.08``,
 ``plain:temperature=0.7``, ``random-heads:of=calibrated``.
 
-The kinds are found in a registry. To add one, subclass :class:`Method` in a module of your own (or
-:class:`prefheads.evaluation.steered.Steered`, for a map of heads for each user), and either call
-:func:`register_method` with an instance or name one in your package's entry points, group
+The kinds are found in a registry. To add one, subclass :class:`Method` in a module of your own, or
+:class:`prefheads.evaluation.steered.SteeredMethod` for a map of heads for each user. Then either
+call :func:`register_method` with an instance, or name one in your package's entry points, group
 ``prefheads.methods``.
 """
 

@@ -53,7 +53,7 @@ def write_tables(
     Tables of other tasks that were written there before stay in them.
 
     Args:
-        scored_by: For each task what its metrics depend on (``Answers.prepare``).
+        scored_by: For each task what its metrics depend on (``AnswerType.prepare``).
 
     Raises:
         ArtifactError: A file cannot be written, or what is there is damaged.
@@ -93,7 +93,7 @@ def write_tables(
 
 
 def note(measured: Measured) -> str:
-    """What stands under a table of texts (:meth:`prefheads.tasks.answers.Answers.caveat`)."""
+    """What stands under a table of texts (:meth:`prefheads.tasks.answers.AnswerType.caveat`)."""
     records = next(iter(measured.texts.values()), [])
     golds = [r.reference for r in records if r.reference is not None]
     return answers_of(measured.task).caveat(golds)

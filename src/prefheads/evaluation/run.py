@@ -35,7 +35,7 @@ SHORT = 16  # new tokens for a label or a rating
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """How tasks are evaluated; what the results depend on.
 
     Attributes:
@@ -110,7 +110,7 @@ def evaluate_task(
     task: str,
     folds: Sequence[Fold],
     fitted: PreferenceSteerer | None,
-    plan: Plan,
+    plan: EvaluationPlan,
     out: Path,
     *,
     split: str = "",
@@ -142,7 +142,7 @@ def _check(
     tokenizer: PreTrainedTokenizerBase,
     task: str,
     folds: Sequence[Fold],
-    plan: Plan,
+    plan: EvaluationPlan,
 ) -> None:
     """Stumble over what cannot be used now, not after hours of work."""
     for fold in folds:
@@ -161,7 +161,7 @@ def _evaluate(
     task: str,
     folds: Sequence[Fold],
     fitted: PreferenceSteerer | None,
-    plan: Plan,
+    plan: EvaluationPlan,
     out: Path,
 ) -> Measured:
     drawn = list({one.name: one for m in plan.methods for one in m.drawn(plan.seed)}.values())
@@ -227,7 +227,7 @@ def _fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     fold: Fold,
-    plan: Plan,
+    plan: EvaluationPlan,
     folder: Path,
 ) -> PreferenceSteerer:
     users = {e.user_id for e in fold.pool}
@@ -258,7 +258,7 @@ def _fit(
     return steerer
 
 
-def _joined(parts: Sequence[Validation], plan: Plan) -> Validation | None:
+def _joined(parts: Sequence[Validation], plan: EvaluationPlan) -> Validation | None:
     """All folds, and the draws of random controls as one method."""
     if not parts:
         return None
@@ -281,7 +281,11 @@ class RetrievalHeads:
     """The heads that copy from the context, measured once a model when a method asks for them."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, plan: Plan
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: Path,
+        plan: EvaluationPlan,
     ) -> None:
         self.model, self.tokenizer, self.path, self.plan = model, tokenizer, path, plan
         self._scores: HeadScores | None = None

@@ -32,7 +32,7 @@ PAPER = {
 }
 
 
-class Steered(Method):
+class SteeredMethod(Method):
     """Steering by :func:`prefheads.steer`; by default in the paper's form. Override ``maps``."""
 
     accepts: Mapping[str, Option] = PAPER
@@ -61,7 +61,7 @@ class Steered(Method):
         return steer_with(prompts.model, weights, decoder.setting, decoder.scope, mask)
 
 
-class RetrievalContrast(Steered):
+class RetrievalContrast(SteeredMethod):
     """DeCoRe, decoding by contrasting retrieval heads (Gema et al.), as its authors' code does: the
     prompt is encoded as it is, then the heads attend uniformly (their queries are zero)."""
 
@@ -79,7 +79,7 @@ class RetrievalContrast(Steered):
         return [sources.retrieval_heads(self.options["fraction"])] * len(sources.examples)
 
 
-class GlobalHeads(Steered):
+class GlobalHeads(SteeredMethod):
     """Differential Preference Steering as the paper has it (Eq. 8), heads of highest PCS."""
 
     kind = "dps"
@@ -89,7 +89,7 @@ class GlobalHeads(Steered):
         return [top] * len(sources.examples)
 
 
-class ClusterHeads(Steered):
+class ClusterHeads(SteeredMethod):
     """The same with heads of each user's cluster, weighted by importance and routing (5.3)."""
 
     kind = "dps-cluster"
@@ -102,7 +102,7 @@ class ClusterHeads(Steered):
         return [mix(w, own) for w in steerer.cluster_weights(profiles, self.options["routing"])]
 
 
-class Calibrated(Steered):
+class Calibrated(SteeredMethod):
     """What calibration chose."""
 
     kind = "calibrated"
@@ -122,7 +122,7 @@ class Calibrated(Steered):
         return sources.steerer.heads_for(profiles, self.options["routing"])
 
 
-class RandomControl(Steered):
+class RandomControl(SteeredMethod):
     """A control of another method: as many heads elsewhere, or a random map as sparse.
 
     Its results are the mean over draws, or those of one draw of a seed. Its further options are
@@ -134,7 +134,7 @@ class RandomControl(Steered):
         super().__init__()
 
     def accepted(self, typed: Mapping[str, str]) -> dict[str, Option]:
-        known = [m for m in METHODS.all().values() if isinstance(m, Steered)]
+        known = [m for m in METHODS.all().values() if isinstance(m, SteeredMethod)]
         others = [m for m in known if not isinstance(m, RandomControl)]
         # In messages, those by discovered heads come first.
         ranked = {m.kind: m for m in sorted(others, key=lambda m: m.needs_retrieval_heads)}

@@ -80,7 +80,7 @@ class Metric:
         return wording.resampled(rows) if self.resampled else self.aggregate(rows)
 
 
-class Answers(ABC):
+class AnswerType(ABC):
     """The answers of a task.
 
     Attributes:
@@ -119,7 +119,7 @@ class Answers(ABC):
 
 
 @dataclass(frozen=True)
-class Labels(Answers):
+class LabelAnswer(AnswerType):
     """One of several labels. A prediction that is no label counts as wrong.
 
     Rows of accuracy are 1 or 0; those of macro-F1 are counts of every label.
@@ -157,7 +157,7 @@ class Labels(Answers):
 
 
 @dataclass(frozen=True)
-class Ratings(Answers):
+class RatingAnswer(AnswerType):
     """A number on a scale from ``low`` to ``high``.
 
     Rows are the absolute and the squared distance from the gold. Text that is no finite number
@@ -192,7 +192,7 @@ class Ratings(Answers):
 
 
 @dataclass(frozen=True)
-class Texts(Answers):
+class TextAnswer(AnswerType):
     """Written text.
 
     - ROUGE-1, ROUGE-L: F-measure of ``rouge_score`` without stemmer. Its tokenizer keeps the
@@ -254,7 +254,7 @@ class Texts(Answers):
         )
 
 
-def answers_of(task: str | None) -> Answers:
+def answers_of(task: str | None) -> AnswerType:
     """The answers of a task; of others texts of any form.
 
     Raises:
@@ -262,9 +262,9 @@ def answers_of(task: str | None) -> Answers:
     """
     answers = task_of(task).answers
     if answers is None:
-        return Texts()
-    if not isinstance(answers, Answers):
-        raise DataError(f"task {task!r}: {answers!r} says nothing of answers; give Texts() or so")
+        return TextAnswer()
+    if not isinstance(answers, AnswerType):
+        raise DataError(f"task {task!r}: its answers must be an AnswerType, not {answers!r}")
     return answers
 
 

@@ -11,7 +11,7 @@ from prefheads.data.formats import NAMELESS, DataFormat
 from prefheads.data.stream import read_json_items, starts_with_list
 from prefheads.data.task import Task, task_name
 from prefheads.errors import DataError
-from prefheads.tasks.answers import Labels, Ratings, Texts
+from prefheads.tasks.answers import LabelAnswer, RatingAnswer, TextAnswer
 from prefheads.tasks.extract import only_one
 
 QUESTIONS = "_questions.json"
@@ -31,20 +31,20 @@ TAGS = (
     "classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary",
     "violence", "true story",
 )  # fmt: skip
-_LINE = Texts(one_line=True)
+_LINE = TextAnswer(one_line=True)
 # The spaces before commas and full stops are the benchmark's own.
 LAMP = (
     Task(
         "LaMP-1", '"{title}"', "title", ("title", "abstract"), closing="", query=_candidates,
-        inside="title", frame=2, answers=Labels(("[1]", "[2]"), only_one),
+        inside="title", frame=2, answers=LabelAnswer(("[1]", "[2]"), only_one),
     ),
     Task(
         "LaMP-2", 'the tag for the movie: "{description}" is "{tag}" ', "description",
-        ("description",), query="description:", answers=Labels(TAGS),
+        ("description",), query="description:", answers=LabelAnswer(TAGS),
     ),
     Task(
         "LaMP-3", '{score} is the score for "{text}" ', "text", ("text",), query="review:",
-        personal=True, answers=Ratings(1, 5),
+        personal=True, answers=RatingAnswer(1, 5),
     ),
     Task(
         "LaMP-4", '"{title}" is the title for "{text}" ', "text", ("title", "text"),

@@ -17,7 +17,7 @@ from prefheads.data.formats import DataFormat
 from prefheads.data.stream import optional, read_json_items, read_json_lines, starts_with_list
 from prefheads.data.task import Task, task_name
 from prefheads.errors import DataError
-from prefheads.tasks.answers import Texts
+from prefheads.tasks.answers import TextAnswer
 from prefheads.tasks.lamp import OUTPUTS, QUESTIONS
 
 FOLDERS = {
@@ -53,7 +53,7 @@ LONGLAMP = tuple(
     replace(
         form,
         aliases=tuple(FOLDERS[form.name] + setting for setting in ("", "_user", "_temporal")),
-        answers=Texts(new_tokens=512),
+        answers=TextAnswer(new_tokens=512),
     )
     for form in _FORMS
 )

@@ -32,8 +32,8 @@ def sample_scores(
 ) -> dict[str, Array]:
     """Rows of every metric of a task, one a sample.
 
-    What rows hold is told by :class:`prefheads.tasks.answers.Labels`, ``Ratings`` and ``Texts``.
-    Golds of which ROUGE sees nothing get a ``MetricWarning``.
+    The types of answers say what rows hold (:mod:`prefheads.tasks.answers`). Golds of which ROUGE
+    sees nothing get a ``MetricWarning``.
 
     Args:
         task: Name of the task.
