@@ -39,16 +39,7 @@ class DataFormat:
     def rows(
         self, source: Path, outputs: Path | None, require_output: bool
     ) -> Iterator[tuple[str, Any]]:
-        """The rows of a source in the example format, one at a time, each with its place.
-
-        Args:
-            source: A file, folder or split.
-            outputs: Golds that are not where the format has them.
-            require_output: Whether a missing gold is an error.
-
-        Raises:
-            DataError: Files that are missing or malformed.
-        """
+        """The rows of a source in the example format, as :func:`read_rows` gives them."""
         if outputs is not None:
             raise DataError(
                 f"outputs belong to files of questions alone; {source} holds its own golds"
@@ -56,11 +47,7 @@ class DataFormat:
         yield from read_json_lines(source)
 
     def sources(self, folder: Path, files: Sequence[str]) -> Iterable[Path]:
-        """The sources of this format directly in a folder.
-
-        Args:
-            files: Names of the files in the folder.
-        """
+        """The sources of this format in a folder of files with these names."""
         return ()
 
     def task(self, source: Path) -> str | None:
