@@ -114,7 +114,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def plain(data: Any) -> Any:
-    """Data as JSON has it: tensors as lists, paths as strings, and null for NaN."""
+    """Data as JSON has it: tensors as lists, paths as strings, null for NaN, and "inf"."""
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, Tensor):
@@ -124,7 +124,7 @@ def plain(data: Any) -> Any:
     if isinstance(data, Path):
         return str(data)
     if isinstance(data, float) and not math.isfinite(data):
-        return None
+        return None if math.isnan(data) else str(data)
     return data
 
 

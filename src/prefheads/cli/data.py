@@ -13,7 +13,7 @@ from prefheads.cli import options, session
 from prefheads.errors import ArtifactError
 from prefheads.models.bundled import people_path
 from prefheads.storage import write_atomic
-from prefheads.tasks.download import BASE_URL, Setting
+from prefheads.tasks.download import BASE_URL, Separation
 from prefheads.tasks.download import download as fetch
 from prefheads.tasks.statistics import Spread, TaskStatistics, task_statistics
 
@@ -45,7 +45,7 @@ def download(
         str, typer.Option("--split", help="Of train, dev, test; LaMP's test has no golds.")
     ] = "train,dev",
     setting: Annotated[
-        Setting,
+        Separation,
         typer.Option("--setting", help="Split by user, or each user's texts by time."),
     ] = "user",
     base_url: Annotated[

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from prefheads.errors import SteeringError
 from prefheads.interventions.forward import Generation
 from prefheads.interventions.plan import (
+    ALL_POSITIONS,
+    ActivePositions,
     BranchPlan,
     without_branches,
 )
