@@ -11,9 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.optional import require
 from prefheads.progress import stage
 from prefheads.storage import writable_dir
-from prefheads.tasks.wordnet import require
 
 
 def tables(
@@ -35,7 +35,7 @@ def tables(
     from prefheads.report import joined
 
     for library in ("pandas", "tabulate"):
-        require(library)
+        require(library, "eval")
     with stage("testing", shown=not quiet):
         scores = joined.join(runs, extracted=extract, seed=seed)
     shown: list[RenderableType] = []

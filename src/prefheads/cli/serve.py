@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +15,7 @@ from prefheads.cli.listening import listen
 from prefheads.errors import DataError, ModelError
 from prefheads.models.loading import load_config, load_skeleton
 from prefheads.models.presets import preset_of
+from prefheads.optional import needs
 
 if TYPE_CHECKING:  # these need the extra `serve`, or take long to import
     from prefheads.serve.keys import Keys
@@ -79,7 +79,7 @@ def serve(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Serve an OpenAI-compatible API that writes for users whose profiles it keeps."""
-    with _extra():
+    with needs("serve"):
         from prefheads.serve import app
         from prefheads.serve.limits import Limits
         from prefheads.serve.observe import log_json
@@ -158,7 +158,7 @@ def list_keys(db: Db = DB, as_json: options.Json = False) -> None:
 
 
 def _keys(db: str) -> Keys:
-    with _extra():
+    with needs("serve"):
         from prefheads.serve.database import open_database
         from prefheads.serve.keys import Keys
     if not db.strip():
@@ -195,13 +195,3 @@ def _for_vllm(
 def _dtype(model: str, dtype: str) -> str | None:
     preset = preset_of(model)
     return dtype if dtype != "auto" else preset.dtype if preset else None
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[serve]"'
-        ) from None
