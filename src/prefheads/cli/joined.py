@@ -12,9 +12,9 @@ from rich.table import Table
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
+from prefheads.optional import require
 from prefheads.progress import stage
 from prefheads.storage import writable_dir
-from prefheads.tasks.wordnet import require
 
 
 def tables(
@@ -36,7 +36,7 @@ def tables(
     from prefheads.report import joined
 
     for library in ("pandas", "tabulate"):
-        require(library)
+        require(library, "eval")
     with stage("testing", shown=not quiet):
         scores = joined.join(runs, extracted=extract, seed=seed)
     shown: list[RenderableType] = []

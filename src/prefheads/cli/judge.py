@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options
-from prefheads.cli.extras import extra
 from prefheads.cli.listening import listen
 from prefheads.cli.output import emit, figure, percent
 from prefheads.errors import DataError
+from prefheads.optional import needs
 from prefheads.progress import track
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
@@ -55,7 +55,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve a page for blinded pairwise annotation until interrupted."""
-    with extra("judge"):
+    with needs("judge"):
         from prefheads.judge import serve as web
         from prefheads.judge.store import Votes
     study = _study(run, methods, task, n, seed)
@@ -77,7 +77,7 @@ def results(
     as_json: options.Json = False,
 ) -> None:
     """Win rates by majority vote, with intervals, and how far annotators agree."""
-    with extra("judge"):
+    with needs("judge"):
         from prefheads.judge.results import human_results, votes_csv
         from prefheads.judge.store import Votes
     votes = Votes(db)
@@ -125,7 +125,7 @@ def llm(
     as_json: options.Json = False,
 ) -> None:
     """Have a language model rate the same blinded pairs, in both orders."""
-    with extra("judge"):
+    with needs("judge"):
         from prefheads.judge.endpoint import Endpoint
         from prefheads.judge.llm import ORDERS, rate
         from prefheads.judge.results import rating_rows, ratings_csv

@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options
-from prefheads.cli.extras import extra
 from prefheads.cli.output import emit
 from prefheads.errors import DataError
+from prefheads.optional import needs
 
 if TYPE_CHECKING:  # needs the extra `serve`
     from prefheads.serve.keys import Keys
@@ -67,7 +67,7 @@ def list_keys(db: Db = DB, as_json: options.Json = False) -> None:
 
 
 def _keys(db: str) -> Keys:
-    with extra("serve"):
+    with needs("serve"):
         from prefheads.serve.database import open_database
         from prefheads.serve.keys import Keys
     if not db.strip():

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from prefheads.cli import options, session
-from prefheads.cli.extras import extra
 from prefheads.cli.keys import DB, Db
 from prefheads.cli.listening import listen
 from prefheads.cli.output import tell
 from prefheads.errors import ModelError
 from prefheads.models.loading import load_config, load_skeleton
 from prefheads.models.presets import preset_of
+from prefheads.optional import needs
 from prefheads.steerer.core import PreferenceSteerer
 
 
@@ -61,7 +61,7 @@ def serve(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Serve an OpenAI-compatible API that writes for users whose profiles it keeps."""
-    with extra("serve"):
+    with needs("serve"):
         from prefheads.serve import app
         from prefheads.serve.limits import Limits
         from prefheads.serve.observe import log_json

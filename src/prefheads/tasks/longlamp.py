@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from prefheads.data.stream import optional, read_json_items, read_json_lines, starts_with_list
+from prefheads.data.stream import read_json_items, read_json_lines, starts_with_list
 from prefheads.errors import DataError
+from prefheads.optional import require
 from prefheads.tasks.lamp import LONGLAMP_NAMES, OUTPUTS, QUESTIONS, task_name
 
 # A split is one file, `test.json`, or several: `test-00000-of-00002.parquet` and so on.
@@ -91,12 +92,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[Any]:
-    arrow = optional("pyarrow.parquet")
-    if arrow is None:
-        raise DataError(
-            f'{path}: to read Parquet install the extra: pip install "prefheads[parquet]"; or '
-            "export it as JSON lines"
-        )
+    arrow = require("pyarrow.parquet", "parquet")
     try:
         file = arrow.ParquetFile(path)
         for batch in file.iter_batches(batch_size=16):  # profiles are long

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from prefheads.errors import DataError
+from prefheads.optional import require
 from prefheads.stats import Array
 from prefheads.storage import PathLike, write_json
 from prefheads.tasks import wording, wordnet
 from prefheads.tasks.lamp import read_golds, task_name
 from prefheads.tasks.official import resampled
-from prefheads.tasks.wordnet import require
 
 LABELS = {
     "LaMP-1": ("[1]", "[2]"),
@@ -219,7 +219,7 @@ def caveat(task: str | None, references: Sequence[str]) -> str:
     """
     if metrics_of(task) is not _GENERATION:
         return ""
-    tokens = require("rouge_score.tokenize").tokenize
+    tokens = require("rouge_score.tokenize", "eval").tokenize
     unseen = sum(any(map(str.isalpha, gold)) and not tokens(gold, None) for gold in references)
     if not unseen:
         return ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from prefheads.optional import require
 from prefheads.stats import Array
-from prefheads.tasks.wordnet import require
 
 SEED = 0  # the official evaluation sets none, so that its figures differ a little by run
 
@@ -15,7 +15,7 @@ def resampled(values: Array, seed: int = SEED) -> float:
 
     Its aggregator draws from numpy's global generator, which is left as it was.
     """
-    scoring = require("rouge_score.scoring")
+    scoring = require("rouge_score.scoring", "eval")
     aggregator = scoring.BootstrapAggregator()
     for value in np.asarray(values, dtype=np.float64).tolist():
         aggregator.add_scores({"f": scoring.Score(value, value, value)})

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from prefheads.optional import require
 from prefheads.tasks import wordnet
-from prefheads.tasks.wordnet import require
 
 # Punkt without its English model knows no abbreviations; these are the frequent ones.
 _ABBREVIATIONS = (
@@ -20,12 +20,12 @@ _ABBREVIATIONS = (
 
 @cache
 def rouge() -> Any:
-    scorer = require("rouge_score.rouge_scorer")
+    scorer = require("rouge_score.rouge_scorer", "eval")
     return scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
 
 
 def meteor(prediction: str, reference: str) -> float:
-    score = require("nltk.translate.meteor_score").single_meteor_score(
+    score = require("nltk.translate.meteor_score", "eval").single_meteor_score(
         _words(reference),
         _words(prediction),
         wordnet=wordnet.load(),
@@ -38,7 +38,7 @@ def meteor(prediction: str, reference: str) -> float:
 
 def _words(text: str) -> list[str]:
     """The words of ``word_tokenize``: Treebank words of each sentence."""
-    tokenizer = require("nltk.tokenize").NLTKWordTokenizer()
+    tokenizer = require("nltk.tokenize", "eval").NLTKWordTokenizer()
     split, _ = sentence_splitter()
     return [word for sentence in split(text) for word in tokenizer.tokenize(sentence)]
 
@@ -46,7 +46,7 @@ def _words(text: str) -> list[str]:
 @cache
 def sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
     """The sentence splitter of ``word_tokenize`` or its stand-in, and its name."""
-    punkt = require("nltk.tokenize.punkt")
+    punkt = require("nltk.tokenize.punkt", "eval")
     try:
         return punkt.PunktTokenizer("english").tokenize, "punkt_tab"
     except LookupError:
