@@ -145,7 +145,7 @@ def test_archives_hold_every_file(built: Path) -> None:
 
 
 def test_every_extra_is_looked_at() -> None:
-    assert EXTRAS.keys() - {"all", "dev"} == NEED.keys() | USE.keys()
+    assert EXTRAS.keys() - {"all", "dev", "docs"} == NEED.keys() | USE.keys()
 
 
 def test_all_modules_import_with_all_extras_but_vllm(run: Run) -> None:
