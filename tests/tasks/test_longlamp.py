@@ -10,7 +10,7 @@ from prefheads.data.example import load_examples
 from prefheads.data.prompts import build_prompt
 from prefheads.data.retrieve import retrieve
 from prefheads.data.task import task_name
-from prefheads.errors import DataError
+from prefheads.errors import DataError, PrefheadsError
 
 ROWS = {
     "abstract_generation_user": {
@@ -166,7 +166,7 @@ def test_parquet_without_its_library(tmp_path, monkeypatch):
     path = tmp_path / "topic_writing_user" / "test.parquet"
     path.parent.mkdir()
     path.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"pip install \"prefheads\[parquet\]\""):
+    with pytest.raises(PrefheadsError, match=r"pip install \"prefheads\[parquet\]\""):
         load_examples(path)
 
 

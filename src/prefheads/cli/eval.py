@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
+from prefheads.cli.output import emit, tell
 from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.methods import Method
@@ -196,7 +197,7 @@ def evaluate(
         for t, ready in prepared.items():
             prompts.extend(len(fold.test) + len(fold.pool) for fold in ready.folds)
             if ready.without_profile:
-                session.tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
+                tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
             how = {"split": ready.split, "heads_from": ready.heads_from}
             measured.append(
                 evaluate_task(
@@ -209,8 +210,8 @@ def evaluate(
     results = read_json(out / RESULTS)
     begun = {p.parent.name for p in out.glob(f"*/{RECORDS}")}
     if others := sorted(begun - results["tasks"].keys()):
-        session.tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
-    session.emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
+        tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
+    emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
 
 
 def _tell_cost(
@@ -261,7 +262,7 @@ def _fitted(
         task = read_steerer(folder)["task"]
         if task not in tasks:
             named = task or "no benchmark task"
-            session.tell(f"{folder} was fitted for {named}, which is not evaluated here")
+            tell(f"{folder} was fitted for {named}, which is not evaluated here")
             continue
         if task in found:
             raise ArtifactError(f"{folder}: a second fit for {task}; give one a task")

@@ -12,11 +12,11 @@ import numpy as np
 from prefheads.errors import ArtifactError
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import Cell, costs, extraction_counts
+from prefheads.optional import require
 from prefheads.stats import INTERVALS
 from prefheads.storage import plain, read_json, writable_dir, write_atomic, write_json
 from prefheads.tasks.answers import answers_of
 from prefheads.tasks.metrics import write_predictions
-from prefheads.tasks.wordnet import require
 
 RESULTS = "results.json"
 _UNTOLD: dict[str, Any] = {
@@ -38,7 +38,7 @@ def _frame(found: Sequence[Cell]) -> Any:
     rows: dict[str, dict[str, str]] = {}
     for cell in found:
         rows.setdefault(cell.method, {"method": cell.method}).update(cell.shown)
-    return require("pandas").DataFrame(list(rows.values())).fillna("")
+    return require("pandas", "eval").DataFrame(list(rows.values())).fillna("")
 
 
 def write_tables(
@@ -58,7 +58,7 @@ def write_tables(
     Raises:
         ArtifactError: A file cannot be written, or what is there is damaged.
     """
-    pandas = require("pandas")
+    pandas = require("pandas", "eval")
     told, parts = read_results(out) if (out / RESULTS).is_file() else ({}, {})
     told |= {m.task: _summary(m, scored_by.get(m.task, {})) for m in measured}
     parts |= {m.task: list(part) for m, part in zip(measured, found, strict=True)}
@@ -133,7 +133,7 @@ def _numbers(cell: Mapping[str, Any]) -> dict[str, float]:
 def require_libraries() -> None:
     """Raise unless what tables need is installed, so that a lack shows before a long run."""
     for name in ("pandas", "tabulate"):
-        require(name)
+        require(name, "eval")
 
 
 LEGEND = (

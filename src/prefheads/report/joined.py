@@ -20,13 +20,13 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.significance import paired_test
 from prefheads.evaluation.tables import LEVEL
 from prefheads.models.bundled import model_name
+from prefheads.optional import require
 from prefheads.report.evaluated import Evaluation
 from prefheads.report.paper_tables import table_of
 from prefheads.stats import Array, holm
 from prefheads.storage import read_json, write_atomic
 from prefheads.tasks.answers import Metric, answers_of
 from prefheads.tasks.metrics import sample_scores
-from prefheads.tasks.wordnet import require
 
 ALIKE = (  # options of a run
     "split", "items", "retrieval", "prompt_length", "max_new_tokens", "label_tokens", "encoder"
@@ -192,7 +192,7 @@ def frames(scores: Sequence[Score], bold: str = "{}") -> dict[str, Any]:
     Args:
         bold: What a best value is written in.
     """
-    pandas = require("pandas")
+    pandas = require("pandas", "eval")
     tables = {}
     for table in sorted({s.table for s in scores}):
         cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
@@ -211,7 +211,7 @@ def frames(scores: Sequence[Score], bold: str = "{}") -> dict[str, Any]:
 
 def write(out: Path, scores: Sequence[Score]) -> None:
     """Write ``tables.md``, ``tables.tex`` and ``tables.csv`` (a line a score)."""
-    pandas = require("pandas")
+    pandas = require("pandas", "eval")
     markdown = []
     for title, frame in frames(scores, "**{}**").items():
         frame.columns = [" ".join(column) for column in frame.columns]

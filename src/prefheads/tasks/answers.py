@@ -17,9 +17,9 @@ import numpy as np
 
 from prefheads.data.task import task_of
 from prefheads.errors import DataError
+from prefheads.optional import require
 from prefheads.stats import Array
 from prefheads.tasks import extract, wording, wordnet
-from prefheads.tasks.wordnet import require
 
 Kind = Literal["Gen.", "Cls.", "Reg."]
 Pairs = Sequence[tuple[str, str]]
@@ -243,7 +243,7 @@ class TextAnswer(AnswerType):
 
     def caveat(self, references: Sequence[str]) -> str:
         """Of how many golds ROUGE sees nothing."""
-        tokens = require("rouge_score.tokenize").tokenize
+        tokens = require("rouge_score.tokenize", "eval").tokenize
         unseen = sum(any(map(str.isalpha, gold)) and not tokens(gold, None) for gold in references)
         if not unseen:
             return ""

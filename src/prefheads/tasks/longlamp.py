@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.data.formats import DataFormat
-from prefheads.data.stream import optional, read_json_items, read_json_lines, starts_with_list
+from prefheads.data.stream import read_json_items, read_json_lines, starts_with_list
 from prefheads.data.task import Task, task_name
 from prefheads.errors import DataError
+from prefheads.optional import require
 from prefheads.tasks.answers import TextAnswer
 from prefheads.tasks.lamp import OUTPUTS, QUESTIONS
 
@@ -161,12 +162,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[Any]:
-    arrow = optional("pyarrow.parquet")
-    if arrow is None:
-        raise DataError(
-            f'{path}: to read Parquet install the extra: pip install "prefheads[parquet]"; or '
-            "export it as JSON lines"
-        )
+    arrow = require("pyarrow.parquet", "parquet")
     try:
         file = arrow.ParquetFile(path)
         for batch in file.iter_batches(batch_size=16):  # profiles are long

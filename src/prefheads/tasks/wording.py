@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from prefheads.optional import require
 from prefheads.stats import Array
 from prefheads.tasks import wordnet
-from prefheads.tasks.wordnet import require
 
 # Punkt without its English model knows no abbreviations; these are the frequent ones.
 _ABBREVIATIONS = (
@@ -24,7 +24,7 @@ SEED = 0  # the official evaluation sets none, so that its figures differ a litt
 
 @cache
 def rouge() -> Any:
-    scorer = require("rouge_score.rouge_scorer")
+    scorer = require("rouge_score.rouge_scorer", "eval")
     return scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
 
 
@@ -33,7 +33,7 @@ def resampled(values: Array, seed: int = SEED) -> float:
 
     Its aggregator draws from numpy's global generator, which is left as it was.
     """
-    scoring = require("rouge_score.scoring")
+    scoring = require("rouge_score.scoring", "eval")
     aggregator = scoring.BootstrapAggregator()
     for value in np.asarray(values, dtype=np.float64).tolist():
         aggregator.add_scores({"f": scoring.Score(value, value, value)})
@@ -46,7 +46,7 @@ def resampled(values: Array, seed: int = SEED) -> float:
 
 
 def meteor(prediction: str, reference: str) -> float:
-    score = require("nltk.translate.meteor_score").single_meteor_score(
+    score = require("nltk.translate.meteor_score", "eval").single_meteor_score(
         _words(reference),
         _words(prediction),
         wordnet=wordnet.load(),
@@ -59,7 +59,7 @@ def meteor(prediction: str, reference: str) -> float:
 
 def _words(text: str) -> list[str]:
     """The words of ``word_tokenize``: Treebank words of each sentence."""
-    tokenizer = require("nltk.tokenize").NLTKWordTokenizer()
+    tokenizer = require("nltk.tokenize", "eval").NLTKWordTokenizer()
     split, _ = sentence_splitter()
     return [word for sentence in split(text) for word in tokenizer.tokenize(sentence)]
 
@@ -67,7 +67,7 @@ def _words(text: str) -> list[str]:
 @cache
 def sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
     """The sentence splitter of ``word_tokenize`` or its stand-in, and its name."""
-    punkt = require("nltk.tokenize.punkt")
+    punkt = require("nltk.tokenize.punkt", "eval")
     try:
         return punkt.PunktTokenizer("english").tokenize, "punkt_tab"
     except LookupError:
