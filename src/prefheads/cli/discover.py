@@ -9,6 +9,7 @@ import prefheads
 from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.cost import discovery_stage, tell_cost
+from prefheads.cli.output import emit
 from prefheads.cli.tables import head_rows, head_table
 from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
@@ -106,7 +107,7 @@ def discover(
         "heads": head_rows(scores, scores.values[0].numel()),
     }
     said = f"{heads.n_active} heads in {out / 'heads.safetensors'}"
-    session.emit(as_json, result, [head_table(scores, SHOWN), said])
+    emit(as_json, result, [head_table(scores, SHOWN), said])
 
 
 def _finished(out: Path, run: dict[str, Any]) -> HeadScores | None:

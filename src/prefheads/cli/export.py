@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.output import emit
 from prefheads.errors import SteeringError
 from prefheads.export.export import Adapter, export_adapter, export_merged, new_folder, require_new
 from prefheads.heads.files import is_fitted, load_heads
@@ -81,7 +82,7 @@ def export(
                     export_merged(network, tokenizer, heads, gamma, work / name, source=str(source))
                 written.append(_report(out / name, heads, adapter))
     result = {"format": form, "gamma": gamma, "written": written, "plain": plain}
-    session.emit(as_json, result, _shown(result))
+    emit(as_json, result, _shown(result))
 
 
 def _strength(source: Path, steerer: PreferenceSteerer, gamma: float | None) -> float:

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import fit_stages, tell_cost
+from prefheads.cli.output import emit
 from prefheads.cli.tables import calibration_table, cluster_table
 from prefheads.data.example import Example, load_examples
 from prefheads.errors import DataError
@@ -186,4 +187,4 @@ def fit(
         calibration_table(steerer.calibration),
         f"Chosen: {steerer.setting}. {len(steerer.users['test'])} users are left for `validate`.",
     ]
-    session.emit(as_json, result, shown)
+    emit(as_json, result, shown)

@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import set_seed
 
 from prefheads.cli import options, session
+from prefheads.cli.output import emit, tell
 from prefheads.data.example import Example, load_examples
 from prefheads.data.stream import read_text
 from prefheads.errors import DataError, SteeringError
@@ -79,7 +80,7 @@ def generate(
             base = Setting(f"{heads.n_active} heads", "contrast", found_by, scope=scope)
         setting = base.changed(gamma=gamma, mode=mode, target=target)
         if setting.plain and gamma is None:
-            session.tell("calibration found no steering that helps; --gamma steers all the same")
+            tell("calibration found no steering that helps; --gamma steers all the same")
         example = Example(str(profile), "user", tuple(texts), prompt, None, task)
         choice: dict[str, Any] = {"do_sample": sample, "max_new_tokens": max_new_tokens}
         if sample:
@@ -94,7 +95,7 @@ def generate(
             result["plain"] = write(replace(setting, gamma=0.0))
     table = Table("plain", f"steered: {setting}", show_lines=True)
     table.add_row(result.get("plain", ""), result["steered"])
-    session.emit(as_json, result, [table if compare else result["steered"]])
+    emit(as_json, result, [table if compare else result["steered"]])
 
 
 def read_profile(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,8 @@ from rich.console import RenderableType
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
 from prefheads.cli.tables import (
     calibration_table,
     cluster_table,
@@ -56,7 +57,7 @@ def inspect(
     figures = draw(contents, run / "plots") if find_spec("matplotlib") else []
     said = f"Figures are in {run / 'plots'}." if figures else 'Figures need the extra "plots".'
     shown = [*tables(contents, top), said]
-    session.emit(as_json, data(contents, top) | {"plots": figures}, shown)
+    emit(as_json, data(contents, top) | {"plots": figures}, shown)
 
 
 def read(run: Path) -> Contents:

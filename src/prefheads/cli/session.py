@@ -1,19 +1,17 @@
-"""What commands share: checks that need no model, loading, warnings as notes, and output."""
+"""What commands share: checks that need no model, loading, and warnings as notes."""
 
 from __future__ import annotations
 
-import json
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import prefheads
+from prefheads.cli.output import tell
 from prefheads.data.encoding import TruncationWarning
 from prefheads.data.people import Seen
 from prefheads.errors import ArtifactError
@@ -22,12 +20,10 @@ from prefheads.models.bundled import model_name
 from prefheads.models.loading import load_model
 from prefheads.progress import stage
 from prefheads.steerer import files as steerer_files
-from prefheads.storage import plain as plain
 from prefheads.storage import read_json, writable_dir, write_json
 
 RUN_FILE = "run.json"
 _PACKAGE = str(Path(prefheads.__file__).parent)
-_WIDTH = 160  # of tables that go into a file or a pipe
 
 
 def load(
@@ -191,20 +187,3 @@ def notes() -> Iterator[list[int]]:
     others = (str(w.message) for w in ours if not issubclass(w.category, TruncationWarning))
     for message in dict.fromkeys(others):
         tell(message)
-
-
-def tell(message: str) -> None:
-    """One line to the user, beside the result."""
-    print(f"note: {' '.join(message.split())}", file=sys.stderr)
-
-
-def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
-    """Print a result: for programs as JSON, for people as tables and sentences."""
-    if as_json:
-        print(json.dumps(plain(data), ensure_ascii=False, allow_nan=False))
-        return
-    width = None if sys.stdout.isatty() else _WIDTH
-    # Texts of users and models may hold what rich would take for markup.
-    console = Console(width=width, markup=False, highlight=False, emoji=False)
-    for item in shown:
-        console.print(item, soft_wrap=isinstance(item, str))  # a piped text keeps its lines

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from prefheads.calibration.validate import N_RANDOM
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, tell_cost
+from prefheads.cli.output import emit
 from prefheads.cli.tables import validation_table, verdict
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.errors import DataError
@@ -17,7 +18,7 @@ from prefheads.progress import stage
 from prefheads.report.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.files import read_steerer
-from prefheads.storage import writable_dir, write_json
+from prefheads.storage import plain, writable_dir, write_json
 from prefheads.types import Retrieval
 
 
@@ -81,7 +82,7 @@ def validate(
         prompts.append(tested)
     there, left = counted
     left_out = there - left
-    write_json(run / "validation.json", session.plain(result.to_dict()))
+    write_json(run / "validation.json", plain(result.to_dict()))
     for path in run.glob(f"{checkpoint.stem}*"):  # so that other data can be validated next
         path.unlink()
     claims = findings(result)
@@ -91,4 +92,4 @@ def validate(
         f"{left_out} of {there} samples were left out: their users took part in fitting.",
     ]
     report = result.to_dict() | {"left_out": left_out, "findings": [asdict(c) for c in claims]}
-    session.emit(as_json, report, shown)
+    emit(as_json, report, shown)

@@ -19,14 +19,15 @@ from scipy.special import stdtrit
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
-from prefheads.errors import DataError, PrefheadsError
+from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, HeadWeights
+from prefheads.optional import needs
 from prefheads.report.scales import symmetric_scale
 from prefheads.stats import Array, Estimate
 from prefheads.steering.setting import Setting
 from prefheads.storage import PathLike, write_atomic
 
-try:
+with needs("plots"):
     import matplotlib as mpl
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,10 +36,6 @@ try:
     from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
-except ModuleNotFoundError as error:
-    raise PrefheadsError(
-        f'{error.name} is not installed; install the extra: pip install "prefheads[plots]"'
-    ) from error
 
 WIDTH = 5.2  # inches
 

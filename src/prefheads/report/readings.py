@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.data.encoding import Encoded, encode
 from prefheads.data.example import Example, spread, without_profile
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.methods import Method, make_decoder
+from prefheads.evaluation.decoder import make_decoder
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import answer_length
 from prefheads.evaluation.samples import read_samples

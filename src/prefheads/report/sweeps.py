@@ -11,7 +11,7 @@ import numpy as np
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.headsets import HeadSet, percent
-from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.evaluation.methods import Method
 from prefheads.report.charts import BLUE, GREEN, INK, ORANGE, chart, intervals
 from prefheads.report.evaluated import NLL, NOTHING, Difference, Evaluation, estimate
 from prefheads.report.plots import (
@@ -158,7 +158,7 @@ def find_sweeps(methods: Sequence[Method]) -> list[Sweep]:
     """All sets of methods of one kind that differ in one option only."""
     groups: dict[tuple[str, str, str], dict[Any, Method]] = {}
     for method in methods:
-        if method.kind in CONTROLS:
+        if method.is_control:
             continue
         for option in method.options:
             rest = [f"{k}={v}" for k, v in sorted(method.options.items()) if k != option]

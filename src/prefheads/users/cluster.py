@@ -12,7 +12,8 @@ from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads.scores import HeadScores, HeadWeights
-from prefheads.users.embed import require, unit_rows
+from prefheads.optional import require
+from prefheads.users.embed import unit_rows
 from prefheads.users.route import route
 
 MAX_CLUSTERS = 16  # when the number is chosen; a given one may be larger
@@ -119,7 +120,7 @@ def fit_clusters(
         clusters = _k_means(points, users, k, seed)
         if min(samples(clusters)) >= max(min_samples, 1):
             labels = [clusters.assignment[user] for user in users]
-            score = require("sklearn.metrics").silhouette_score(points, labels)
+            score = require("sklearn.metrics", "cluster").silhouette_score(points, labels)
             if score >= best_score:
                 best, best_score = clusters, score
     return best
@@ -177,10 +178,11 @@ def _sorted_users(
 
 
 def _k_means(points: NDArray[np.float64], users: list[str], n_clusters: int, seed: int) -> Clusters:
-    estimator = require("sklearn.cluster").KMeans(n_clusters, n_init=10, random_state=seed)
+    k_means = require("sklearn.cluster", "cluster").KMeans
+    estimator = k_means(n_clusters, n_init=10, random_state=seed)
     with warnings.catch_warnings():
         # Fewer distinct profiles than clusters: the empty cluster is reported by the caller.
-        warnings.simplefilter("ignore", require("sklearn.exceptions").ConvergenceWarning)
+        warnings.simplefilter("ignore", require("sklearn.exceptions", "cluster").ConvergenceWarning)
         centroids = unit_rows(estimator.fit(points).cluster_centers_).astype(np.float32)
     # Training users go where routing would send them; k-means' own labels may differ at borders.
     labels = route(points, centroids).argmax(axis=1)

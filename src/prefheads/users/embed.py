@@ -1,15 +1,15 @@
 """A user's profile as one vector (5.1)."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads.errors import DataError, ModelError, PrefheadsError
+from prefheads.errors import DataError, ModelError
 from prefheads.models import bundled
 from prefheads.models.network import no_hub
+from prefheads.optional import require
 
 Profile = Sequence[Mapping[str, Any]]
 
@@ -29,7 +29,7 @@ class ProfileEncoder:
     """
 
     def __init__(self, name: str = "bundled") -> None:
-        library = require("sentence_transformers")
+        library = require("sentence_transformers", "cluster")
         self.name = name
         source = str(bundled.encoder_dir()) if name == "bundled" else name
         why = no_hub(source)
@@ -89,14 +89,4 @@ def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float64]:
 def require_extra() -> None:
     """Raise unless the extra ``cluster`` is installed, so that a lack shows before a long run."""
     for name in ("sentence_transformers", "sklearn.cluster"):
-        require(name)
-
-
-def require(module: str) -> Any:
-    """Import a module of the extra ``cluster``, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise PrefheadsError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[cluster]"'
-        ) from error
+        require(name, "cluster")

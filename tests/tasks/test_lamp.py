@@ -3,13 +3,14 @@
 import json
 import random
 import re
+import sys
 import tracemalloc
 
 import pytest
 
 from prefheads.data import stream
 from prefheads.data.example import load_examples
-from prefheads.errors import DataError
+from prefheads.errors import DataError, PrefheadsError
 from prefheads.tasks.lamp import read_golds, read_lamp
 
 TWEETS = [{"id": str(i), "text": f"word{i}"} for i in range(3)]
@@ -27,16 +28,7 @@ def question(key, **changes):
     return {"id": key, "input": "Paraphrase: word1", "profile": TWEETS} | changes
 
 
-@pytest.fixture(params=["streamed", "at once"])
-def parser(request, monkeypatch):
-    """With the streaming parser, and as where it is not installed."""
-    if request.param == "at once":
-        monkeypatch.setattr(stream, "optional", lambda module: None)
-    else:
-        pytest.importorskip("ijson")
-
-
-def test_numbers_are_ids(tmp_path, parser):
+def test_numbers_are_ids(tmp_path):
     path = write(tmp_path, [question(7), question("8")], [
         {"id": "7", "output": "a"}, {"id": 8, "output": "b"},
     ])  # fmt: skip
@@ -46,21 +38,21 @@ def test_numbers_are_ids(tmp_path, parser):
     ]
 
 
-def test_users_of_the_split_by_time(tmp_path, parser):
+def test_users_of_the_split_by_time(tmp_path):
     questions = [question("1", user_id=12), question("2", user_id="12"), question("3")]
     golds = [{"id": key, "output": "x"} for key in "123"]
     users = [e.user_id for e in load_examples(write(tmp_path, questions, golds))]
     assert users == ["12", "12", "3"]
 
 
-def test_scores_are_printed_as_they_are_written(tmp_path, parser):
+def test_scores_are_printed_as_they_are_written(tmp_path):
     item = '{"id": 1, "text": "good", "score": 4.0}'
     text = f'[{{"id": "1", "input": "review: good", "profile": [{item}]}}]'
     path = write(tmp_path, text, [{"id": "1", "output": "4"}], task="LaMP_3")
     assert load_examples(path)[0].profile[0]["score"] == "4.0"
 
 
-def test_byte_order_mark(tmp_path, parser):
+def test_byte_order_mark(tmp_path):
     path = write(tmp_path, "\ufeff" + json.dumps([question("1")]), [{"id": "1", "output": "x"}])
     assert len(load_examples(path)) == 1
 
@@ -89,14 +81,14 @@ def test_task_of_a_split_without_golds(tmp_path, place):
         ([question("1"), question(1)], "dev_questions.json[1]: id '1' is there twice"),
     ],
 )
-def test_damaged_questions(tmp_path, parser, questions, message):
+def test_damaged_questions(tmp_path, questions, message):
     path = write(tmp_path, questions, [{"id": "1", "output": "x"}])
     with pytest.raises(DataError, match=re.escape(message)) as error:
         load_examples(path)
     assert "\n" not in str(error.value)
 
 
-def test_bytes_that_are_no_text(tmp_path, parser):
+def test_bytes_that_are_no_text(tmp_path):
     path = write(tmp_path, [question("1")], [{"id": "1", "output": "x"}])
     path.write_bytes(path.read_bytes().replace(b"word1", b"word\xe9", 1))
     with pytest.raises(DataError, match=r"dev_questions\.json: not UTF-8 \(byte \d+\)"):
@@ -115,25 +107,21 @@ def test_bytes_that_are_no_text(tmp_path, parser):
         ({"task": "LaMP_9", "golds": [{"id": "1", "output": "x"}]}, "unknown task 'LaMP_9'"),
     ],
 )
-def test_damaged_golds(tmp_path, parser, content, message):
+def test_damaged_golds(tmp_path, content, message):
     path = tmp_path / "dev_outputs.json"
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=re.escape(message)):
         read_golds(path)
 
 
-def test_large_files_need_the_streaming_parser(tmp_path, monkeypatch):
+def test_a_missing_parser_is_told(tmp_path, monkeypatch):
     path = write(tmp_path, [question("1")], [{"id": "1", "output": "x"}])
-    monkeypatch.setattr(stream, "optional", lambda module: None)
-    monkeypatch.setattr(stream, "WHOLE", 10)
-    with pytest.raises(
-        DataError, match=r'too much to read at once; pip install "prefheads\[eval\]'
-    ):
+    monkeypatch.setitem(sys.modules, "ijson", None)
+    with pytest.raises(PrefheadsError, match=r'ijson is not installed.*"prefheads\[eval\]"'):
         load_examples(path)
 
 
 def test_damage_in_a_large_file_is_located_about(tmp_path, monkeypatch):
-    pytest.importorskip("ijson")
     questions = json.dumps([question(str(i)) for i in range(5000)])
     path = write(tmp_path, questions[:-50], [{"id": str(i), "output": "x"} for i in range(5000)])
     monkeypatch.setattr(stream, "WHOLE", 10)
@@ -160,7 +148,6 @@ def large(tmp_path_factory):
 
 
 def test_memory_does_not_grow_with_the_file(large):
-    pytest.importorskip("ijson")
     size = large.stat().st_size
     load_examples(large, limit=1)  # what is imported on first use
     tracemalloc.start()
@@ -177,7 +164,6 @@ def test_memory_does_not_grow_with_the_file(large):
 
 def test_limit_stops_reading_where_users_are_named(large, tmp_path):
     """Where they are not, any sample may tell that two others are of one person."""
-    pytest.importorskip("ijson")
     damaged = large.with_name("damaged_questions.json")
     damaged.write_bytes(large.read_bytes()[:-10_000_000])
     outputs = large.with_name("dev_outputs.json")

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from prefheads.data.example import load_examples
-from prefheads.errors import DataError
-from prefheads.tasks.lamp import task_name
-from prefheads.tasks.prompts import build_prompt
-from prefheads.tasks.retrieve import retrieve
+from prefheads.data.prompts import build_prompt
+from prefheads.data.retrieve import retrieve
+from prefheads.data.task import task_name
+from prefheads.errors import DataError, PrefheadsError
 
 ROWS = {
     "abstract_generation_user": {
@@ -166,7 +166,7 @@ def test_parquet_without_its_library(tmp_path, monkeypatch):
     path = tmp_path / "topic_writing_user" / "test.parquet"
     path.parent.mkdir()
     path.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"pip install \"prefheads\[parquet\]\""):
+    with pytest.raises(PrefheadsError, match=r"pip install \"prefheads\[parquet\]\""):
         load_examples(path)
 
 
