@@ -1,7 +1,10 @@
 """How Sphinx builds these pages; `make docs` runs it, and no warning is allowed."""
 
+import re
 import sys
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "src")]
@@ -17,8 +20,8 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "command_reference",
+    "table_text",
 ]
 exclude_patterns = ["_build", "_ext"]
 templates_path: list[str] = []
@@ -55,3 +58,21 @@ html_theme_options = {
         "color-brand-content": "#7db7ea",
     },
 }
+
+# Pages that lie in the repository's root, where people look for them.
+OF_ROOT = {name: f"{name.upper()}.md" for name in ("architecture", "changelog", "contributing")}
+
+
+def _show_root(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put the text of a file of the root in the place of the line that points to it."""
+    if page in OF_ROOT:
+        text = (HERE.parent / OF_ROOT[page]).read_text()
+        text = text.replace("](docs/", "](")
+        for name, file in OF_ROOT.items():
+            text = text.replace(f"]({file}", f"]({name}.md")
+        source[0] = re.sub(r"\]\(README\.md.*?\)", "](index.md)", text)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect it."""
+    app.connect("source-read", _show_root)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from typer import Context
 from typer.main import get_command
 
 from prefheads.cli.main import app
@@ -21,11 +22,13 @@ def commands() -> Iterator[tuple[str, Any]]:
     """Every command by the words that call it, in the order of `prefheads --help`."""
 
     def walk(words: str, command: Any) -> Iterator[tuple[str, Any]]:
-        inner = getattr(command, "commands", {})
-        for name, each in inner.items():
-            yield from walk(f"{words} {name}", each)
-        if not inner:
+        if not hasattr(command, "list_commands"):
             yield words, command
+            return
+        context = Context(command)  # commands may be loaded only when they are asked for
+        for name in command.list_commands(context):
+            _, each, _ = command.resolve_command(context, [name])
+            yield from walk(f"{words} {name}", each)
 
     yield from walk("prefheads", get_command(app))
 
