@@ -26,6 +26,8 @@ from support.pages import (
 from support.saved import byte_tokenizer
 
 import prefheads
+from prefheads.data.task import TASKS
+from prefheads.evaluation.methods import METHODS
 
 sys.path.append(str(ROOT / "docs" / "_ext"))
 from command_reference import commands, value_of
@@ -67,6 +69,8 @@ def tiny_bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
     few = {"discovery_limit": 4, "calibration_limit": 2, "progress": False}
     monkeypatch.setattr(steerer, "fit", lambda *a, **options: fit(*a, **options | few))
     monkeypatch.setattr(steerer, "validate", lambda self, e: validate(self, self.unseen(e)[::20]))
+    for registry in (TASKS, METHODS):
+        monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(prefheads, "load_model", load)
     monkeypatch.setattr(prefheads, "load_examples", shorter)
     monkeypatch.chdir(tmp_path)
@@ -198,4 +202,4 @@ def test_documentation_builds_without_a_warning(built: Path) -> None:
     commands_page = re.sub(r"<[^>]*>", "", (built / "cli.html").read_text())
     for words, command in COMMANDS.items():
         assert words in commands_page
-        assert all(p.opts[0].strip("{}") in commands_page for p in command.params if p.opts)
+        assert all(p.opts[0] in commands_page for p in command.params if p.opts[0][0] == "-")

@@ -7,11 +7,13 @@ import re
 from docutils import nodes
 from sphinx.application import Sphinx
 
+INTERVAL = r"\[[^\[\]]*\]( [-+]$)?|\([\d.]+ to [\d.]+\)"
+
 
 def _join(app: Sphinx, doctree: nodes.document, page: str) -> None:
     for cell in doctree.findall(nodes.entry):
         for text in list(cell.findall(nodes.Text)):
-            joined = re.sub(r"\[[^\[\]]*\]", lambda m: m[0].replace(" ", "\u00a0"), text)
+            joined = re.sub(INTERVAL, lambda m: m[0].replace(" ", "\u00a0"), text)
             if joined != text:
                 text.parent.replace(text, nodes.Text(joined))
 
