@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefheads.data.task import TASKS
 from support.models import tiny
 from support.pages import (
     PAGES,
@@ -26,7 +28,6 @@ from support.pages import (
 from support.saved import byte_tokenizer
 
 import prefheads
-from prefheads.data.task import TASKS
 from prefheads.evaluation.methods import METHODS
 
 sys.path.append(str(ROOT / "docs" / "_ext"))
@@ -40,14 +41,22 @@ PLACES = ("src", "tests", "docs", "benchmarks")
 
 
 def run_page(page: Path) -> dict[str, Any]:
-    """Run the Python of a page, block after block, in one namespace; what must not run compiles."""
+    """Run the Python of a page, block after block, in one namespace.
+
+    What must not run has to compile, and what it imports of this package has to exist.
+    """
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page, "python"):
         # Lines of the page are what a traceback names.
         code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
-        if block.info == "python":
-            exec(code, namespace)
+        exec(code if block.info == "python" else imports_of(block), namespace)
     return namespace
+
+
+def imports_of(block: Block) -> str:
+    """What a block that must not run imports of this package."""
+    found = [n for n in ast.walk(ast.parse(block.code)) if isinstance(n, ast.ImportFrom)]
+    return "\n".join(ast.unparse(n) for n in found if str(n.module).startswith("prefheads"))
 
 
 @pytest.fixture
