@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefheads.data.task import TASKS
 from support.models import tiny
 from support.pages import (
@@ -187,6 +188,12 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     listed = re.findall(r"^([\w-]+)$", index, re.M)
     assert sorted([*listed, "index"]) == sorted(p.stem for p in (ROOT / "docs").glob("*.md"))
+
+
+def test_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == prefheads.__version__
+    assert citation["license"] == "Apache-2.0"
 
 
 def test_commands_of_the_reference_are_those_of_the_app() -> None:
