@@ -142,7 +142,7 @@ def test_calibration_reports_the_whole_curve_and_repeats(characters, tmp_path, o
     model, examples = shared(), people()
     options = {"objective": objective, "progress": False}
     first = calibrate(model, characters, examples, MAPS, SETTINGS, **options)
-    path = tmp_path / "calibration.safetensors"
+    path = tmp_path / "calibration.jsonl"
     again = calibrate(model, characters, examples, MAPS, SETTINGS, checkpoint=path, **options)
     resumed = calibrate(model, characters, examples, MAPS, SETTINGS, checkpoint=path, **options)
     assert first == again == resumed
@@ -196,7 +196,7 @@ def test_validation_holds_every_control(characters, tmp_path):
         setting,
         others={"twice": (heads, replace(setting, gamma=1.0))},
         plain_temperature=1.5,
-        checkpoint=tmp_path / "validation.safetensors",
+        checkpoint=tmp_path / "validation.jsonl",
         progress=False,
     )
     assert result.methods == (

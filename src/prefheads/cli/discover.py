@@ -18,7 +18,7 @@ from prefheads.progress import stage
 from prefheads.storage import read_json, write_json
 
 SHOWN = 20
-SCORES, UNFINISHED = "scores.safetensors", "unfinished.safetensors"
+SCORES, UNFINISHED = "scores.safetensors", "unfinished.jsonl"
 
 
 def discover(

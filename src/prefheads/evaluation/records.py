@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from prefheads.checkpoint import Journal
 from prefheads.errors import ArtifactError
 
 
@@ -56,36 +55,21 @@ class Records:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._journal = path, Journal(path)
         self.done: dict[tuple[str, str], Record] = {}
-        if path.exists():
-            for record in self._read():
-                self.done[record.method, record.id] = record
-
-    def _read(self) -> Iterable[Record]:
-        try:
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self.path, whole)
-        except OSError as error:
-            raise ArtifactError(f"{self.path}: cannot be used ({error.strerror})") from None
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+        for place, row in self._journal.read():
             try:
-                yield Record(**json.loads(line))
-            except (ValueError, TypeError):
+                record = Record(**row)
+            except TypeError:
                 raise ArtifactError(
-                    f"{self.path}:{number}: not a record of an evaluation; give another folder"
+                    f"{place}: not a record of an evaluation; give another folder"
                 ) from None
+            self.done[record.method, record.id] = record
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append records in one write; those that are there already are left out."""
+        """Append records; those that are there already are left out."""
         new = [r for r in records if (r.method, r.id) not in self.done]
-        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in new)
-        with self.path.open("ab") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.append(asdict(r) for r in new)
         for record in new:
             self.done[record.method, record.id] = record
 

@@ -268,7 +268,7 @@ def _likelihood(
         tokenizer,
         examples,
         decoders,
-        checkpoint=out / f"likelihood-{fold}.safetensors",
+        checkpoint=out / f"likelihood-{fold}.jsonl",
         seed=plan.seed,
         progress=plan.progress,
     )
