@@ -285,6 +285,20 @@ def test_a_tokenizer_with_its_own_spaces() -> None:
         assert "".join([*map(decoder.add, ids), decoder.rest()]) == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_that_make_no_character_stop_nothing(seed: int) -> None:
+    from support.templates import TOKENIZERS
+
+    tokenizer = TOKENIZERS["sentencepiece"]
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, len(tokenizer), (40,), generator=draw).tolist()
+    decoder = Decoder(tokenizer)
+    told = "".join(map(decoder.add, ids))
+    more = tokenizer(" green tea", add_special_tokens=False)["input_ids"]
+    told += "".join([*map(decoder.add, more), decoder.rest()])
+    assert told.endswith("green tea")
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 @pytest.mark.parametrize(
     ("whole", "stops", "shown"),

@@ -15,7 +15,9 @@ class Decoder:
     """Turns tokens into text piece by piece; the pieces together are the text of all tokens.
 
     A character may take several tokens, and what a token looks like may depend on those before it,
-    so each piece is the difference of two decodings that begin a few tokens back.
+    so each piece is the difference of two decodings that begin a few tokens back. The
+    ``DecodeStream`` of tokenizers works likewise, but raises an error at bytes that make no
+    character and does not give what is left at the end (0.23).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
