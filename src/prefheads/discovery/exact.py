@@ -137,7 +137,7 @@ def discover(
         store = Checkpoint(checkpoint, run)
         first, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
         if screened:
-            if not sharing_of(model).joins:
+            if not sharing_of(model).any_layer:
                 raise ModelError(
                     f"{type(model).__name__} hands more than hidden states from layer to layer, "
                     "so one alone cannot be differentiated; use method 'exact'"

@@ -147,5 +147,4 @@ def _defined(decoder: Decoder) -> bool:
 
 def _plain(scorer: Scorer) -> Tensor:
     """Logits ``(T, vocab)`` of the response as the model is."""
-    unchanged = torch.ones(1, *head_layout(scorer.model).shape)
-    return next(scorer.logits(unchanged, "head"))[1][0].float()
+    return scorer.clean_run.logits[0].float()

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.forward import Call, Forward, replaced_forward
+from prefheads.interventions.forward import Forward, ForwardCall, replaced_forward
 from prefheads.interventions.intercept import causal_model, intercept
 from prefheads.steering.combine import combine, require_plausibility
 
@@ -98,7 +98,7 @@ class _ContextContrast:
         self.ids, self.mask = bare_ids, bare_mask.long()
         self._sides: weakref.WeakKeyDictionary[Cache, _Side] = weakref.WeakKeyDictionary()
 
-    def forward(self, forward: Forward, call: Call) -> Any:
+    def forward(self, forward: Forward, call: ForwardCall) -> Any:
         """The answer to a forward call: the model's, its predictions contrasted."""
         if call.cache is None and call.arguments.get("use_cache") is False:
             raise SteeringError("a contrast of prompts needs the cache; keep use_cache on")
@@ -133,7 +133,7 @@ class _ContextContrast:
                 del cache.__dict__[name]
         self._sides.clear()
 
-    def _rows(self, call: Call, begins: bool) -> tuple[Tensor, Tensor]:
+    def _rows(self, call: ForwardCall, begins: bool) -> tuple[Tensor, Tensor]:
         """Bare prompts and mask for the rows of a call, repeated for beams as its rows are."""
         repeats, rest = divmod(call.n_rows, len(self.ids))
         groups = call.inputs[: repeats * len(self.ids)].unflatten(0, (len(self.ids), repeats))
@@ -147,7 +147,7 @@ class _ContextContrast:
         return ids.repeat_interleave(repeats, 0), mask.repeat_interleave(repeats, 0)
 
     def _begin(
-        self, forward: Forward, call: Call, ids: Tensor, mask: Tensor
+        self, forward: Forward, call: ForwardCall, ids: Tensor, mask: Tensor
     ) -> tuple[_Side, Tensor]:
         """Run the bare prompt; its cache goes along with the call's from now on."""
         side = _Side(
@@ -169,7 +169,7 @@ class _ContextContrast:
         getattr(self._sides[cache].cache, name)(*args)
 
     def _continue(
-        self, forward: Forward, call: Call, side: _Side, mask: Tensor, new: int
+        self, forward: Forward, call: ForwardCall, side: _Side, mask: Tensor, new: int
     ) -> Tensor:
         """Run the last ``new`` tokens of a call after the bare prompt."""
         n_bare, past = mask.shape[1], call.past + call.length - new - side.prompt

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from prefheads.errors import SteeringError
 from prefheads.heads.scores import HeadWeights, fingerprint
 from prefheads.interventions.forward import Generation, replaced_forward
-from prefheads.interventions.hooks import set_step
+from prefheads.interventions.hooks import set_step_hook
 from prefheads.interventions.intercept import (
     HeadLayout,
     attention_backend,
@@ -33,9 +33,14 @@ from prefheads.interventions.intercept import (
     occupied,
 )
 from prefheads.interventions.layout import require_keys_of_tokens
-from prefheads.interventions.linear import fast_steps
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import ALL, Plan, Target, Where
+from prefheads.interventions.plan import (
+    ALL_POSITIONS,
+    ActivePositions,
+    BranchPlan,
+    Target,
+    without_branches,
+)
 from prefheads.steering.answer import SteeredForward
 from prefheads.steering.combine import combine, entropy_strength, require_plausibility
 
@@ -118,16 +123,13 @@ def steer(
         require_keys_of_tokens(model, layout)
     with intercept(model, backend, entries=branches):
         steered = SteeredForward(model, layout, steering)
-        with (
-            replaced_forward(model, steered.answer, steered, steering.admit),
-            fast_steps(model),
-        ):
+        with replaced_forward(model, steered.answer, steered, steering.admit):
             _active[model] = steering
             try:
                 yield steering
             finally:
                 _active.pop(model, None)
-                set_step(layout.modules, None)
+                set_step_hook(layout.modules, None)
 
 
 def _require_fit(weights: HeadWeights, model: PreTrainedModel, scope: Scope) -> None:
@@ -240,7 +242,7 @@ class Steering:
         self.batch = max(sizes, default=1)
         strength = suppression if mode == "contrast" else 1.0
         self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
-        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._plans: dict[tuple[int, bool], BranchPlan] = {}
 
     def rows(self, per_user: Tensor, n: int) -> Tensor:
         """One row a user, repeated for beams as ``generate`` repeats its inputs."""
@@ -250,7 +252,7 @@ class Steering:
             raise SteeringError(f"a batch of {n} does not fit steering for {len(per_user)} users")
         return per_user.repeat_interleave(n // len(per_user), 0)
 
-    def plan(self, n: int, *, bottom: bool = False) -> Plan:
+    def plan(self, n: int, *, bottom: bool = False) -> BranchPlan:
         """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches.
 
         Args:
@@ -260,12 +262,12 @@ class Steering:
             weights = self.rows(self.weights, n)
             if self.mode == "amplify":
                 gains = 1 + self.rows(self.gamma, n)[:, None, None] * weights
-                self._plans[n, bottom] = Plan(gains, n, [], [], self.target)
+                self._plans[n, bottom] = without_branches(gains, self.target)
             else:
                 gains = 1 - self.suppression * weights
                 first = 0 if bottom else int((weights > 0).any(2).any(0).int().argmax())
                 both = torch.cat([torch.ones_like(gains), gains])
-                self._plans[n, bottom] = Plan(both, n, [first] * n, range(n), self.target)
+                self._plans[n, bottom] = BranchPlan(both, n, [first] * n, range(n), self.target)
         return self._plans[n, bottom]
 
     def admit(self, generation: Generation) -> None:
@@ -277,25 +279,25 @@ class Steering:
                     f"a batch of {generation.n_rows} does not fit steering for {users} users"
                 )
 
-    def combine(self, logits: Tensor, n: int, where: Where = ALL, length: int = 1) -> Tensor:
+    def combine(
+        self, logits: Tensor, n: int, active: ActivePositions = ALL_POSITIONS, length: int = 1
+    ) -> Tensor:
         """The steered logits of a call's last positions ``(n, kept, vocab)``.
 
         Args:
             logits: Of the rows of both branches, the last of ``length`` positions.
-            where: Where the call is steered.
+            active: The positions at which the call is steered.
         """
         first = length - logits.shape[1]
-        plain = max(0, where.start - first)
+        plain = max(0, active.start - first)
         before, logits = logits[:n, :plain], logits[:, plain:]
         personalised, generic = logits[:n], logits[n:]
         gamma = self.rows(self.gamma, n).to(logits.device)[:, None, None]
-        active = self.rows(self.weights.amax((1, 2)) > 0, n).to(logits.device)[:, None, None]
-        acts = where.active(first + plain, length, logits.device)
-        if acts is not None:
-            active = active & acts[:, :, None]
+        acts = self.rows(self.weights.amax((1, 2)) > 0, n).to(logits.device)[:, None, None]
+        mask = active.mask(first + plain, length, logits.device)
+        if mask is not None:
+            acts = acts & mask[:, :, None]
         if self.schedule == "entropy":
             gamma = entropy_strength(personalised, gamma, self.cap)
-        steered = combine(
-            personalised, generic, gamma, active=active, plausibility=self.plausibility
-        )
+        steered = combine(personalised, generic, gamma, active=acts, plausibility=self.plausibility)
         return torch.cat([before.to(steered.dtype), steered], 1) if plain else steered

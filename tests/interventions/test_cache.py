@@ -1,4 +1,4 @@
-"""The cache of two branches: one copy of the prompt where that is possible, twice the rows
+"""The KV cache of two branches: one copy of the prompt where that is possible, twice the rows
 elsewhere, and always what two stock caches would hold."""
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ import weakref
 
 import pytest
 import torch
+from support.calls import attention_call
 from support.models import shared, tiny
-from support.steered import HARD, N_NEW, PROFILE_MASK, PROMPTS, SOFT, each_way, expected, generate
+from support.steered import HARD, N_NEW, PROFILE_MASK, PROMPTS, SOFT, each_way, generate
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-import prefheads.interventions.shared_prompt
 from prefheads.errors import SteeringError
 from prefheads.interventions import cache as branches
-from prefheads.interventions.cache import BranchedLayer, Forked, fork_cache
+from prefheads.interventions.cache import BranchedLayer, CachedPrompt, fork_cache
 from prefheads.steering.context import steer
 
 N = 5  # tokens of the prompt
@@ -132,68 +132,6 @@ def test_one_copy_gives_the_logits_of_two(kind, how, monkeypatch) -> None:
     assert (seen[0] - seen[1]).abs().max() < 1e-4
 
 
-@each_way
-def test_attention_computed_here_is_that_of_the_kernel(how, monkeypatch) -> None:
-    """As on a GPU, whose kernels do not tell their normaliser."""
-    model, computed, compute = shared("llama"), [], prefheads.interventions.shared_prompt._computed
-    monkeypatch.setattr(
-        prefheads.interventions.shared_prompt, "_tells_normaliser", lambda *_: False
-    )
-    monkeypatch.setattr(
-        prefheads.interventions.shared_prompt,
-        "_computed",
-        lambda *a: computed.append(1) or compute(*a),
-    )
-    with steer(model, SOFT, 1.5, profile_mask=PROFILE_MASK, **how):
-        new = generate(model)
-    assert new == [expected(model, row, SOFT, 1.5, **how) for row in range(3)]
-    assert bool(computed) == (how["mode"] == "contrast" and how["scope"] == "response")
-
-
-def test_attention_that_is_not_plain_gets_both_parts_joined(monkeypatch) -> None:
-    model = shared("llama")
-    wanted = [expected(model, row, SOFT, 1.5, **PLAIN) for row in range(3)]
-    monkeypatch.setattr(prefheads.interventions.shared_prompt, "_is_plain", lambda *_: False)
-    with steer(model, SOFT, 1.5, **PLAIN):
-        assert generate(model) == wanted
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("n_query", [1, 3])
-@pytest.mark.parametrize("padded", [True, False])
-def test_rows_of_several_prompts_see_their_own(n_query, padded, told, monkeypatch) -> None:
-    """Row r goes on from prompt r modulo their number, under a mask of its own."""
-    generator = torch.Generator().manual_seed(0)
-    prompts, rows, heads, groups, d, n_own = 3, 6, 4, 2, 8, 5
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    query = draw(rows, heads, n_query, d)
-    key, value = draw(rows, groups, n_own, d), draw(rows, groups, n_own, d)
-    prompt = draw(prompts, groups, N, d), draw(prompts, groups, N, d)
-    mask = torch.ones(n_query, N + n_own, dtype=torch.bool).tril(N + n_own - n_query)
-    mask = mask.expand(rows, 1, -1, -1).clone()
-    if padded:
-        mask[1, ..., :2] = mask[4, ..., :2] = False
-        mask[2, ..., :N] = mask[5, ..., :N] = False  # nothing of the prompt
-    sdpa = AttentionInterface()["sdpa"]
-    module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = heads // groups, True
-    options = {"scaling": 0.3}
-    keys, values = (
-        torch.cat([torch.cat([p, p]), own], 2) for p, own in zip(prompt, (key, value), strict=True)
-    )
-    wanted, _ = sdpa(module, query, keys, values, mask, **options)
-    monkeypatch.setattr(prefheads.interventions.shared_prompt, "_tells_normaliser", lambda *_: told)
-    found, _ = prefheads.interventions.shared_prompt.attend_shared(
-        sdpa, module, query, key, value, mask, prompt, True, lambda make: make(), options
-    )
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() < 1e-5
-
-
 def test_layers_that_cannot_share_hold_twice_the_rows() -> None:
     """Sliding windows; attention other than sdpa; gradients."""
     for model in (shared("mistral"), shared("llama", "eager")):
@@ -209,10 +147,10 @@ def test_layers_that_cannot_share_hold_twice_the_rows() -> None:
 
 
 def test_layers_that_are_not_forked_share_nothing() -> None:
-    cache = DynamicCache()
-    assert Forked(cache).held(0, torch.empty(0), torch.empty(0)) is None
+    cache, call = DynamicCache(), attention_call(*torch.empty(3, 1, 2, 1, 4))
+    assert CachedPrompt(cache).prompt_kv(call) is None
     cache.update(*drawn(torch.Generator(), 1, 2), 0)
-    assert Forked(cache).held(0, torch.empty(0), torch.empty(0)) is None
+    assert CachedPrompt(cache).prompt_kv(call) is None
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -275,33 +213,3 @@ def test_what_a_graph_or_inference_mode_holds_is_not_written_into(share) -> None
     held.square().sum().backward()
     assert torch.allclose(keys.grad, 2 * keys)
     assert cache.get_seq_length() == N + 6
-
-
-def test_minus_infinity_in_a_mask_is_as_the_lowest_number() -> None:
-    """Masks that others write may hold it, also over a whole prompt."""
-    model = shared("llama")
-    ids = torch.stack([PROMPTS[0]] * 2)
-    low, logits = torch.finfo(torch.float32).min, []
-    for hidden in (low, float("-inf")):
-        cache = DynamicCache()
-        with torch.no_grad(), steer(model, SOFT, 1.5):
-            model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
-            mask = torch.zeros(2, 1, 1, ids.shape[1] + 1)
-            mask[1, ..., :-1] = hidden
-            out = model(
-                input_ids=ids[:, :1],
-                past_key_values=cache,
-                attention_mask=mask,
-                position_ids=torch.tensor([[17], [17]]),
-            )
-        logits.append(out.logits)
-    assert torch.isfinite(logits[1]).all()
-    assert torch.allclose(*logits, atol=1e-5)
-
-
-def test_products_do_not_leave_float16() -> None:
-    query = torch.full((1, 2, 1, 64), 40.0).half()
-    keys = torch.full((1, 2, 5, 64), 40.0).half()
-    values = torch.randn(1, 2, 5, 64).half()
-    out, _ = prefheads.interventions.shared_prompt._computed(query, (keys, values), None, 0.125)
-    assert torch.isfinite(out).all()

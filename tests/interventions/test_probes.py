@@ -9,12 +9,10 @@ from support.reference import naive_nll
 from support.steered import PROMPTS, SOFT, assert_steered, generate, step_logits
 from transformers import DynamicCache
 
-from prefheads.interventions import probes as sharing
+from prefheads.interventions import probes
 from prefheads.interventions.cache import BranchedLayer
-from prefheads.interventions.hooks import LAYER
 from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.interventions.probes import sharing_of
-from prefheads.interventions.shared_prompt import Clean
 from prefheads.scoring.scorer import Scorer
 from prefheads.steering.context import steer
 
@@ -32,15 +30,15 @@ def test_who_can_share(kind) -> None:
     model = shared(kind)
     with intercept(model):
         sharing = sharing_of(model)
-    assert sharing.cache == (kind not in UNUSUAL)
-    assert sharing.clean == (kind not in DYNAMIC)
+    assert sharing.cached == (kind not in UNUSUAL)
+    assert sharing.recorded == (kind not in DYNAMIC)
 
 
 def test_it_is_looked_for_once(monkeypatch) -> None:
     model, looked = shared("jetmoe"), []
-    sharing._found.pop(head_layout(model), None)
-    look = sharing._find
-    monkeypatch.setattr(sharing, "_find", lambda m: looked.append(m) or look(m))
+    probes._found.pop(head_layout(model), None)
+    look = probes._find
+    monkeypatch.setattr(probes, "_find", lambda m: looked.append(m) or look(m))
     for _ in range(2):
         with steer(model, maps(model), 1.0):
             generate(model, PROMPTS[0], n_new=2)
@@ -78,31 +76,3 @@ def test_scores_are_those_of_full_passes(kind, target) -> None:
         wanted = torch.stack([naive_nll(model, encoded, g) for g in gains])
         assert (found - wanted).abs().max() < 1e-5
     assert (found[4] - base).abs() < 1e-5 and (found[:4] - base).abs().min() > 1e-5
-
-
-def test_layers_with_masks_of_their_own() -> None:
-    """Each is freed before the next is made, in the same place."""
-    clean, module = Clean(2), torch.nn.Module()
-    seen = []
-    for layer in range(8):
-        mask = torch.ones(1, 1, 4, 6, dtype=torch.bool)
-        mask[..., : layer % 3] = False  # keys that nobody sees
-        setattr(module, LAYER, layer)
-        query, keys = torch.zeros(1, 2, 4, 8), torch.randn(1, 2, 6, 8)
-        clean.n_past = 2
-        clean.attend(lambda _, query, *rest: (query, None), module, query, keys, keys, mask, {})
-        seen.append((clean.held(layer, keys, keys)[0], keys, mask.clone()))
-        del mask
-    for layer, (held, keys, mask) in enumerate(seen):
-        assert torch.equal(held, keys[:, :, layer % 3 : 4])
-        assert torch.equal(clean.mask(layer, None), mask[..., 2:, layer % 3 :])
-
-
-def test_a_window_that_reaches_no_prompt() -> None:
-    clean, module, query = Clean(2), torch.nn.Module(), torch.zeros(1, 2, 4, 8)
-    setattr(module, LAYER, 0)
-    keys = torch.randn(1, 2, 4, 8)
-    mask = torch.eye(4, dtype=torch.bool)[None, None]  # each sees itself
-    clean.attend(lambda _, query, *rest: (query, None), module, query, keys, keys, mask, {})
-    assert clean.held(0, keys, keys)[0].shape[2] == 0
-    assert torch.equal(clean.mask(0, None), torch.eye(2, dtype=torch.bool)[None, None])
