@@ -14,7 +14,7 @@ from prefheads.errors import ModelError
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.shared_prompt import RecordedPrompt
 from prefheads.selftest.check import check
-from prefheads.steering.context import Steering
+from prefheads.steering.setting import Steering
 
 
 def wrong(found: ph.Check) -> list[str]:

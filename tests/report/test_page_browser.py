@@ -12,12 +12,13 @@ import pytest
 from support import results
 
 from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.headsets import grid
 from prefheads.report import chapters, index, quality
 from prefheads.report.chapter import Part
 from prefheads.report.page import Texts, write_page
 from prefheads.report.report import write_report
 from prefheads.report.traces import Readings, Token, Trace
-from prefheads.steering.setting import Setting, grid
+from prefheads.steering.setting import Setting
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -7,7 +7,7 @@ import torch
 from support.saved import byte_tokenizer
 from support.templates import TOKENIZERS
 
-from prefheads.serve.text import Decoder, Stops
+from prefheads.serve.text import Detokenizer, Stops
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -15,7 +15,7 @@ def test_pieces_of_any_bytes_are_the_text_of_all(seed: int) -> None:
     tokenizer = byte_tokenizer()
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 259, (40,), generator=draw).tolist()
-    decoder = Decoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     pieces = [decoder.add(i) for i in ids] + [decoder.rest()]
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -23,7 +23,7 @@ def test_pieces_of_any_bytes_are_the_text_of_all(seed: int) -> None:
 def test_characters_come_whole() -> None:
     tokenizer = byte_tokenizer()
     whole = "Tea 🍵, 緑茶, café 👩‍👩‍👧."
-    decoder = Decoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     pieces = [decoder.add(i) for i in tokenizer(whole)["input_ids"]]
     assert "".join(pieces) == whole and decoder.rest() == ""
     assert not any("\ufffd" in piece for piece in pieces)
@@ -34,7 +34,7 @@ def test_a_tokenizer_with_its_own_spaces() -> None:
     tokenizer = TOKENIZERS["sentencepiece"]
     for whole in ("I love green tea", " a  b ", "緑茶 is tea"):
         ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-        decoder = Decoder(tokenizer)
+        decoder = Detokenizer(tokenizer)
         assert "".join([*map(decoder.add, ids), decoder.rest()]) == tokenizer.decode(ids)
 
 
@@ -43,7 +43,7 @@ def test_bytes_that_make_no_character_stop_nothing(seed: int) -> None:
     tokenizer = TOKENIZERS["sentencepiece"]
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, len(tokenizer), (40,), generator=draw).tolist()
-    decoder = Decoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     told = "".join(map(decoder.add, ids))
     more = tokenizer(" green tea", add_special_tokens=False)["input_ids"]
     told += "".join([*map(decoder.add, more), decoder.rest()])

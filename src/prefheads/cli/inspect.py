@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import torch
 import typer
 from rich.console import RenderableType
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
 from prefheads.cli.tables import (
     calibration_table,
     cluster_table,
@@ -23,11 +23,12 @@ from prefheads.cli.tables import (
     validation_table,
     verdict,
 )
-from prefheads.errors import ArtifactError
+from prefheads.errors import ArtifactError, SteeringError
+from prefheads.heads.files import HEADS, STEERER, is_fitted
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.report.findings import findings
-from prefheads.steerer.files import KIND
-from prefheads.storage import load_tensors, read_json, writable_dir
+from prefheads.steerer.files import load_clusters, read_steerer
+from prefheads.storage import read_json, writable_dir
 from prefheads.users import Clusters
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def inspect(
     figures = draw(contents, run / "plots") if find_spec("matplotlib") else []
     said = f"Figures are in {run / 'plots'}." if figures else 'Figures need the extra "plots".'
     shown = [*tables(contents, top), said]
-    session.emit(as_json, data(contents, top) | {"plots": figures}, shown)
+    emit(as_json, data(contents, top) | {"plots": figures}, shown)
 
 
 def read(run: Path) -> Contents:
@@ -69,28 +70,27 @@ def read(run: Path) -> Contents:
     for path in sorted(run.glob("scores*.safetensors")):
         scores = HeadScores.load(path)
         contents.scores[scores.info.target] = scores
-    if (run / "heads.safetensors").is_file():
-        contents.heads = HeadWeights.load(run / "heads.safetensors")
-    if (run / "steerer.json").is_file():
-        contents.calibration = _parse(run / "steerer.json", Calibration.from_dict, "calibration")
-        tensors, meta = load_tensors(run / "steerer.safetensors", KIND)
-        contents.clusters = Clusters.from_tensors(tensors, meta)
-        maps = tensors.get("maps", torch.empty(0))
-        if len(maps) != contents.clusters.n_clusters:
-            raise ArtifactError(f"{run / 'steerer.safetensors'}: damaged; fit again")
-        contents.active = [int(torch.count_nonzero(m)) for m in maps]
+    if (run / HEADS).is_file():
+        contents.heads = HeadWeights.load(run / HEADS)
+    if is_fitted(run):
+        contents.calibration = _parse(
+            run / STEERER, Calibration.from_dict, read_steerer(run).get("calibration")
+        )
+        contents.clusters, maps, _ = load_clusters(run)
+        contents.active = [m.n_active for m in maps]
     if (run / "validation.json").is_file():
-        contents.validation = _parse(run / "validation.json", Validation.from_dict)
+        contents.validation = _parse(
+            run / "validation.json", Validation.from_dict, read_json(run / "validation.json")
+        )
     if contents == Contents():
         raise ArtifactError(f"{run}: holds no finished run of `prefheads discover` or `fit`")
     return contents
 
 
-def _parse(path: Path, parse: Callable[[Any], T], part: str | None = None) -> T:
-    content = read_json(path)
+def _parse(path: Path, parse: Callable[[Any], T], content: Any) -> T:
     try:
-        return parse(content if part is None else content[part])
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        return parse(content)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, SteeringError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}); run the command again") from error
 
 

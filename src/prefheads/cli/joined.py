@@ -10,7 +10,8 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
 from prefheads.optional import require
 from prefheads.progress import stage
 from prefheads.storage import writable_dir
@@ -50,4 +51,4 @@ def tables(
     if out is not None:
         joined.write(writable_dir(out), scores)
         shown.append(f"Written to {out}: tables.md, tables.tex, tables.csv")
-    session.emit(as_json, [asdict(s) | {"best": s.best} for s in scores], shown)
+    emit(as_json, [asdict(s) | {"best": s.best} for s in scores], shown)

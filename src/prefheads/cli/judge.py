@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from prefheads.cli import options, session
+from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.tables import figure, percent
+from prefheads.cli.output import emit, figure, percent
 from prefheads.errors import DataError
-from prefheads.judge.pairs import Study, load_study
 from prefheads.optional import needs
 from prefheads.progress import track
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
-if TYPE_CHECKING:  # these need the extra `judge`
+if TYPE_CHECKING:  # these need the extra `judge`, or torch
     from prefheads.judge.endpoint import Usage
     from prefheads.judge.llm import Ratings
+    from prefheads.judge.pairs import Study
     from prefheads.judge.results import HumanResults, Rating
 
 MILLION = 1e6
@@ -86,7 +86,7 @@ def results(
         write_atomic(csv, votes_csv(votes).encode())
     data = vars(found) | {"wins": {k: vars(v) for k, v in found.wins.items()}}
     data |= {name: vars(getattr(found, name)) for name in ("difference", "first_wins")}
-    session.emit(as_json, data, _human(found))
+    emit(as_json, data, _human(found))
 
 
 @app.command()
@@ -161,10 +161,12 @@ def llm(
         "tokens": _tokens(ratings, prices),
         "this_run": {"requests": endpoint.usage.requests, **_tokens(endpoint.usage, prices)},
     }
-    session.emit(as_json, data, _rated(data, ratings, rows))
+    emit(as_json, data, _rated(data, ratings, rows))
 
 
 def _study(run: Path, methods: str, task: str | None, n: int, seed: int) -> Study:
+    from prefheads.judge.pairs import load_study
+
     return load_study(run, [m.strip() for m in methods.split(",") if m.strip()], task, n, seed)
 
 

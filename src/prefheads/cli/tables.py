@@ -10,9 +10,10 @@ from rich.table import Table
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.paper import is_paper, whose
 from prefheads.calibration.validate import Row
+from prefheads.cli.output import or_na, percent
 from prefheads.heads.scores import HeadScores
 from prefheads.report.findings import VERDICTS, Finding, Verdict
-from prefheads.stats import INTERVALS, Estimate
+from prefheads.stats import INTERVALS
 from prefheads.users import Clusters
 
 
@@ -52,8 +53,8 @@ def head_table(scores: HeadScores, n: int) -> Table:
         table.add_row(
             f"{row['layer']}.{row['head']}",
             f"{pcs:+z.2f}",
-            _or_na(f"{error:.2f}"),
-            _or_na(f"[{low:+z.2f}, {high:+z.2f}]"),
+            or_na(f"{error:.2f}"),
+            or_na(f"[{low:+z.2f}, {high:+z.2f}]"),
         )
     return table
 
@@ -87,9 +88,9 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
         table.add_row(
             str(calibration.settings[i]),
             f"{calibration.change[i]:+z.4f}",
-            _or_na(f"{calibration.stderr[i]:.4f}"),
+            or_na(f"{calibration.stderr[i]:.4f}"),
             f"{calibration.divergence[i]:.4f}",
-            *([_or_na(f"{specific[i]:+z.4f}")] if specific else []),
+            *([or_na(f"{specific[i]:+z.4f}")] if specific else []),
             ", ".join([*chosen, marks.get(i, "")]).strip(", "),
         )
     return table
@@ -115,24 +116,11 @@ def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
             str(row.change),
             str(row.other),
             str(row.none),
-            _or_na(f"{row.specificity.mean:+z.3f}"),
+            or_na(f"{row.specificity.mean:+z.3f}"),
             str(row.specificity_change),
             percent(row.own_wins, digits=0),
         )
     return table
-
-
-def figure(e: Estimate, form: str, scale: float = 1) -> str:
-    """An estimate with its interval, if there is one."""
-    mean, low, high = (f"{scale * v:{form}}" for v in (e.mean, e.low, e.high))
-    if "nan" in low:
-        return _or_na(mean)
-    return f"{mean} [{low}, {high}]"
-
-
-def percent(e: Estimate, sign: str = "", digits: int = 1) -> str:
-    """A share or a difference of shares, in per cent."""
-    return figure(e, f"{sign}z.{digits}f", 100)
 
 
 def verdict(found: Sequence[Finding]) -> str:
@@ -142,7 +130,3 @@ def verdict(found: Sequence[Finding]) -> str:
     claims = {v: [f.claim for f in found if f.verdict == v] for v in get_args(Verdict)}
     said = " ".join(f"{v.capitalize()}: {'; '.join(c)}." for v, c in claims.items() if c)
     return f"{said} {VERDICTS}"
-
-
-def _or_na(figure: str) -> str:
-    return "n/a" if "nan" in figure else figure

@@ -30,10 +30,11 @@ from prefheads.errors import ModelError
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.hooks import AttentionCall, AttentionOutput
 from prefheads.interventions.intercept import HeadLayout
-from prefheads.interventions.plan import BranchPlan, Target, branches_of_one, without_branches
+from prefheads.interventions.plan import BranchPlan, branches_of_one, without_branches
 from prefheads.models.limits import out_of_memory
 from prefheads.scoring.nll import token_nll
 from prefheads.scoring.scorer import Scorer
+from prefheads.types import Target
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
 CANDIDATES = 0.1

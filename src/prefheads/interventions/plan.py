@@ -5,12 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Target = Literal["head", "profile", "query"]
+from prefheads.types import Target
 
 
 class BranchPlan:

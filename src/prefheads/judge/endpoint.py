@@ -49,7 +49,7 @@ class _Message(BaseModel):
     content: str | None = None
 
 
-class _Choice(BaseModel):
+class _Candidate(BaseModel):
     message: _Message
     finish_reason: str | None = None
 
@@ -60,7 +60,7 @@ class _Tokens(BaseModel):
 
 
 class _Completion(BaseModel):
-    choices: list[_Choice]
+    choices: list[_Candidate]
     usage: _Tokens | None = None
 
 

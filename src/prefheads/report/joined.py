@@ -25,8 +25,8 @@ from prefheads.report.evaluated import Evaluation
 from prefheads.report.paper_tables import table_of
 from prefheads.stats import Array, holm
 from prefheads.storage import read_json, write_atomic
-from prefheads.tasks.extract import extract
-from prefheads.tasks.metrics import Metric, metrics_of, sample_scores
+from prefheads.tasks.answers import Metric, answers_of
+from prefheads.tasks.metrics import sample_scores
 
 ALIKE = (  # options of a run
     "split", "items", "retrieval", "prompt_length", "max_new_tokens", "label_tokens", "encoder"
@@ -147,13 +147,13 @@ def _scores(part: _Part, extracted: bool, seed: int) -> list[Score]:
         for records in draws:
             texts = [records[key].prediction for key in golds]
             if extracted:
-                texts = [extract(part.task, text) or text for text in texts]
+                texts = [answers_of(part.task).extract(text) or text for text in texts]
             found = sample_scores(part.task, texts, list(golds.values()))
             rows.setdefault(method, []).append(found)
     first = next(iter(part.texts.values()))[0]
     users = [first[key].user_id for key in golds]
     scores = []
-    for metric in metrics_of(part.task):
+    for metric in answers_of(part.task).metrics:
         made = [
             Score(table_of(part.task), part.model, method, part.task, metric.name,
                   metric.higher_is_better,

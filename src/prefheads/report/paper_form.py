@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.headsets import percent
 from prefheads.calibration.paper import GAMMA, SHARE, is_paper
 from prefheads.report.chapter import show
 from prefheads.report.charts import INK, chart, log_ticks
@@ -21,7 +22,6 @@ from prefheads.report.plots import half_intervals, line_style
 from prefheads.report.scales import symmetric_scale
 from prefheads.report.sweeps import head_set
 from prefheads.stats import Estimate
-from prefheads.steering.setting import percent
 
 PAPER_FORM = "The paper's form over K and gamma"
 AUTHORS = (SHARE, "entropy", None, 1.0)  # share of heads, schedule, cap, gamma: the authors' code

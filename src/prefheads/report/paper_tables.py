@@ -16,7 +16,7 @@ from prefheads.report.evaluated import Evaluation
 from prefheads.report.index import Entry
 from prefheads.stats import INTERVALS
 from prefheads.storage import read_json
-from prefheads.tasks.lamp import task_of
+from prefheads.tasks.answers import answers_of
 from prefheads.tasks.statistics import TaskStatistics
 
 TERA = 1e12
@@ -31,7 +31,7 @@ def table_of(task: str) -> str:
         return f"{'LongLaMP' if task.startswith('LongLaMP') else 'Other tasks'} (not in the paper)"
     if task == "LaMP-6":
         return "E-mail subjects (not in the paper)"
-    if task_of(task).kind == "Gen.":
+    if answers_of(task).kind == "Gen.":
         return "Table 1: LaMP, generation"
     return "Table 2: LaMP, classification and regression"
 

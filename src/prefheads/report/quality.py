@@ -8,7 +8,7 @@ from itertools import groupby
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
-from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.evaluation.methods import Method
 from prefheads.report import evaluated, paper_form, plots, sweeps
 from prefheads.report.chapter import named, show
 from prefheads.report.evaluated import Evaluation
@@ -202,7 +202,7 @@ def _controls(found: Evaluation, command: str, seed: int) -> list[Entry]:
     pairs = [
         (method.name, control.name)
         for method in found.methods
-        if method.kind not in CONTROLS
+        if not method.is_control
         for control in found.controls(method)
     ]
     title, paper = "Quality beside random heads and masks", "Fig. 5, 6.4, quality"

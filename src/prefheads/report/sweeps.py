@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from prefheads.calibration.calibrate import Calibration
-from prefheads.calibration.headsets import HeadSet
-from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.calibration.headsets import HeadSet, percent
+from prefheads.evaluation.methods import Method
 from prefheads.report.charts import BLUE, GREEN, INK, ORANGE, chart, intervals
 from prefheads.report.evaluated import NLL, NOTHING, Difference, Evaluation, estimate
 from prefheads.report.plots import (
@@ -23,7 +23,6 @@ from prefheads.report.plots import (
     line_style,
 )
 from prefheads.stats import Estimate
-from prefheads.steering.setting import percent
 
 
 def head_set(name: str) -> tuple[str, float]:
@@ -159,7 +158,7 @@ def find_sweeps(methods: Sequence[Method]) -> list[Sweep]:
     """All sets of methods of one kind that differ in one option only."""
     groups: dict[tuple[str, str, str], dict[Any, Method]] = {}
     for method in methods:
-        if method.kind in CONTROLS:
+        if method.is_control:
             continue
         for option in method.options:
             rest = [f"{k}={v}" for k, v in sorted(method.options.items()) if k != option]

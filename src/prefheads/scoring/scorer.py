@@ -27,7 +27,6 @@ from prefheads.interventions.plan import (
     ALL_POSITIONS,
     ActivePositions,
     BranchPlan,
-    Target,
     branches_of_one,
     without_branches,
 )
@@ -35,8 +34,9 @@ from prefheads.interventions.probes import sharing_of
 from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 from prefheads.models.limits import Budget, context_length
 from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
-from prefheads.steering.context import Scope, active_steering
+from prefheads.steering.context import active_steering
 from prefheads.steering.response import response_from
+from prefheads.types import Scope, Target
 
 
 class CleanRun(BranchedForward):

@@ -31,11 +31,11 @@ from prefheads.interventions.intercept import (
     intercept,
 )
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Target
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer
 from prefheads.selftest.subject import BATCH, CACHES, ONE, Subject, gap, marks
-from prefheads.steering.context import Mode, Scope, steer
+from prefheads.steering.context import steer
+from prefheads.types import Mode, Scope, Target
 
 NOTHING = 1e-6  # a strength that only rounding can tell from none
 FLOOR = 5e-5  # of the largest logit: what is right in float32

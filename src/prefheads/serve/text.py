@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefheads.serve.engine import Finish, Piece, Sampling
 
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 
 
-class Decoder:
+class Detokenizer:
     """Turns tokens into text piece by piece; the pieces together are the text of all tokens.
 
     A character may take several tokens, and what a token looks like may depend on those before it,
@@ -94,7 +94,7 @@ class Transcript:
         self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
     ) -> None:
         self._max_tokens, self._ends = sampling.max_tokens, ends
-        self._decoder, self._stops = Decoder(tokenizer), Stops(sampling.stop)
+        self._detokenizer, self._stops = Detokenizer(tokenizer), Stops(sampling.stop)
         self.n_tokens = 0
         self.done = False
 
@@ -102,19 +102,13 @@ class Transcript:
         """What can be shown with the next token, if anything."""
         self.n_tokens += 1
         ended = token in self._ends
-        shown = "" if ended else self._stops.add(self._decoder.add(token))
+        shown = "" if ended else self._stops.add(self._detokenizer.add(token))
         finish: Finish | None = "stop" if ended or self._stops.hit else None
         if finish is None and self.n_tokens >= self._max_tokens:
             finish = "length"
         if finish is not None and not self._stops.hit:
-            shown += self._stops.add(self._decoder.rest())
+            shown += self._stops.add(self._detokenizer.rest())
             finish = "stop" if self._stops.hit else finish
             shown += self._stops.rest()
         self.done = finish is not None
         return Piece(shown, self.n_tokens, finish) if shown or finish else None
-
-
-def end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,9 +39,7 @@ from prefheads.interventions.probes import Sharing, sharing_of
 from prefheads.interventions.shared_prompt import RecordedPrompt
 from prefheads.steering import response
 from prefheads.steering.response import Response
-
-if TYPE_CHECKING:
-    from prefheads.steering.context import Steering
+from prefheads.steering.setting import Steering
 
 
 class SteeredForward:
@@ -51,9 +49,10 @@ class SteeredForward:
     """
 
     def __init__(self, model: PreTrainedModel, layout: HeadLayout, steering: Steering) -> None:
-        self.model, self.layout, self.steering = model, layout, steering
+        self.model, self.layout = model, layout
+        self.steering, self.setting = steering, steering.setting
         self.sharing = Sharing(recorded=False, cached=False, any_layer=False)
-        splits = steering.mode == "contrast" and steering.scope == "response"
+        splits = self.setting.mode == "contrast" and self.setting.scope == "response"
         if splits and attention_backend(model) in MASKABLE:
             self.sharing = sharing_of(model)
         self._steps: dict[int, CompiledStep] = {}
@@ -68,7 +67,7 @@ class SteeredForward:
             )
         active = self._active(call)
         if active.start >= call.length:  # a part of the prompt
-            if self.steering.mode == "contrast" and not self._may_fork(call):
+            if self.setting.mode == "contrast" and not self._may_fork(call):
                 raise SteeringError(
                     "a contrast of this model, or on this cache, needs the prompt in one call: no "
                     "chunked prefill"
@@ -81,13 +80,13 @@ class SteeredForward:
             raise SteeringError(
                 "this cache was forked by another steering; give the call a new one"
             )
-        if self.steering.mode == "contrast" and cache is not None and not hasattr(cache, "layers"):
+        if self.setting.mode == "contrast" and cache is not None and not hasattr(cache, "layers"):
             raise SteeringError(
                 f"a contrast cannot fork a {type(cache).__name__}; use a DynamicCache"
             )
         profile = self._profile(call, active if begins or cache is None else None)
         rows = BranchedForward(plan, call.past + call.length, profile, active=active)
-        if self.steering.mode == "amplify":
+        if self.setting.mode == "amplify":
             with hooked(rows):
                 out = forward(**call.arguments)
         else:
@@ -151,7 +150,7 @@ class SteeredForward:
         """A prompt with pictures, once for each branch: a model may add them to hidden states
         between layers, where it knows of no other rows than its own."""
         n, cache = call.n_rows, call.cache
-        alone = without_branches(rows.plan.gains[n:], self.steering.target)
+        alone = without_branches(rows.plan.gains[n:], self.setting.target)
         generic = BranchedForward(alone, rows.n_keys, rows.profile, active=rows.active)
         other = copy.deepcopy(cache)
         out = forward(**call.arguments)
@@ -172,7 +171,7 @@ class SteeredForward:
         """Prepare for a call if a graph may run it: one new token a row, on a static cache."""
         n, cache = call.n_rows, call.cache
         static = cache is not None and cache in self._begun and cache.is_compileable
-        if not static or call.length > 1 or self.steering.target == "profile":
+        if not static or call.length > 1 or self.setting.target == "profile":
             return False
         if n not in self._steps:
             self._steps[n] = CompiledStep(self.steering.plan(n, bottom=True), self.layout)
@@ -182,7 +181,7 @@ class SteeredForward:
     def end_step(self, call: ForwardCall, out: Any) -> Any:
         """The steered output, from the logits of all rows."""
         set_step_hook(self.layout.modules, None)
-        if self.steering.mode == "amplify":
+        if self.setting.mode == "amplify":
             return out
         out.logits = self.steering.combine(out.logits, call.n_rows)
         return _personalised(out, call.n_rows)
@@ -190,7 +189,7 @@ class SteeredForward:
     def _active(self, call: ForwardCall) -> ActivePositions:
         """The positions of this call at which gains act."""
         begun = call.cache is not None and call.cache in self._begun
-        if self.steering.scope == "all":
+        if self.setting.scope == "all":
             if call.past and not begun:
                 raise SteeringError(
                     "scope='all' acts on the prompt too, but this cache holds one encoded "
@@ -235,7 +234,7 @@ class SteeredForward:
         Args:
             active: Of a call that begins a text, whose prompt the mask must cover.
         """
-        if self.steering.target != "profile":
+        if self.setting.target != "profile":
             return None
         stated, length = response.current.get(), call.past + call.length
         own = None if stated is None else stated.profile_mask
@@ -246,7 +245,7 @@ class SteeredForward:
             )
         known = None if call.generation is None else call.generation.n_prompt
         least = 0
-        if active is not None and self.steering.scope == "response":
+        if active is not None and self.setting.scope == "response":
             least = call.past + active.start + 1
         if not least <= mask.shape[1] <= max(length, known or 0):
             raise SteeringError(

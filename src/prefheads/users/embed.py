@@ -24,7 +24,7 @@ class ProfileEncoder:
         name: "bundled" (all-MiniLM-L6-v2), a local folder, or a hub id of sentence-transformers.
 
     Raises:
-        PrefheadsError: the extra `cluster` is not installed.
+        PrefheadsError: the extra ``cluster`` is not installed.
         ModelError: the encoder cannot be found or read.
     """
 
@@ -47,11 +47,11 @@ class ProfileEncoder:
         """Embed each profile: the mean of its items' unit embeddings, scaled to length 1.
 
         Args:
-            profiles: one list of items per user, e.g. `[{"text": "..."}]`. All of an item's text
+            profiles: one list of items per user, e.g. ``[{"text": "..."}]``. All of an item's text
                 fields are joined.
 
         Returns:
-            `(n_users, d)` float32, unit rows.
+            ``(n_users, d)`` float32, unit rows.
 
         Raises:
             DataError: no profiles, or one without text.
@@ -80,13 +80,13 @@ def item_text(item: Mapping[str, Any]) -> str:
 
 
 def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    """Scale vectors `(..., d)` to length 1; a zero vector stays zero."""
+    """Scale vectors ``(..., d)`` to length 1; a zero vector stays zero."""
     exact = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(exact, axis=-1, keepdims=True)
     return np.asarray(exact / np.where(length > 0, length, 1.0))
 
 
 def require_extra() -> None:
-    """Raise unless the extra `cluster` is installed, so that a lack shows before a long run."""
+    """Raise unless the extra ``cluster`` is installed, so that a lack shows before a long run."""
     for name in ("sentence_transformers", "sklearn.cluster"):
         require(name, "cluster")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from prefheads.data.formats import find_sources, format_of
+from prefheads.data.task import task_name
 from prefheads.errors import DataError
 from prefheads.models.bundled import NAME
-from prefheads.tasks.data import find_sources
-from prefheads.tasks.lamp import OUTPUTS, QUESTIONS, task_name
-from prefheads.tasks.longlamp import longlamp_task
 
 PREFERRED = ("dev", "validation", "val", "test")
 
@@ -22,7 +20,8 @@ def find_tasks(data: Path) -> list[str]:
     """
     if data == Path(NAME):
         raise DataError("the bundled people belong to no benchmark task; give LaMP or LongLaMP")
-    found = sorted({t for p in find_sources(data) if (t := _task(p)) and _has_golds(p)})
+    formats = ((format_of(path), path) for path in find_sources(data))
+    found = sorted({t for f, path in formats if (t := f.task(path)) and f.has_golds(path)})
     if not found:
         raise DataError(f"{data}: holds no task's folder such as LaMP_4; name one with --task")
     return found
@@ -38,8 +37,8 @@ def find_samples(data: Path, task: str, split: str | None) -> Path:
         DataError: No such samples, or several splits to choose from.
     """
     found = find_sources(data)
-    own = [path for path in found if _task(path) == task_name(task)]
-    if not own and len(found) == 1 and _task(found[0]) is None:
+    own = [path for path in found if format_of(path).task(path) == task_name(task)]
+    if not own and len(found) == 1 and format_of(found[0]).task(found[0]) is None:
         own = found  # a file whose name says nothing; what it holds will be checked
     splits: dict[str, Path] = {}
     for path in sorted(own, key=lambda p: len(p.parts)):
@@ -48,7 +47,10 @@ def find_samples(data: Path, task: str, split: str | None) -> Path:
             raise DataError(f"{data}: holds {other} and {path}; name the one of them with --data")
     names = ", ".join(sorted(splits)) or "none"
     if split is None:
-        known = [name for name in PREFERRED if name in splits and _has_golds(splits[name])]
+        known = [
+            name for name in PREFERRED
+            if name in splits and format_of(splits[name]).has_golds(splits[name])
+        ]  # fmt: skip
         split = next(iter(known or splits), None) if known or len(splits) == 1 else None
         if split is None:
             raise DataError(f"{data}: name the split of {task} to evaluate; there is {names}")
@@ -59,28 +61,12 @@ def find_samples(data: Path, task: str, split: str | None) -> Path:
 
 def find_sibling(evaluated: Path, split: str) -> Path | None:
     """Another split with golds of the same data (not of another setting), if there is one."""
-    name = split + QUESTIONS if evaluated.name.endswith(QUESTIONS) else split
     places = (evaluated.parent, evaluated.parent.parent / split)
     sources = (path for place in places if place.is_dir() for path in find_sources(place))
-    found = (path for path in sources if path.name == name)
-    return next((p for p in found if p != evaluated and _has_golds(p)), None)
-
-
-def _task(path: Path) -> str | None:
-    if (task := longlamp_task(path)) is not None:
-        return task
-    for part in reversed(path.resolve().parts):
-        if match := re.search(r"LaMP[-_]\d", part):
-            return task_name(match[0])
-    return None
+    alike = (p for p in sources if format_of(p) is format_of(evaluated) and split_name(p) == split)
+    return next((p for p in alike if p != evaluated and format_of(p).has_golds(p)), None)
 
 
 def split_name(path: Path) -> str:
     """The name of a split, such as ``dev``."""
-    return path.name.removesuffix(QUESTIONS)
-
-
-def _has_golds(path: Path) -> bool:
-    if not path.name.endswith(QUESTIONS):
-        return True  # LongLaMP's rows hold their own
-    return path.with_name(split_name(path) + OUTPUTS).is_file()
+    return format_of(path).split(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ from support.lamp_files import write_task
 
 from prefheads.data.example import load_examples
 from prefheads.errors import DataError
-from prefheads.evaluation.data import find_samples, find_sibling, find_tasks
-from prefheads.evaluation.folds import make_folds
+from prefheads.evaluation.splits import find_samples, find_sibling, find_tasks
 
 
 def test_samples_are_found_wherever_they_lie(tmp_path: Path) -> None:
@@ -112,33 +110,3 @@ def test_movies_are_shared_by_people(tmp_path: Path) -> None:
 
 
 # --- folds
-
-
-def test_users_are_set_aside(tweets) -> None:
-    (fold,) = make_folds(tweets, None, discovery=4, calibration=4, limit=10)
-    assert len(fold.test) == 10 and fold.share == 0.5
-    pool, test = ({e.user_id for e in part} for part in (fold.pool, fold.test))
-    assert len(pool) == 8 and not pool & test
-
-
-def test_few_users_are_evaluated_crosswise(tweets) -> None:
-    folds = make_folds(tweets, None, discovery=10, calibration=10, limit=None)
-    assert sorted(e.id for f in folds for e in f.test) == sorted(e.id for e in tweets)
-    for fold in folds:
-        assert not {e.id for e in fold.test} & {e.id for e in fold.pool}
-    with pytest.raises(DataError, match="too few"):
-        make_folds(tweets[:7], None, discovery=3, calibration=2, limit=None)
-    cut = make_folds(tweets, None, discovery=10, calibration=10, limit=7)
-    assert [len(f.test) for f in cut] == [4, 3] and [len(f.pool) for f in cut] == [12, 12]
-
-
-def test_heads_from_train(tweets) -> None:
-    (fold,) = make_folds(tweets[:4], tweets[4:], discovery=2, calibration=3, limit=None)
-    assert fold.test == tweets[:4] and len({e.user_id for e in fold.pool}) == 5
-    with pytest.raises(DataError, match="name another split"):
-        make_folds(tweets[:4], tweets, discovery=2, calibration=3, limit=None)
-    again = [replace(e, id=f"{e.id}-again") for e in tweets]
-    (fold,) = make_folds(tweets[:4], again, discovery=2, calibration=3, limit=None)
-    assert not {e.user_id for e in fold.pool} & {e.user_id for e in fold.test}
-    forced = make_folds(tweets[:4], tweets, discovery=2, calibration=3, limit=None, force=True)
-    assert forced[0].test == tweets[:4]

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from prefheads.data.example import load_examples
+from prefheads.data.prompts import build_prompt
+from prefheads.data.retrieve import retrieve
+from prefheads.data.task import task_name
 from prefheads.errors import DataError, PrefheadsError
-from prefheads.tasks.lamp import task_name
-from prefheads.tasks.prompts import build_prompt
-from prefheads.tasks.retrieve import retrieve
 
 ROWS = {
     "abstract_generation_user": {

@@ -9,12 +9,13 @@ from scipy.stats import permutation_test
 from prefheads.errors import DataError
 from prefheads.evaluation.significance import difference, interval, paired_test
 from prefheads.stats import Estimate, jackknife
-from prefheads.tasks.metrics import Metric, metrics_of, sample_scores
+from prefheads.tasks.answers import Metric, answers_of
+from prefheads.tasks.metrics import sample_scores
 
 MEAN = Metric("mean")
 PERPLEXITY = Metric("perplexity", False, outer=np.exp)
-MAE, RMSE = metrics_of("LaMP-3")
-F1 = metrics_of("LaMP-1")[1]
+MAE, RMSE = answers_of("LaMP-3").metrics
+F1 = answers_of("LaMP-1").metrics[1]
 
 
 def each(n: int) -> list[str]:
@@ -41,7 +42,7 @@ def test_the_interval_of_a_mean_is_that_of_the_jackknife():
 
 
 def test_accuracy_has_the_interval_of_a_share_and_other_metrics_none_where_users_agree():
-    accuracy, f1 = metrics_of("LaMP-2")
+    accuracy, f1 = answers_of("LaMP-2").metrics
     wrong = sample_scores("LaMP-2", ["action"] * 100, ["comedy"] * 100)
     never = interval(wrong["accuracy"], accuracy, each(100))
     assert never.mean == never.low == 0 and never.high == pytest.approx(0.0362, abs=1e-4)
@@ -53,7 +54,7 @@ def test_accuracy_has_the_interval_of_a_share_and_other_metrics_none_where_users
 
 def test_ends_stay_where_the_metric_can_be():
     rows = np.array([0.9, 1.0, 1.0])
-    assert interval(rows, metrics_of("LaMP-7")[0], each(3)).high == 1
+    assert interval(rows, answers_of("LaMP-7").metrics[0], each(3)).high == 1
     errors = interval(np.array([0.0, 0.0, 1.0]), MAE, each(3))
     assert errors.low == 0 and errors.high > 1
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +11,11 @@ from support.compared import record
 from prefheads.calibration.validate import Validation
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
-from prefheads.evaluation.results import write_tables
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells
 from prefheads.report import paper_tables
 from prefheads.report.evaluated import Evaluation
 from prefheads.steering.setting import PLAIN
-from prefheads.tasks.metrics import MetricWarning
 
 
 def test_cells_are_the_metrics_with_tests() -> None:
@@ -134,32 +130,6 @@ def test_a_method_without_likelihood_is_shown_untested() -> None:
     nll[:, :, 0] = np.inf
     first = cells(Measured("LaMP-7", {}, found, {}, 1))
     assert all(np.isnan(c.p) for c in first)
-
-
-def test_what_rouge_does_not_see_is_told_with_the_table(tmp_path) -> None:
-    def measured(text: str) -> Measured:
-        own = [record(str(i), "plain", prediction=text, reference=text) for i in range(3)]
-        nll = np.ones((3, 3, 2))
-        ids = tuple("012")
-        texts = {"plain": own, "dps": [replace(r, method="dps") for r in own]}
-        return Measured("LaMP-7", texts, Validation(PLAIN, tuple(texts), nll, ids, ids), {}, 1)
-
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("default")
-        made = cells(measured("Привет, мир"))
-    assert [w.category for w in told] == [MetricWarning]
-    write_tables(tmp_path, [measured("Привет, мир")], [made], {})
-    note = json.loads((tmp_path / "results.json").read_text())["tasks"]["LaMP-7"]["note"]
-    assert note == str(told[0].message) and "nothing of 3 of the 3 references" in note
-    texts, likelihood = (tmp_path / "table.md").read_text().split("### ")[1:]
-    assert "| 0.000" in texts and f"|\n\n{note}\n" in texts and note not in likelihood
-    assert (tmp_path / "table.tex").read_text().count(note) == 1
-    shown = [e.shows for e in paper_tables.results(Evaluation.read(tmp_path))]
-    assert [note in text for text in shown] == [True, False]
-
-    write_tables(tmp_path, [measured("hello")], [cells(measured("hello"))], {})
-    assert "rouge-1 and rouge-L see" not in (tmp_path / "table.md").read_text()
-    assert json.loads((tmp_path / "results.json").read_text())["tasks"]["LaMP-7"]["note"] == ""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Prompts: the official ones of the LaMP tasks, and one generic form for everything else."""
+"""Prompts: an example in the form of its task, and its profile cut to a length."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefheads.data.example import Example, without_profile
+from prefheads.data.task import Item, Task, require_fields, task_of
 from prefheads.errors import DataError
-from prefheads.tasks.lamp import Item, Task, require_fields, task_of
 
 Count = Callable[[str], int]
 Cut = Callable[[str, int], str]

@@ -11,17 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
-from support.official import official, plain_meteor, plain_rouge
+from support.official import LABELS, official, plain_meteor, plain_rouge
 
 from prefheads.errors import ArtifactError, DataError
+from prefheads.tasks.answers import answers_of
 from prefheads.tasks.metrics import (
-    LABELS,
     MetricWarning,
     aligned,
-    caveat,
     evaluate,
-    metrics_of,
-    prepare,
     read_predictions,
     sample_scores,
     write_predictions,
@@ -182,9 +179,9 @@ def test_meteor_in_closed_form(prediction: str, gold: str, score: float):
 
 
 def test_what_generation_scores_depend_on_is_told():
-    facts = prepare("LaMP-4")
+    facts = answers_of("LaMP-4").prepare()
     assert facts["wordnet"] == "3.0" and "punkt" in facts["sentences"]
-    assert prepare("LaMP-1") == prepare("LaMP-3") == {}
+    assert answers_of("LaMP-1").prepare() == answers_of("LaMP-3").prepare() == {}
 
 
 # What the benchmark's own evaluation prints
@@ -205,7 +202,7 @@ def test_the_official_evaluation_says_the_same(task: str):
 
 def test_the_official_rouge_is_another_figure_and_leaves_the_generator_alone():
     rows = np.random.default_rng(0).random(31) ** 3
-    rouge = metrics_of("LaMP-4")[0]
+    rouge = answers_of("LaMP-4").metrics[0]
     np.random.seed(5)
     expected = np.random.random(3)
     np.random.seed(5)
@@ -225,9 +222,9 @@ def test_metrics_are_functions_of_rows(task: str | None):
     rows = sample_scores(task, predictions, golds)
     drawn = np.random.default_rng(4).integers(0, 30, 30)
     again = evaluate(task, [predictions[i] for i in drawn], [golds[i] for i in drawn])
-    known = [metric.name for metric in metrics_of(task)]
+    known = [metric.name for metric in answers_of(task).metrics]
     assert known == list(rows) == list(again)[: len(known)]
-    for metric in metrics_of(task):
+    for metric in answers_of(task).metrics:
         assert len(rows[metric.name]) == 30
         assert metric.aggregate(rows[metric.name][drawn]) == pytest.approx(again[metric.name])
 
@@ -235,7 +232,7 @@ def test_metrics_are_functions_of_rows(task: str | None):
 @pytest.mark.parametrize("task", [*LABELS, "LaMP-3", *GENERATION])
 def test_golds_as_predictions_are_best(task: str | None):
     _, golds = samples(task, 30)
-    for metric in metrics_of(task):
+    for metric in answers_of(task).metrics:
         best = metric.aggregate(sample_scores(task, golds, golds)[metric.name])
         worse = metric.aggregate(sample_scores(task, [""] * 30, golds)[metric.name])
         assert best > worse if metric.higher_is_better else best < worse
@@ -298,7 +295,7 @@ def test_texts_that_rouge_does_not_see_are_told(text):
     with pytest.warns(MetricWarning, match="rouge-1 and rouge-L see nothing of 1 of the 2") as told:
         found = evaluate(None, [text, "the cat"], [text, "the cat"])
     assert found["rouge-1"] == found["rouge-L"] == 0.5  # 0 and 1, as the official scorer has it
-    assert len(told) == 1 and str(told[0].message) == caveat("LaMP-4", [text, "the cat"])
+    assert len(told) == 1 and str(told[0].message) == answers_of("LaMP-4").caveat([text, "the cat"])
 
 
 def test_texts_that_rouge_sees_get_no_caveat():
@@ -306,4 +303,4 @@ def test_texts_that_rouge_sees_get_no_caveat():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate(None, ["Привет"] * len(seen), seen)  # a prediction that shares nothing is 0
-    assert caveat("LaMP-3", ["Привет"]) == caveat("LaMP-2", ["Привет"]) == ""
+    assert answers_of("LaMP-3").caveat(["Привет"]) == answers_of("LaMP-2").caveat(["Привет"]) == ""

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefheads.data.task import Item, Task, require_fields, task_of
 from prefheads.errors import DataError
-from prefheads.tasks.lamp import Item, Task, require_fields, task_of
+from prefheads.types import Retrieval
 
 if TYPE_CHECKING:
     from prefheads.users.embed import ProfileEncoder
-
-Method = Literal["bm25", "dense", "recent", "random", "all"]
 
 
 def retrieve(
@@ -26,7 +24,7 @@ def retrieve(
     input: str,
     profile: Sequence[Item],
     k: int,
-    method: Method = "bm25",
+    method: Retrieval = "bm25",
     *,
     key: str = "",
     seed: int = 0,
@@ -59,9 +57,11 @@ def retrieve(
     if method == "random":
         return random.Random(f"{seed}:{key}").sample(profile, min(k, len(profile)))
     if method not in ("bm25", "dense"):
-        raise DataError(f"unknown retrieval {method!r}: use one of {', '.join(get_args(Method))}")
+        raise DataError(
+            f"unknown retrieval {method!r}: use one of {', '.join(get_args(Retrieval))}"
+        )
     require_fields(profile, form.corpus, f'retrieval "{method}"')
-    query = _query(form, input)
+    query = form.asked(input)
     corpus = [" ".join(item[field] for field in form.corpus) for item in profile]
     if method == "bm25":
         scores = okapi_scores(query.split(), [text.split() for text in corpus])
@@ -132,20 +132,6 @@ def okapi_scores(
         if word in idf:
             scores += idf[word] * (found[word] * (k1 + 1) / (found[word] + norm))
     return scores
-
-
-def _query(form: Task, input: str) -> str:
-    if form.query is None:
-        quoted = re.findall(r'"([^"]*)"', input)
-        if len(quoted) < 3:
-            raise DataError("the input must quote a title and two candidates")
-        return f"{quoted[1]} {quoted[2]}"
-    if not form.query:
-        return input
-    _, marker, query = input.partition(form.query)
-    if not marker:
-        raise DataError(f'the input has no "{form.query}", so nothing to retrieve for')
-    return query
 
 
 def _by_time(form: Task, profile: Sequence[Item]) -> list[Item]:
