@@ -173,7 +173,7 @@ class _Analysis:
         if not (self.run / "steerer.json").is_file():
             raise DataError(f"a way to steer: `{self.command.fit()}`")
         steerer = PreferenceSteerer.load(self.run, *self.measuring.model)
-        cache = self.measuring.folder / "texts.json"
+        cache = self.measuring.folder / "texts.jsonl"
         return readings.of_steerer(steerer, examples(), cache, self.measuring.n_texts)
 
     def _read_task(self, records: Evaluation, task: str, fits: list[Path]) -> Readings:
