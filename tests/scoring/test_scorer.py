@@ -16,8 +16,8 @@ from prefheads.errors import DataError, ModelError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.probes import sharing_of
+from prefheads.interventions.projection import vocabulary_projection
 from prefheads.models.limits import Budget, context_length
-from prefheads.scoring.nll import vocabulary_projection
 from prefheads.scoring.scorer import Scorer, response_nll
 
 N_HEADS = SHAPE[0] * SHAPE[1]

@@ -28,8 +28,7 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.models.limits import Budget
-from prefheads.scoring.nll import mean_nll
-from prefheads.scoring.scorer import Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all, mean_nll
 from prefheads.stats import Array, user_means
 from prefheads.steering.divergence import divergence, require_numbers
 from prefheads.steering.setting import PLAIN, Setting

@@ -29,7 +29,7 @@ from prefheads.interventions.hooks import (
 from prefheads.interventions.intercept import input_device, intercept
 from prefheads.models.limits import context_length
 from prefheads.progress import track
-from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import token_nll
 
 MAX_TOKENS = 1024
 """Prompts and answer together are at most this long: attention weights take its square."""

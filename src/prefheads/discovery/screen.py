@@ -32,8 +32,7 @@ from prefheads.interventions.hooks import AttentionCall, AttentionOutput
 from prefheads.interventions.intercept import HeadLayout
 from prefheads.interventions.plan import BranchPlan, branches_of_one, without_branches
 from prefheads.models.limits import out_of_memory
-from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Scorer
+from prefheads.scoring.scorer import Scorer, token_nll
 from prefheads.types import Target
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.

@@ -23,8 +23,7 @@ from prefheads.evaluation.decoder import SETTING_FIELDS, Decoder
 from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.models.limits import Budget
-from prefheads.scoring.nll import mean_nll
-from prefheads.scoring.scorer import Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all, mean_nll
 from prefheads.stats import Array
 from prefheads.steering.divergence import require_numbers
 from prefheads.steering.setting import PLAIN, Setting

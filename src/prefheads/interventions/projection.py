@@ -1,7 +1,8 @@
-"""The output projections that mix a layer's heads, found by what they read."""
+"""Projections found by what they do: those that mix a layer's heads, and that to the vocabulary."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,8 +14,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefheads.errors import ModelError
-from prefheads.interventions.hooks import AttentionCall, AttentionRecorder, hooked
-from prefheads.interventions.intercept import HeadLayout, input_device, intercept
+from prefheads.interventions.hooks import (
+    AttentionCall,
+    AttentionRecorder,
+    attribute_set_to,
+    forward_hooks,
+    hooked,
+)
+from prefheads.interventions.intercept import intercept
+from prefheads.interventions.layout import HeadLayout, input_device, positions
 
 
 @dataclass(frozen=True)
@@ -126,3 +134,37 @@ def _checked(
     if len({p.module.weight.data_ptr() for p in found}) < len(found):
         raise ModelError(f"{kind} shares an output projection between layers; it has no adapter")
     return tuple(found)
+
+
+_makes_logits: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@torch.no_grad()
+def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
+    """The layer whose output is the model's logits, without any change to them.
+
+    Found by one run on two tokens, and remembered. None where something is done to the logits
+    afterwards (a cap, a scale), or to the layer itself (quantised, adapted, kept elsewhere).
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+        return None
+    if vars(head).get("forward") or forward_hooks(head):
+        return None
+    found = _makes_logits.setdefault(head, {})
+    dtype = head.weight.dtype  # a model may turn its logits into float32, which they may be already
+    if dtype not in found:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def record(hidden: Tensor) -> Tensor:
+            seen.append((hidden, hidden.clone()))
+            return hidden
+
+        ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
+        with attribute_set_to(head, "forward", record):
+            logits = model(input_ids=ids, use_cache=False, **positions(model, 0, 2)).logits
+        only = len(seen) == 1 and logits is seen[0][0]
+        found[dtype] = only and torch.equal(logits, seen[0][1])
+    return head if found[dtype] else None

@@ -25,8 +25,7 @@ from prefheads.interventions.intercept import input_device, intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.models.limits import Budget
 from prefheads.progress import track
-from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all, token_nll
 from prefheads.steering.divergence import divergence, require_numbers
 from prefheads.types import Scope, Target
 

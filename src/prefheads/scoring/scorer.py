@@ -31,12 +31,45 @@ from prefheads.interventions.plan import (
     without_branches,
 )
 from prefheads.interventions.probes import sharing_of
+from prefheads.interventions.projection import vocabulary_projection
 from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 from prefheads.models.limits import Budget, context_length
-from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.steering.context import active_steering
 from prefheads.steering.response import response_from
 from prefheads.types import Scope, Target
+
+AT_ONCE = 2**24  # logits in memory beside those that are returned
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), float32 (..., T)."""
+    chosen = logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0].float()
+    rows = logits.flatten(0, -2)
+    few = max(1, AT_ONCE // logits.shape[-1])
+    lse = torch.cat([part.float().logsumexp(-1) for part in rows.split(few)])
+    return lse.reshape(chosen.shape) - chosen
+
+
+def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Mean NLL of ``targets`` (T,) under ``logits`` (T, vocab) at each temperature, on the CPU."""
+    at_each = (logits if t == 1 else logits / t for t in temperatures)
+    return torch.stack([token_nll(x, targets).mean() for x in at_each]).cpu()
+
+
+def projected_nll(
+    hidden: Tensor, projection: nn.Linear, targets: Tensor, known: tuple[Tensor, Tensor]
+) -> Tensor:
+    """NLL of ``targets`` (T,) under the logits that a :func:`vocabulary_projection` makes of
+    ``hidden`` (rows, T, width), few rows at a time, float32 (rows, T).
+
+    Args:
+        known: Hidden states ``(1, T, width)`` close to all of them, and their logits
+            ``(1, T, vocab)``. Only the difference is projected: it is small, and so is its
+            rounding error.
+    """
+    parts = (hidden - known[0]).split(max(1, AT_ONCE // known[1].numel()))
+    logits = (known[1] + nn.functional.linear(x, projection.weight).float() for x in parts)
+    return torch.cat([token_nll(x, targets) for x in logits])
 
 
 class CleanRun(BranchedForward):
