@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from prefheads.data.encoding import Encoded
 from prefheads.errors import ArtifactError
-from prefheads.heads.provenance import fingerprint
+from prefheads.heads.weights import fingerprint
 from prefheads.progress import track
 from prefheads.storage import PathLike, load_tensors, reason, write_atomic
 

@@ -14,7 +14,7 @@ from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.discovery import discover
 from prefheads.discovery import exact as module
 from prefheads.errors import ArtifactError, DataError, ModelError, PrefheadsError, SteeringError
-from prefheads.heads.provenance import fingerprint
+from prefheads.heads.weights import fingerprint
 
 EXAMPLES = [
     Example("a", "u", ({"text": "Tea, no sugar!"},), "Say it: ", "Hot & plain."),

@@ -8,8 +8,8 @@ from support.models import SHAPE, random_encoded, shared
 
 from prefheads.errors import ModelError
 from prefheads.interventions import masks
-from prefheads.interventions.intercept import head_layout, intercept
-from prefheads.interventions.masks import as_bias, masked_backend
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
+from prefheads.interventions.shared_prompt import as_bias
 from prefheads.scoring.scorer import Scorer
 from prefheads.steering.context import steer
 

@@ -25,12 +25,11 @@ from prefheads.calibration.headsets import grid
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.example import Example, other_profiles
 from prefheads.errors import DataError, SteeringError
-from prefheads.interventions.intercept import intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import intercept, masked_backend
 from prefheads.models.limits import Budget
 from prefheads.scoring.scorer import Scorer, encode_all, mean_nll
 from prefheads.stats import Array, user_means
-from prefheads.steering.divergence import divergence, require_numbers
+from prefheads.steering.combine import divergence, require_numbers
 from prefheads.steering.setting import PLAIN, Setting
 from prefheads.types import Objective, Scope, Target
 

@@ -24,14 +24,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.encoding import Encoded
 from prefheads.data.example import Example, other_profiles, without_profile
-from prefheads.discovery.means import mean_outputs
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
-from prefheads.interventions.intercept import HeadLayout, causal_model, head_layout, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.hooks import AttentionCall, AttentionRecorder, hooked
+from prefheads.interventions.intercept import (
+    HeadLayout,
+    causal_model,
+    head_layout,
+    intercept,
+    masked_backend,
+)
+from prefheads.interventions.layout import input_device, positions
 from prefheads.interventions.probes import sharing_of
 from prefheads.models.limits import Budget
+from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.types import Ablation, DiscoveryMethod, Reference, Scope, Target
 
@@ -236,3 +243,46 @@ def _pcs(
     base, ablated = scorers.take(encoded).nll(gains.reshape(-1, *layout.shape), target)
     scores[heads] = ablated - base
     return scores.reshape(layout.shape), base
+
+
+class _Sums(AttentionRecorder):
+    """Adds up what the heads of each layer hand on from a position on."""
+
+    def __init__(self) -> None:
+        self.start, self.count = 0, 0
+        self.sums: dict[int, Tensor] = {}
+
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        """Add the outputs of one text, ``(1, T, H, d)``."""
+        total = out[0, self.start :].double().sum(0).cpu()
+        self.sums[call.layer] = self.sums.get(call.layer, 0) + total
+
+
+@torch.no_grad()
+def mean_outputs(
+    model: PreTrainedModel, encoded: Sequence[Encoded], scope: Scope, progress: bool = True
+) -> list[Tensor]:
+    """The mean output of every head where ablation acts, over all examples alike by position.
+
+    Must be used inside :func:`prefheads.interventions.intercept.intercept`.
+
+    Args:
+        scope: ``"response"``: at the positions that predict responses; ``"all"``: at every one.
+
+    Returns:
+        For each layer ``(n_heads, head_dim)``, float32.
+    """
+    sums, device = _Sums(), input_device(model)
+    for e in track(encoded, "mean outputs", unit="example", disable=not progress):
+        ids = torch.cat([e.prompt_ids, e.response_ids[:-1]]).to(device)[None]
+        sums.start = len(e.prompt_ids) - 1 if scope == "response" else 0
+        sums.count += ids.shape[1] - sums.start
+        with hooked(sums):
+            model(
+                input_ids=ids,
+                use_cache=False,
+                logits_to_keep=1,
+                **positions(model, 0, ids.shape[1]),
+            )
+    layers = range(head_layout(model).shape[0])
+    return [(sums.sums[i] / sums.count).float().to(device) for i in layers]

@@ -20,12 +20,11 @@ from prefheads.calibration.validate import Validation
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.evaluation.decoder import SETTING_FIELDS, Decoder
-from prefheads.interventions.intercept import head_layout, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
 from prefheads.models.limits import Budget
 from prefheads.scoring.scorer import Scorer, encode_all, mean_nll
 from prefheads.stats import Array
-from prefheads.steering.divergence import require_numbers
+from prefheads.steering.combine import require_numbers
 from prefheads.steering.setting import PLAIN, Setting
 from prefheads.types import Scope
 

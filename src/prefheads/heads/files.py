@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, PrefheadsError
-from prefheads.heads.provenance import Provenance
-from prefheads.heads.weights import HeadWeights
+from prefheads.heads.weights import HeadWeights, Provenance
 from prefheads.storage import load_tensors, save_tensors
 
 HEADS = "heads.safetensors"

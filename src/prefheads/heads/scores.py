@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringError
-from prefheads.heads.provenance import Provenance, fingerprint
-from prefheads.heads.weights import Head, HeadWeights, cpu_float32, dims, require_model
+from prefheads.heads.weights import (
+    Head,
+    HeadWeights,
+    Provenance,
+    cpu_float32,
+    dims,
+    fingerprint,
+    require_model,
+)
 from prefheads.stats import LEVEL, Jackknife, jackknife
 from prefheads.storage import PathLike, load_tensors, save_tensors
 from prefheads.types import Weighting

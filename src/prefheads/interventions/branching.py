@@ -23,9 +23,8 @@ from prefheads.interventions.hooks import (
     hooked,
 )
 from prefheads.interventions.layout import HeadLayout
-from prefheads.interventions.masks import as_bias
 from prefheads.interventions.plan import ALL_POSITIONS, ActivePositions, BranchPlan
-from prefheads.interventions.shared_prompt import SharedPrompt, attend_shared
+from prefheads.interventions.shared_prompt import SharedPrompt, as_bias, attend_shared
 
 
 class BranchedForward(AttentionHook):

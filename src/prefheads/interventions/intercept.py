@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefheads.errors import SteeringError
+from prefheads.errors import ModelError, SteeringError
 from prefheads.interventions.hooks import (
     LAYER,
     attention_backend,
@@ -46,6 +46,8 @@ __all__ = [
     "occupied",
     "positions",
 ]
+
+MASKABLE = ("sdpa", "eager")
 
 _busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
@@ -99,6 +101,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def masked_backend(model: PreTrainedModel) -> str:
+    """The backend to use where a profile gain or a shared prompt needs explicit masks.
+
+    Returns:
+        The model's own backend, or for flex attention one that computes the same.
+
+    Raises:
+        ModelError: The model uses a backend (flash attention, a kernel) that takes no bias.
+    """
+    backend = attention_backend(model)
+    if backend in MASKABLE:
+        return backend
+    if backend == "flex_attention":
+        softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+        return "eager" if softcap else "sdpa"
+    raise ModelError(
+        f"{backend} attention takes no bias on single tokens; load the model with sdpa, "
+        "eager or flex"
+    )
 
 
 @contextmanager

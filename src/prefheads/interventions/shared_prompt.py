@@ -19,7 +19,6 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
 from prefheads.interventions.hooks import AttentionCall, AttentionHook, AttentionOutput
-from prefheads.interventions.masks import as_bias
 
 Once = Callable[[Callable[[], Any]], Any]
 Part = Callable[[Tensor, tuple[Tensor, Tensor], Tensor | None, float], tuple[Tensor, Tensor]]
@@ -190,6 +189,29 @@ def attend_shared(
     one_row = call.replace(query=_fold(query, 1), key=keys, value=values, mask=folded)
     out, weights = one_row.run()
     return out.reshape(rows, n_query, *out.shape[2:]).contiguous(), weights
+
+
+# -- masks --
+
+
+def as_bias(mask: Tensor | None, query: Tensor, past: int, n_key: int) -> Tensor:
+    """An attention mask of any form as an additive bias.
+
+    Args:
+        mask: Boolean or additive; ``None`` means causal, ``past`` keys coming before the queries'.
+        query: ``(batch, heads, n_query, head_dim)``.
+
+    Returns:
+        ``(1 or batch, 1 or heads, n_query, n_key)``.
+    """
+    low = torch.finfo(query.dtype).min
+    if mask is None:
+        seen = torch.ones(query.shape[2], n_key, dtype=torch.bool, device=query.device)
+        mask = seen.tril(past)[None, None]
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, low)
+    # Minus infinity, which others may have written, leaves no softmax where a row sees nothing.
+    return mask[..., :n_key].to(query.dtype).clamp_min(low)
 
 
 # -- in two parts --

@@ -21,12 +21,11 @@ from prefheads.interventions.hooks import (
     hooked,
     require_weights,
 )
-from prefheads.interventions.intercept import input_device, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import input_device, intercept, masked_backend
 from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all, token_nll
-from prefheads.steering.divergence import divergence, require_numbers
+from prefheads.steering.combine import divergence, require_numbers
 from prefheads.types import Scope, Target
 
 FLOOR = 1e-4  # mean probability below which a token is no candidate, and its change no finding

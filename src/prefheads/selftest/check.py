@@ -29,8 +29,8 @@ from prefheads.interventions.intercept import (
     head_layout,
     input_device,
     intercept,
+    masked_backend,
 )
-from prefheads.interventions.masks import masked_backend
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer
 from prefheads.selftest.subject import BATCH, CACHES, ONE, Subject, gap, marks

@@ -18,9 +18,8 @@ from prefheads.heads.files import (
     load_steerer_maps,
     save_steerer_maps,
 )
-from prefheads.heads.provenance import fingerprint
 from prefheads.heads.scores import HeadScores
-from prefheads.heads.weights import HeadWeights, require_model
+from prefheads.heads.weights import HeadWeights, fingerprint, require_model
 from prefheads.models.bundled import model_name
 from prefheads.storage import read_json, write_json
 from prefheads.users import Clusters

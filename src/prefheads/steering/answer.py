@@ -27,8 +27,7 @@ from prefheads.interventions.branching import BranchedForward, CompiledStep
 from prefheads.interventions.cache import CachedPrompt, can_fork, fork_cache, is_forked
 from prefheads.interventions.forward import Forward, ForwardCall
 from prefheads.interventions.hooks import forward_hooks, hooked, set_step_hook
-from prefheads.interventions.intercept import HeadLayout, attention_backend
-from prefheads.interventions.masks import MASKABLE
+from prefheads.interventions.intercept import MASKABLE, HeadLayout, attention_backend
 from prefheads.interventions.plan import (
     ALL_POSITIONS,
     ActivePositions,

@@ -28,10 +28,10 @@ from prefheads.interventions.intercept import (
     evaluating,
     head_layout,
     intercept,
+    masked_backend,
     occupied,
 )
 from prefheads.interventions.layout import require_keys_of_tokens
-from prefheads.interventions.masks import masked_backend
 from prefheads.steering.answer import SteeredForward
 from prefheads.steering.setting import Setting, Steering
 from prefheads.types import Mode, Schedule, Scope, Target
