@@ -110,11 +110,11 @@ class Killed:
         self.measured: list[str] = []
         measure = module._pcs
 
-        def counting(model, layout, encoded, *rest):
+        def counting(scorer, *rest):
             if len(self.measured) == after:
                 raise error
-            self.measured.append(encoded.example_id)
-            return measure(model, layout, encoded, *rest)
+            self.measured.append(scorer.encoded.example_id)
+            return measure(scorer, *rest)
 
         monkeypatch.setattr(module, "_pcs", counting)
 

@@ -67,11 +67,8 @@ class Provenance:
 
 
 def fingerprint(config: Any) -> str:
-    """16 hex digits that fix the kind and shape of a model, from its transformers config.
-
-    Two models with the same fingerprint have the same heads in the same places; fine-tuned
-    variants of a model share it.
-    """
+    """16 hex digits that fix the kind and shape of a model, from its transformers config, and with
+    them the places of its heads; fine-tuned variants of a model share it."""
     text = config.get_text_config()
     parts = {name: getattr(text, name, None) for name in _FINGERPRINT_FIELDS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -228,11 +225,8 @@ class HeadWeights:
 
 
 def require_model(path: PathLike, values: Tensor, info: Provenance, config: Any) -> None:
-    """Refuse what was measured on another model than the one of this transformers config.
-
-    Args:
-        values: ``(..., n_layers, n_heads)``.
-    """
+    """Refuse what was measured, ``(..., n_layers, n_heads)``, on another model than the one of this
+    transformers config."""
     text = config.get_text_config()
     wanted = (getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None))
     same_shape = tuple(values.shape[-2:]) == wanted or not all(isinstance(n, int) for n in wanted)

@@ -29,23 +29,9 @@ from prefheads.interventions.hooks import (
 from prefheads.interventions.layout import (
     HeadLayout,
     causal_model,
-    input_device,
     known_layouts,
-    positions,
     probe_layout,
 )
-
-__all__ = [
-    "HeadLayout",
-    "attention_backend",
-    "causal_model",
-    "evaluating",
-    "head_layout",
-    "input_device",
-    "intercept",
-    "occupied",
-    "positions",
-]
 
 MASKABLE = ("sdpa", "eager")
 
@@ -73,11 +59,7 @@ def head_layout(model: Any) -> HeadLayout:
 
 @contextmanager
 def occupied(model: PreTrainedModel) -> Iterator[None]:
-    """Keep others from acting on a model inside the block.
-
-    Raises:
-        SteeringError: Something acts on it already, by this thread or another.
-    """
+    """Keep others from acting on a model inside the block; a SteeringError if some do already."""
     with lock:
         if model in _busy:
             raise SteeringError(
@@ -104,14 +86,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def masked_backend(model: PreTrainedModel) -> str:
-    """The backend to use where a profile gain or a shared prompt needs explicit masks.
-
-    Returns:
-        The model's own backend, or for flex attention one that computes the same.
-
-    Raises:
-        ModelError: The model uses a backend (flash attention, a kernel) that takes no bias.
-    """
+    """The backend to use where a profile gain or a shared prompt needs explicit masks: the model's
+    own, or for flex attention one that computes the same. Others raise a ModelError."""
     backend = attention_backend(model)
     if backend in MASKABLE:
         return backend
@@ -161,8 +137,8 @@ def intercept(
                 vars(module)[LAYER] = index
                 stack.callback(vars(module).pop, LAYER, None)
         for index, layer in enumerate(layout.layers if entries else ()):
-            handle = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
-            stack.callback(handle.remove)
+            hook = _entry_hook(index)
+            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield layout
 
 

@@ -78,15 +78,8 @@ def branches_of_one(
     means: Sequence[Tensor] | None = None,
 ) -> tuple[BranchPlan, Tensor]:
     """The plan of branches of one base row, run before, that leave where ``gains`` (R, L, H)
-    change it.
-
-    Args:
-        any_layer: Whether they may leave in any layer; otherwise all leave in the lowest.
-        means: As for :class:`BranchPlan`.
-
-    Returns:
-        The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
-    """
+    change it, or all in the lowest layer if not ``any_layer``; and their ``order`` (R,): branch
+    ``i`` of the plan is row ``order[i]`` of ``gains``."""
     changed = (gains != 1).any(dim=2)
     last = gains.shape[1] - 1
     starts = torch.where(changed.any(1), changed.int().argmax(1), last) * any_layer

@@ -19,7 +19,8 @@ from transformers import DynamicCache, PreTrainedModel
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.cache import can_fork
 from prefheads.interventions.hooks import AttentionCall, AttentionHook, AttentionOutput, hooked
-from prefheads.interventions.intercept import HeadLayout, head_layout, input_device, positions
+from prefheads.interventions.intercept import head_layout
+from prefheads.interventions.layout import HeadLayout, input_device, positions
 from prefheads.interventions.plan import ActivePositions, BranchPlan
 from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 
@@ -47,10 +48,7 @@ _found: weakref.WeakKeyDictionary[HeadLayout, Sharing] = weakref.WeakKeyDictiona
 
 
 def sharing_of(model: PreTrainedModel) -> Sharing:
-    """Found by running the model on a few tokens, once; remembered for its lifetime.
-
-    Must be used inside :func:`prefheads.interventions.intercept.intercept`.
-    """
+    """Found by running an intercepted model on a few tokens, once; remembered for its lifetime."""
     layout = head_layout(model)
     if layout not in _found:
         _found[layout] = _find(model)

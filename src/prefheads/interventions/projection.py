@@ -50,8 +50,6 @@ class Projection:
 
 
 class _Outputs(AttentionRecorder):
-    """Records the outputs of each layer's heads."""
-
     def __init__(self) -> None:
         self.of_layer: dict[int, Tensor] = {}
 

@@ -21,7 +21,8 @@ from prefheads.interventions.hooks import (
     hooked,
     require_weights,
 )
-from prefheads.interventions.intercept import input_device, intercept, masked_backend
+from prefheads.interventions.intercept import intercept, masked_backend
+from prefheads.interventions.layout import input_device
 from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all, token_nll

@@ -46,18 +46,9 @@ def combine(
 def entropy_strength(
     personalised: Tensor, gamma: Tensor | float, cap: float | None = None
 ) -> Tensor:
-    """Strength that follows the model's doubt: ``gamma`` times the entropy of its distribution, at
-    most ``cap``.
-
-    Args:
-        personalised: Logits ``(..., vocab)``.
-        gamma: Scale, broadcastable to ``(..., 1)``.
-        cap: Largest strength, in the unit of gamma.
-
-    Returns:
-        Strengths ``(..., 1)``, for :func:`combine`.
-    """
-    entropy = torch.special.entr(personalised.float().softmax(-1)).sum(-1, keepdim=True)  # in nats
+    """Strengths ``(..., 1)`` that follow the model's doubt: ``gamma`` times the entropy in nats of
+    the distribution of logits ``(..., vocab)``, at most ``cap``."""
+    entropy = torch.special.entr(personalised.float().softmax(-1)).sum(-1, keepdim=True)
     strength: Tensor = torch.as_tensor(gamma, dtype=entropy.dtype, device=entropy.device) * entropy
     return strength if cap is None else strength.clamp(max=cap)
 
@@ -101,11 +92,7 @@ def _plausible(result: Tensor, logits: Tensor, share: float | None) -> Tensor:
 
 
 def require_plausibility(share: float | None) -> None:
-    """Refuse a plausibility that is not a share.
-
-    Raises:
-        SteeringError: It is neither None nor in (0, 1].
-    """
+    """Refuse a plausibility that is neither None nor in (0, 1]."""
     if share is not None and not 0 < share <= 1:
         raise SteeringError("plausibility must lie in (0, 1]")
 
