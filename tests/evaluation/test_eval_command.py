@@ -61,7 +61,8 @@ def test_the_documents_example_scores_a_file_of_predictions(
 ) -> None:
     """With the values of the run's own table."""
     document = Path(__file__).parents[2] / "docs" / "evaluate.md"
-    (example,) = re.findall(r"```python no-run\n(.*?read_predictions.*?)```", document.read_text(), re.S)
+    block = r"```python no-run\n(.*?read_predictions.*?)```"
+    (example,) = re.findall(block, document.read_text(), re.S)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "eval").symlink_to(evaluated)
     monkeypatch.chdir(tmp_path)
