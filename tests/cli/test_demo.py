@@ -14,7 +14,7 @@ import prefheads.discovery.exact
 import prefheads.steerer.core
 from prefheads.cli.demo import Size, as_data, run, summary
 from prefheads.data.example import Example
-from prefheads.report.texts import compare, kind, mixed_kinds
+from prefheads.report.measure.comparison import compare, kind, mixed_kinds
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.setting import Setting
 

@@ -16,8 +16,8 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.results import write_tables
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells
-from prefheads.report import paper_tables
-from prefheads.report.evaluated import Evaluation
+from prefheads.report.page import paper as paper_tables
+from prefheads.report.statistics.evaluated import Evaluation
 from prefheads.steering.setting import PLAIN
 from prefheads.tasks.metrics import MetricWarning
 

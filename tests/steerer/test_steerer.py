@@ -17,7 +17,7 @@ from prefheads.calibration.headsets import candidates, head_sets
 from prefheads.data.encoding import encode
 from prefheads.data.example import Example, spread
 from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringError
-from prefheads.report.sweeps import head_set
+from prefheads.report.statistics.sweeps import head_set
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.setting import Setting
 from prefheads.users import cluster_heads, mix, route

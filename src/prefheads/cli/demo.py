@@ -19,8 +19,9 @@ from prefheads.cli import options, session
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.models.bundled import people_path
 from prefheads.models.loading import load_config
-from prefheads.report.findings import VERDICTS, Finding, agreement, findings
-from prefheads.report.texts import Comparison, compare, kind
+from prefheads.report.measure.comparison import Comparison, compare, kind
+from prefheads.report.measure.readings import of_comparisons
+from prefheads.report.statistics.findings import VERDICTS, Claim, agreement, findings
 from prefheads.stats import INTERVALS
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
@@ -75,7 +76,7 @@ def demo(
 
     Takes several minutes on two cores. Ctrl-C loses nothing: the same command goes on from there.
     """
-    import prefheads.report.report  # noqa: F401  a missing extra is told before the work
+    import prefheads.report.page.demo  # noqa: F401  a missing extra is told before the work
 
     require_extra()
     config = load_config("bundled")
@@ -114,11 +115,11 @@ def run(
 
     The kind of a person is the part of the ``user_id`` before the dash; fitting does not see it.
     """
-    from prefheads.report.report import write_report  # needs the extra `plots`
+    from prefheads.report.page.demo import write_report  # needs the extra `plots`
 
     say = (console or Console(quiet=True)).print
     out, began = writable_dir(out), time.monotonic()
-    say("1/4  Finding heads and groups of people, and how to steer")
+    say("1/4  Claim heads and groups of people, and how to steer")
     steerer = PreferenceSteerer.fit(
         model,
         tokenizer,
@@ -142,12 +143,13 @@ def run(
     write_json(out / "validation.json", session.plain(validation.to_dict()))
     say("3/4  Writing texts, plain and steered")
     texts = compare(steerer, unseen, size.people, out / "texts.json", max_new_tokens)
+    read = of_comparisons(steerer, texts, unseen, max_new_tokens) if texts else None
     say("4/4  Writing the report")
     report = write_report(
         out,
         steerer,
         validation,
-        texts,
+        read,
         kinds=_kinds(steerer),
         notes={"command": command, "time": f"{(time.monotonic() - began) / 60:.1f} minutes"},
         title="Preference heads of a small model",
@@ -211,7 +213,7 @@ def _kinds(steerer: PreferenceSteerer) -> dict[str, str]:
     return {user: kind(user) for user in steerer.clusters.assignment}
 
 
-def _line(found: Finding) -> Text:
+def _line(found: Claim) -> Text:
     return Text.assemble((f"{found.verdict.upper():<16}", STYLES[found.verdict]), found.claim)
 
 

@@ -9,7 +9,7 @@ import prefheads
 from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.cost import discovery_stage, tell_cost
-from prefheads.cli.tables import head_rows, head_table
+from prefheads.cli.terminal import head_rows, head_table
 from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
 from prefheads.heads.scores import HeadScores

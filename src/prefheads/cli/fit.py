@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import fit_stages, tell_cost
-from prefheads.cli.tables import calibration_table, cluster_table
+from prefheads.cli.terminal import calibration_table, cluster_table
 from prefheads.data.example import Example, load_examples, split_users, spread
 from prefheads.errors import DataError
 from prefheads.models.loading import load_config

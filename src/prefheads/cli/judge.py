@@ -13,10 +13,11 @@ from rich.table import Table
 
 from prefheads.cli import options, session
 from prefheads.cli.listening import listen
-from prefheads.cli.tables import figure, percent
+from prefheads.cli.terminal import percent
 from prefheads.errors import DataError, ModelError
 from prefheads.judge.pairs import Study, load_study
 from prefheads.progress import track
+from prefheads.report.wording import interval
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
@@ -231,7 +232,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _score(e: Estimate, sign: str = "") -> str:
-    return figure(e, f"{sign}z.2f")
+    return interval(e, f"{sign}z.2f")
 
 
 def _or_na(value: float, form: str = ".2f") -> str:

@@ -27,8 +27,8 @@ from prefheads.cli.fit import fit
 from prefheads.cli.flops import flops
 from prefheads.cli.generate import generate
 from prefheads.cli.inspect import inspect
-from prefheads.cli.joined import tables
 from prefheads.cli.serve import keys, serve
+from prefheads.cli.tables import tables
 from prefheads.cli.validate import validate
 from prefheads.errors import PrefheadsError
 from prefheads.models.limits import out_of_memory

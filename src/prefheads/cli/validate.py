@@ -9,12 +9,12 @@ from rich.console import RenderableType
 from prefheads.calibration.validate import N_RANDOM
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, tell_cost
-from prefheads.cli.tables import validation_table, verdict
+from prefheads.cli.terminal import validation_table, verdict
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.errors import DataError
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
-from prefheads.report.findings import findings
+from prefheads.report.statistics.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.storage import writable_dir, write_json
 from prefheads.tasks.retrieve import Method
