@@ -16,7 +16,7 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.results import write_tables
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells
-from prefheads.report.page import paper as paper_tables
+from prefheads.report.page import paper
 from prefheads.report.statistics.evaluated import Evaluation
 from prefheads.steering.setting import PLAIN
 from prefheads.tasks.metrics import MetricWarning
@@ -154,7 +154,7 @@ def test_what_rouge_does_not_see_is_told_with_the_table(tmp_path) -> None:
     texts, likelihood = (tmp_path / "table.md").read_text().split("### ")[1:]
     assert "| 0.000" in texts and f"|\n\n{note}\n" in texts and note not in likelihood
     assert (tmp_path / "table.tex").read_text().count(note) == 1
-    shown = [e.shows for e in paper_tables.results(Evaluation.read(tmp_path))]
+    shown = [e.shows for e in paper.results(Evaluation.read(tmp_path))]
     assert [note in text for text in shown] == [True, False]
 
     write_tables(tmp_path, [measured("hello")], [cells(measured("hello"))], {})
@@ -173,7 +173,7 @@ def test_a_task_is_of_its_own_table_of_the_paper(task: str, table: str, tmp_path
         texts = {m: [replace(r, prediction="comedy", reference="action") for r in rs]
                  for m, rs in texts.items()}  # fmt: skip
     found = tuple(cells(Measured(task, texts, None, {}, 1), extracted=True))
-    named = {e.title: e.paper for e in paper_tables.results(Evaluation(tmp_path, found, methods))}
+    named = {e.title: e.paper for e in paper.results(Evaluation(tmp_path, found, methods))}
     assert named == {
         f"{task}: all methods, texts": table,
         f"{task}: all methods, extracted answers": "",

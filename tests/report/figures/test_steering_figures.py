@@ -42,3 +42,10 @@ def test_validation_plot_has_every_method_but_plain_with_its_interval():
     assert [row.change.low, row.change.high] in [list(line.get_xdata()) for line in left.lines]
     specific = row.specificity_change
     assert [specific.low, specific.high] in [list(line.get_xdata()) for line in right.lines]
+
+
+def test_size_figure_has_every_steered_setting_once() -> None:
+    calibration = results.calibration()
+    figure = steering.size_figure(calibration, "title")
+    drawn = sum(len(c[0].get_xdata()) for axes in figure.axes for c in axes.containers)
+    assert drawn == len(calibration.settings) - 1
