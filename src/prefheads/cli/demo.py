@@ -20,7 +20,8 @@ from prefheads.data.example import Example, load_examples, spread
 from prefheads.models.bundled import people_path
 from prefheads.models.loading import load_config
 from prefheads.report.measure.comparison import Comparison, compare, kind
-from prefheads.report.measure.readings import of_comparisons
+from prefheads.report.measure.readings import side_by_side
+from prefheads.report.measure.tokens import PromptTexts, Readings
 from prefheads.report.statistics.findings import VERDICTS, Claim, agreement, findings
 from prefheads.stats import INTERVALS
 from prefheads.steerer.core import PreferenceSteerer
@@ -143,13 +144,12 @@ def run(
     write_json(out / "validation.json", session.plain(validation.to_dict()))
     say("3/4  Writing texts, plain and steered")
     texts = compare(steerer, unseen, size.people, out / "texts.json", max_new_tokens)
-    read = of_comparisons(steerer, texts, unseen, max_new_tokens) if texts else None
     say("4/4  Writing the report")
     report = write_report(
         out,
         steerer,
         validation,
-        read,
+        _side_by_side(steerer, texts),
         kinds=_kinds(steerer),
         notes={"command": command, "time": f"{(time.monotonic() - began) / 60:.1f} minutes"},
         title="Preference heads of a small model",
@@ -207,6 +207,15 @@ def summary(result: Result) -> list[RenderableType]:
             lines += ["", Text(text.user_id, "bold"), f"  plain:   {text.plain}"]
             lines.append(f"  steered: {text.steered}")
     return [*lines, "", Text(f"Report: {result.report}", "bold")]
+
+
+def _side_by_side(steerer: PreferenceSteerer, texts: Sequence[Comparison]) -> Readings | None:
+    """As they were written: to read each token with and without steering takes minutes."""
+    shown = [
+        PromptTexts(t.user_id, t.prompt, {n: x for n, x in t.texts.items() if x is not None})
+        for t in texts
+    ]
+    return side_by_side(steerer, shown) if shown else None
 
 
 def _kinds(steerer: PreferenceSteerer) -> dict[str, str]:

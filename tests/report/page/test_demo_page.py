@@ -9,7 +9,7 @@ import pytest
 from support import results
 
 from prefheads.errors import ArtifactError
-from prefheads.report.measure.tokens import PromptTexts, Readings, Token
+from prefheads.report.measure.tokens import PromptTexts, Readings
 from prefheads.report.page.demo import write_report
 from prefheads.steering.setting import PLAIN
 
@@ -58,19 +58,14 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def text(*words: str) -> tuple[Token, ...]:
-    """A text of these tokens, all of them what either way of decoding expects."""
-    return tuple(Token(word, 0.5, 0.5, 1, 1, word, word) for word in words)
-
-
 TEXTS = Readings(
     "calibrated",
     "amplify",
     1,
     2,
     (
-        PromptTexts("ann", EVIL, {n: text(n, " ", EVIL) for n in ("plain", "steered", "written")}),
-        PromptTexts("ben", "write", {n: text("the same") for n in ("plain", "steered")}),
+        PromptTexts("ann", EVIL, {n: f"{n} {EVIL}" for n in ("plain", "steered", "written")}),
+        PromptTexts("ben", "write", dict.fromkeys(("plain", "steered"), "the same")),
     ),
 )
 

@@ -19,7 +19,7 @@ def test_an_interval_stands_under_its_figure(tmp_path: Path) -> None:
     text = page_of(tmp_path, [
         {"head": "2.1", "pcs": -0.51234, "low": -0.6, "high": -0.4, "told": "+0.2 [+0.1, +0.3]"},
         {"head": "4.3", "pcs": 2.0, "low": NAN, "high": NAN, "told": "n/a"},
-    ])  # fmt: skip
+    ], "about")  # fmt: skip
     assert '<td class="n">\u22120.512<small>[\u22120.6, \u22120.4]</small></td>' in text
     assert '<td class="n">2</td>' in text  # whose interval is not known
     assert '<td class="n">+0.2<small>[+0.1, +0.3]</small></td>' in text

@@ -35,6 +35,11 @@ class Comparison:
     example_id: str = ""
 
     @property
+    def texts(self) -> dict[str, str | None]:
+        """By whose they are."""
+        return {"plain": self.plain, "steered": self.steered, "written": self.written}
+
+    @property
     def differs(self) -> bool:
         """Whether steering changed the text at all."""
         return self.plain != self.steered

@@ -22,7 +22,7 @@ from prefheads.evaluation.run import answer_length
 from prefheads.evaluation.samples import read_samples
 from prefheads.heads.scores import HeadWeights
 from prefheads.models.limits import context_length
-from prefheads.report.measure.comparison import Comparison, compare, shown_setting
+from prefheads.report.measure.comparison import compare, shown_setting
 from prefheads.report.measure.tokens import PromptTexts, Readings, Token, trace
 from prefheads.steerer.core import PARTS, PreferenceSteerer
 from prefheads.steering.context import Scope
@@ -157,39 +157,28 @@ def of_steerer(
     if not unseen:
         raise DataError("all users took part in fitting; texts need users of their own")
     length = answer_length(steerer.task or "")
-    return of_comparisons(steerer, compare(steerer, unseen, limit, cache, length), unseen, length)
-
-
-def of_comparisons(
-    steerer: PreferenceSteerer,
-    compared: Sequence[Comparison],
-    examples: Sequence[Example],
-    max_new_tokens: int,
-) -> Readings:
-    """Texts of :func:`prefheads.report.measure.comparison.compare`, read token by token.
-
-    Args:
-        examples: The samples that were compared, among others.
-        max_new_tokens: As the texts were generated with.
-    """
-    setting = shown_setting(steerer)
-    by_id = {e.id: e for e in examples}
-    room = room_for_prompt(steerer.model, max_new_tokens)
+    setting, room = shown_setting(steerer), room_for_prompt(steerer.model, length)
+    by_id = {e.id: e for e in unseen}
     traces = []
-    for found in compared:
+    for found in compare(steerer, unseen, limit, cache, length):
         example = by_id[found.example_id]
         # As in generation: the form of the prompt is the steerer's.
         own = replace(example, task=steerer.task, output=None)
         prompt = encode(steerer.tokenizer, own, max_length=room)
-        texts = {"plain": found.plain, "steered": found.steered, "written": found.written}
         heads = steerer.heads_for([example.profile])[0]
         how = _steering(steerer.model, heads, setting, steerer.scope)
-        traces.append(_trace((steerer.model, steerer.tokenizer), example, prompt, texts, how))
-    traces.sort(key=lambda t: not t.differs)
+        loaded = steerer.model, steerer.tokenizer
+        traces.append(_trace(loaded, example, prompt, found.texts, how))
+    return side_by_side(steerer, traces)
+
+
+def side_by_side(steerer: PreferenceSteerer, texts: Sequence[PromptTexts]) -> Readings:
+    """Texts of :func:`prefheads.report.measure.comparison.compare`, differing ones first."""
     best = "best setting tried (calibration chose plain decoding)"
     method = best if steerer.setting.plain else "calibrated"
-    differing = sum(t.differs for t in traces)
-    return Readings(method, str(setting), differing, len(traces), tuple(traces))
+    ordered = tuple(sorted(texts, key=lambda t: not t.differs))
+    differing = sum(t.differs for t in texts)
+    return Readings(method, str(shown_setting(steerer)), differing, len(texts), ordered)
 
 
 def _steering(

@@ -49,18 +49,20 @@ class PromptTexts:
     Attributes:
         user_id: Whose profile it is.
         prompt: What was asked.
-        texts: By whose they are: written plainly, written steered, and the user's own.
+        texts: By whose they are: written plainly, written steered, and the user's own; as tokens
+            where they were read.
     """
 
     user_id: str
     prompt: str
-    texts: Mapping[str, tuple[Token, ...]]
+    texts: Mapping[str, tuple[Token, ...] | str]
 
     @property
     def differs(self) -> bool:
         """Whether the steered text is another one."""
         plain, steered = (
-            "".join(token.text for token in self.texts[name]) for name in ("plain", "steered")
+            text if isinstance(text, str) else "".join(token.text for token in text)
+            for text in (self.texts["plain"], self.texts["steered"])
         )
         return plain != steered
 
@@ -132,7 +134,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Readings:
-    """Texts of some samples, read token by token.
+    """Texts of some samples side by side, read token by token unless that takes too long.
 
     Attributes:
         method: How the steered texts were made, as typed or in words.
@@ -146,6 +148,11 @@ class Readings:
     differing: int
     total: int
     traces: tuple[PromptTexts, ...]
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the texts were read, or are as they were written."""
+        return not any(isinstance(text, str) for t in self.traces for text in t.texts.values())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
