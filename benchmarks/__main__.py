@@ -1,5 +1,6 @@
 """``python -m benchmarks discovery | decoding | gpu | report``: speed and memory, side by side;
-``python -m benchmarks coverage``: how often the intervals that are printed hold.
+``python -m benchmarks coverage``: how often the intervals that are printed hold;
+``python -m benchmarks startup``: how long commands take before they do anything.
 
 Results go to a file, line by line; what is in it is not measured again, so a run that was stopped
 goes on with the same command. ``report`` renders tables and plots from it.
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     simulated = commands.add_parser("coverage", help="how often intervals hold, by simulation")
     simulated.add_argument("--draws", type=int, default=4000)
     simulated.add_argument("--seed", type=int, default=0)
+    startup = commands.add_parser("startup", help="seconds until a command's help is there")
+    startup.add_argument("--rounds", type=int, default=10)
     cell = commands.add_parser("cell")  # what run_cells starts
     cell.add_argument("cell", type=json.loads)
     return parser
@@ -86,6 +89,11 @@ def main() -> None:
         from benchmarks.coverage import table
 
         table(args.draws, args.seed)
+        return
+    if args.command == "startup":
+        from benchmarks import startup
+
+        startup.table(args.rounds)
         return
     if args.command == "report":
         from benchmarks.report import report

@@ -23,12 +23,13 @@ from prefheads.report.statistics.findings import LEVEL
 from prefheads.report.statistics.overlap import jaccard, top_sets
 from prefheads.report.statistics.sparsity import concentration, gini
 from prefheads.stats import Array, Estimate, holm, jackknife, pairs_jackknife
-from prefheads.tasks.metrics import LABELS, Metric, metrics_of, sample_scores
+from prefheads.tasks.answers import Metric, answers_of
+from prefheads.tasks.metrics import sample_scores
 
 USERS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
 N_HEADS, TOP = 60, 5
 CLAIMS = 6
-F1 = metrics_of("LaMP-2")[1]
+F1 = answers_of("LaMP-2").metrics[1]
 
 Rng = np.random.Generator
 Ends = tuple[Any, Any, Any]  # lower and upper ends of the draws, and the truth
@@ -108,7 +109,7 @@ def metric(of: Metric, rows: Callable[[Rng, int], Array]) -> Kind:
 
 def labels(task: str, right: float) -> Callable[[Rng, int], Array]:
     """Rows of macro-F1 where so many answers are right and the others random."""
-    known = np.array(LABELS[task])
+    known = np.array(answers_of(task).labels)
     one_of_each = sample_scores(task, known.tolist(), known.tolist())["f1"]
     k = len(known)
 
@@ -229,10 +230,10 @@ KINDS: Mapping[str, Kind] = {
     "share of 0.5, four samples a user": share(0.5, 4),
     "difference of shares, 0.05 less 0.05": paired_shares(0.05, 0.05),
     "difference of shares, 0.4 less 0.2": paired_shares(0.4, 0.2),
-    "ROUGE, METEOR": metric(metrics_of("LaMP-7")[0], _bounded),
+    "ROUGE, METEOR": metric(answers_of("LaMP-7").metrics[0], _bounded),
     "macro-F1, 2 labels": metric(F1, labels("LaMP-1", 0.6)),
     "macro-F1, 15 labels": metric(F1, labels("LaMP-2", 0.4)),
-    "RMSE": metric(metrics_of("LaMP-3")[1], _squares),
+    "RMSE": metric(answers_of("LaMP-3").metrics[1], _squares),
     "perplexity": metric(Metric("perplexity", False, outer=np.exp), _nll),
     "Gini coefficient of a map": of_maps(_gini),
     "share of the top heads": of_maps(_top),

@@ -34,7 +34,7 @@ from benchmarks.subject import Subject
 from prefheads import steer
 from prefheads.interventions.cache import LEAST_ROOM, ROOM
 from prefheads.interventions.intercept import head_layout
-from prefheads.steering.context import Mode
+from prefheads.types import Mode
 
 COMPILED = ("plain", "off", "amplify", "contrast")
 WAYS = (*COMPILED, "authors", "cad")

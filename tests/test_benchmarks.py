@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import CompileConfig
 ROOT = Path(__file__).parents[1]
 
 from benchmarks import __main__ as command  # noqa: E402
+from benchmarks import startup  # noqa: E402
 from benchmarks.cells import measure_cell, run_cells  # noqa: E402
 from benchmarks.report import BEGIN, END, report  # noqa: E402
 from benchmarks.results import Results  # noqa: E402
@@ -162,3 +164,10 @@ def test_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
     assert n == 2 * (1 + 6 + 1)
     command.main()
     assert len(measured) == n and "16 of 16 cells" in capsys.readouterr().err
+
+
+def test_startup_tells_median_and_spread(capsys) -> None:
+    startup.table(2, ["--version"])
+    shown = capsys.readouterr().out
+    assert "median of 2" in shown
+    assert re.search(r"prefheads --version .* \d\.\d\d \(\d\.\d\d to \d\.\d\d\)", shown)

@@ -1,7 +1,12 @@
 """What the package says of itself agrees with the files it is built and installed from."""
 
+import ast
+import inspect
 import itertools
+import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -20,6 +25,39 @@ def test_version_comes_from_one_place() -> None:
 def test_command_line_entry_can_be_loaded() -> None:
     (script,) = entry_points(group="console_scripts", name="prefheads")
     assert callable(script.load())
+
+
+def test_public_names_are_what_type_checkers_see() -> None:
+    module = ast.parse(Path(prefheads.__file__).read_text())
+    (imports,) = (node.body for node in module.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in imports for alias in node.names}
+    assert sorted(seen) == sorted(prefheads.__all__)
+    for name, home in seen.items():
+        public = getattr(prefheads, name)
+        assert public is getattr(sys.modules[home], name)
+        assert inspect.isclass(public) or inspect.isfunction(public)
+
+
+def test_public_names_hide_no_module() -> None:
+    modules = {found.name for found in pkgutil.iter_modules(prefheads.__path__)}
+    assert not modules & set(prefheads.__all__)
+
+
+def test_importing_the_package_is_quick_and_imports_all_names_when_asked() -> None:
+    program = """
+import sys, prefheads
+assert set(prefheads.__all__) < set(dir(prefheads)) and prefheads.__version__
+assert not {"torch", "transformers", "numpy"} & set(sys.modules)
+from prefheads import *
+assert prefheads.steer is steer and load_model.__module__ == "prefheads.models.loading"
+try:
+    prefheads.no_such_name
+except AttributeError as error:
+    assert str(error) == "module 'prefheads' has no attribute 'no_such_name'"
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_types_are_published() -> None:

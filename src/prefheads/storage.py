@@ -1,5 +1,7 @@
 """Atomic writes, safetensors with the project's own metadata, JSON. Never pickle."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
@@ -8,13 +10,14 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from prefheads.errors import ArtifactError
+
+if TYPE_CHECKING:  # JSON and folders need no torch, which takes seconds to import
+    from torch import Tensor
 
 PathLike = str | os.PathLike[str]
 
@@ -54,6 +57,8 @@ def save_tensors(
     Raises:
         ArtifactError: the file cannot be written.
     """
+    import safetensors.torch
+
     header = json.dumps({"kind": kind, "meta": dict(meta)}, sort_keys=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(path, safetensors.torch.save(contiguous, {_METADATA_KEY: header}))
@@ -114,17 +119,17 @@ def read_json(path: PathLike) -> Any:
 
 
 def plain(data: Any) -> Any:
-    """Data as JSON has it: tensors as lists, paths as strings, and null for NaN."""
+    """Data as JSON has it: tensors and arrays as lists, paths as strings, null for NaN, "inf"."""
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
-    if isinstance(data, Tensor):
+    if hasattr(data, "tolist"):
         return plain(data.tolist())
     if isinstance(data, list | tuple):
         return [plain(value) for value in data]
     if isinstance(data, Path):
         return str(data)
     if isinstance(data, float) and not math.isfinite(data):
-        return None
+        return None if math.isnan(data) else str(data)
     return data
 
 

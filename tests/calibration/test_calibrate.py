@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,26 +12,22 @@ from support.reference import naive_nll
 from transformers import PreTrainedModel
 
 from prefheads.calibration.calibrate import (
-    PLAIN,
     TEMPERATURES,
     Calibration,
-    Setting,
     calibrate,
     choose,
-    grid,
     score_settings,
     sweep,
 )
-from prefheads.calibration.validate import N_RANDOM, Validation, validate
 from prefheads.data.encoding import encode
-from prefheads.data.example import Example, other_profiles, without_profile
+from prefheads.data.example import Example
 from prefheads.errors import DataError, ModelError, SteeringError
-from prefheads.heads.weights import HeadWeights
 from prefheads.interventions.intercept import intercept
 from prefheads.scoring.nll import token_nll
 from prefheads.scoring.scorer import Scorer, response_nll
 from prefheads.steering.combine import combine
 from prefheads.steering.context import steer
+from prefheads.steering.setting import PLAIN, Setting
 
 SHAPE = (3, 4)
 WEIGHTS = torch.zeros(SHAPE)
@@ -176,84 +171,11 @@ def test_calibration_needs_samples_of_two_users(characters):
         calibrate(shared(), characters, people()[:2], MAPS)
 
 
-def test_the_default_grid_holds_every_form_and_plain_once():
-    settings = grid(["a", "b"])
-    assert settings.count(PLAIN) == 1 and settings[0] == PLAIN
-    forms = {(s.mode, s.target) for s in settings[1:]}
-    assert forms == {(m, t) for m in ("contrast", "amplify") for t in ("head", "profile")}
-    assert len(set(settings)) == len(settings)
-
-
-def test_validation_holds_every_control(characters, tmp_path):
-    model, examples = shared(), people()
-    heads = [HeadWeights(WEIGHTS)] * len(examples)
-    setting = Setting("top", "amplify", "head", 0.5)
-    result = validate(
-        model,
-        characters,
-        examples,
-        heads,
-        setting,
-        others={"twice": (heads, replace(setting, gamma=1.0))},
-        plain_temperature=1.5,
-        checkpoint=tmp_path / "validation.safetensors",
-        progress=False,
-    )
-    assert result.methods == (
-        "plain",
-        "plain, temperature 1.5",
-        "steered",
-        "steered, temperature 1",
-        f"random heads (mean of {N_RANDOM})",
-        f"random masks (mean of {N_RANDOM})",
-        "twice",
-    )
-    contexts = [examples, other_profiles(examples, 0), [without_profile(e) for e in examples]]
-    for c, context in enumerate(contexts):
-        plain = response_nll(model, characters, context).numpy()
-        assert np.allclose(result.nll[:, c, 0], plain, atol=1e-5)
-        with steer(model, heads[0], 0.5, mode="amplify"):
-            steered = response_nll(model, characters, context).numpy()
-        assert np.allclose(result.nll[:, c, 2], steered, atol=1e-5)
-    random = []
-    for i in range(N_RANDOM):
-        with steer(model, heads[0].random_like(i), 0.5, mode="amplify"):
-            random.append(response_nll(model, characters, examples).numpy())
-    assert np.allclose(result.nll[:, 0, 4], np.mean(random, 0), atol=1e-5)
-    rows = {row.method: row for row in result.rows()}
-    steered = rows["steered"]
-    change = result.nll[:, 0, 2] - result.nll[:, 0, 0]
-    assert steered.change.mean == pytest.approx(change.mean())
-    assert steered.change.low <= steered.change.mean <= steered.change.high
-    specific = result.nll[:, 1, 2] - result.nll[:, 0, 2]
-    assert steered.specificity.mean == pytest.approx(specific.mean())
-    assert steered.own_wins.mean == pytest.approx((specific > 0).mean())
-    assert steered.own_wins.low < steered.own_wins.mean < steered.own_wins.high
-    assert rows["plain"].change.mean == 0
-    assert np.isnan(rows[f"random heads (mean of {N_RANDOM})"].other.mean)
-    assert result.difference("steered", "plain").mean == pytest.approx(change.mean())
-    restored = Validation.from_dict(result.to_dict())
-    assert np.array_equal(restored.nll, result.nll, equal_nan=True)
-    assert restored.methods == result.methods
-
-
-def test_validating_plain_decoding_says_only_that(characters):
-    heads = [HeadWeights(WEIGHTS)] * 8
-    result = validate(shared(), characters, people(), heads, PLAIN, progress=False)
-    assert result.methods == ("plain", "plain, temperature 1")
-
-
 def test_few_users_need_more_than_two_standard_errors():
     one = np.array([0.9, 1.0, 1.45])[:, None] * np.array([0.0, 1.0])
     assert choose(one, np.array([0, 1.0])) == 1  # far above
     wide = np.array([0.2, 1.0, 1.8])[:, None] * np.array([0.0, 1.0])  # 2.2 errors, of 4.3 needed
     assert choose(wide, np.array([0, 1.0])) == 0
-
-
-@pytest.mark.parametrize("change", [{"gamma": -1.0}, {"gamma": float("nan")}, {"suppression": 2.0}])
-def test_impossible_settings_are_refused(change):
-    with pytest.raises(SteeringError, match="gamma is at least 0"):
-        Setting("a", **change)
 
 
 def test_a_setting_without_its_map_is_refused_before_the_work(characters):
@@ -326,20 +248,3 @@ def test_what_is_not_finite_is_never_chosen(bad):
     assert choose(gains(0, 0.1, 0.3), far, one) == 1
     assert choose(gains(0, 0.3, 0.3, noise=0), np.array([0, 0.1, bad])) == 1
     assert choose(gains(0, 0.3), np.array([0, bad])) == 0
-
-
-def test_validation_shows_what_a_method_rules_out():
-    nll = np.ones((4, 3, 2))
-    nll[0, :, 1] = math.inf
-    ids = tuple("abcd")
-    plain, steered = Validation(PLAIN, ("plain", "steered"), nll, ids, ids).rows()
-    assert plain.change.mean == 0 and str(steered.change) == "+inf"
-    assert np.isnan([steered.change.low, steered.specificity.mean]).all()
-    assert not steered.change.excludes_zero
-
-
-def test_a_setting_changed_by_hand_keeps_no_schedule_that_its_mode_has_not():
-    entropy = Setting("few", "contrast", "head", 1.0, schedule="entropy", cap=2.0)
-    assert entropy.changed(gamma=0.5, mode=None) == replace(entropy, gamma=0.5)
-    assert entropy.changed(mode="amplify") == Setting("few", "amplify", "head", 1.0)
-    assert entropy.changed() == entropy

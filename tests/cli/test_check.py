@@ -11,10 +11,10 @@ from support.models import character_tokenizer, tiny
 
 import prefheads as ph
 from prefheads.errors import ModelError
-from prefheads.interventions.branching import Pass
-from prefheads.interventions.shared_prompt import Clean
+from prefheads.interventions.branching import BranchedForward
+from prefheads.interventions.shared_prompt import RecordedPrompt
 from prefheads.selftest.check import check
-from prefheads.steering.context import Steering
+from prefheads.steering.setting import Steering
 
 
 def wrong(found: ph.Check) -> list[str]:
@@ -41,21 +41,23 @@ def test_half_precision_passes_within_its_noise() -> None:
 
 def test_a_mask_that_is_not_the_call_s_own_is_seen(monkeypatch) -> None:
     """The fault of masks made for a whole call: the last token looks at empty slots."""
-    late = Clean._late
+    late = RecordedPrompt._late
 
     def blind(self, mask, end):
         begin, rows = late(self, mask, end)
         return begin, None if rows is None else torch.ones_like(rows)
 
-    monkeypatch.setattr(Clean, "_late", blind)
+    monkeypatch.setattr(RecordedPrompt, "_late", blind)
     found = check(tiny(), character_tokenizer(), progress=False)
     assert any("contrast head, response, dynamic, padded" in what for what in wrong(found))
     assert not any("amplify" in what for what in wrong(found))
 
 
 def test_gains_that_are_too_small_are_seen(monkeypatch) -> None:
-    scaled = Pass._scaled
-    monkeypatch.setattr(Pass, "_scaled", lambda self, out, gain: scaled(self, out, gain**0.9))
+    scaled = BranchedForward._scaled
+    monkeypatch.setattr(
+        BranchedForward, "_scaled", lambda self, out, gain: scaled(self, out, gain**0.9)
+    )
     rows = Steering.rows
     monkeypatch.setattr(Steering, "rows", lambda self, x, n: rows(self, x.flip(0), n))
     found = check(tiny(), character_tokenizer(), progress=False)
@@ -65,13 +67,13 @@ def test_gains_that_are_too_small_are_seen(monkeypatch) -> None:
 
 def test_what_is_left_is_seen(monkeypatch) -> None:
     model = tiny()
-    run = Clean.attend
+    run = RecordedPrompt.attend
 
-    def leave(self, inner, module, *rest):
-        module.prefheads_step = None
-        return run(self, inner, module, *rest)
+    def leave(self, call):
+        call.module.prefheads_step = None
+        return run(self, call)
 
-    monkeypatch.setattr(Clean, "attend", leave)
+    monkeypatch.setattr(RecordedPrompt, "attend", leave)
     (left,) = [
         f for f in check(model, character_tokenizer(), progress=False).findings if "left" in f.what
     ]
@@ -90,8 +92,10 @@ def test_the_command(cli, tiny_folder, monkeypatch) -> None:
     found = json.loads(cli("check", "--model", tiny_folder, "--json").out)
     assert found["right"] and found["shape"] == [3, 4]
     assert {"what", "difference", "limit", "note"} == set(found["findings"][0])
-    scaled = Pass._scaled
-    monkeypatch.setattr(Pass, "_scaled", lambda self, out, gain: scaled(self, out, gain * 1.1))
+    scaled = BranchedForward._scaled
+    monkeypatch.setattr(
+        BranchedForward, "_scaled", lambda self, out, gain: scaled(self, out, gain * 1.1)
+    )
     off = cli("check", "--model", tiny_folder)
     assert off.code == 1 and "WRONG" in off.out
 

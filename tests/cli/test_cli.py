@@ -16,7 +16,7 @@ from support.saved import CONTEXT
 import prefheads
 from prefheads import HeadScores, HeadWeights
 from prefheads.calibration.calibrate import Calibration
-from prefheads.cli import session
+from prefheads.cli import output
 from prefheads.cli.terminal import calibration_table
 from prefheads.steering.setting import PLAIN, Setting
 
@@ -330,5 +330,5 @@ def test_long_profile_is_cut_for_generation(
 
 def test_a_long_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = "word " * 100
-    session.emit(False, {}, [text])
+    output.emit(False, {}, [text])
     assert capsys.readouterr().out == text + "\n"

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from prefheads.data.encoding import Encoded, TruncationWarning, encode, pad_batch
 from prefheads.data.example import Example, without_profile
+from prefheads.data.prompts import build_prompt
 from prefheads.errors import DataError, ModelError
 from prefheads.models.bundled import model_dir
-from prefheads.tasks.prompts import build_prompt
 
 
 @pytest.fixture(params=TOKENIZERS)

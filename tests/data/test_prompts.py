@@ -9,8 +9,8 @@ from tokenizers.processors import TemplateProcessing
 
 from prefheads.data.encoding import shorten_prompt
 from prefheads.data.example import Example, without_profile
+from prefheads.data.prompts import build_prompt, shorten, shorten_to
 from prefheads.errors import DataError
-from prefheads.tasks.prompts import build_prompt, shorten, shorten_to
 
 CITATION = 'For an author who has written the paper with the title "A", which? [1]: "B" [2]: "C"'
 ITEMS = (

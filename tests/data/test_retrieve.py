@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from prefheads.data import retrieve as retrieval
+from prefheads.data.retrieve import okapi_scores, retrieve
 from prefheads.errors import DataError
-from prefheads.tasks import retrieve as retrieval
-from prefheads.tasks.retrieve import okapi_scores, retrieve
 
 CORPUS = [
     text.split()

@@ -14,10 +14,10 @@ from prefheads.evaluation.run import Measured
 from prefheads.evaluation.significance import difference, interval
 from prefheads.evaluation.tables import cells
 from prefheads.steering.setting import PLAIN
-from prefheads.tasks.metrics import Metric, metrics_of
+from prefheads.tasks.answers import Metric, answers_of
 
 USERS = [f"u{i}" for i in range(9)]
-NLL, ACCURACY, F1 = Metric("NLL", False), *metrics_of("LaMP-1")
+NLL, ACCURACY, F1 = Metric("NLL", False), *answers_of("LaMP-1").metrics
 
 
 def test_a_control_is_its_own_draws_alone() -> None:

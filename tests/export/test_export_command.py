@@ -134,8 +134,8 @@ def test_bad_command_lines(cli, tiny_folder: Path, exportable: Path, tmp_path: P
         (exportable, {"--out": tmp_path / "taken"}, "exists already"),
         (exportable, {"--format": "merged", "--max-rank": 4}, "--max-rank"),
         (exportable, {"--max-rank": 0}, "--max-rank"),
-        (exportable, {"--gamma": -1}, "above 0"),
-        (exportable, {"--gamma": "inf"}, "above 0"),
+        (exportable, {"--gamma": -1}, "at least 0"),
+        (exportable, {"--gamma": "inf"}, "at least 0"),
         (exportable, {"--format": "gguf"}, "--format"),
     ):
         options = [x for pair in (good | change).items() for x in pair]

@@ -100,8 +100,8 @@ def test_projection_shared_between_layers_is_refused(tmp_path: Path) -> None:
     ("heads", "gamma", "rank", "part"),
     [
         (HEADS, 0.0, None, "above 0"),
-        (HEADS, float("nan"), None, "above 0"),
-        (HEADS, -1.0, None, "above 0"),
+        (HEADS, float("nan"), None, "at least 0"),
+        (HEADS, -1.0, None, "at least 0"),
         (HeadWeights(torch.zeros(SHAPE)), 1.0, None, "all zero"),
         (HeadWeights(torch.ones(2, 4)), 1.0, None, "does not fit"),
         (HEADS, 1.0, 0, "at least 1"),

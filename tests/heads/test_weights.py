@@ -78,13 +78,6 @@ def test_weights_keep_a_copy_of_what_they_are_given() -> None:
     assert weights.n_active == 0
 
 
-def test_mixture_keeps_only_the_provenance_its_parts_share() -> None:
-    a = HeadWeights(torch.zeros(1, 1), INFO)
-    b = HeadWeights(torch.zeros(1, 1), replace(INFO, scope="response", task="LaMP-7", seed=9))
-    assert (a + a).info == INFO
-    assert (a + b).info == replace(INFO, scope="", task=None, seed=0)
-
-
 def test_heads_round_trip_through_a_list() -> None:
     heads = [(0, 2), (3, 0), (3, 1)]
     weights = HeadWeights.from_heads((4, 3), heads)
@@ -169,11 +162,3 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     HeadWeights.load(path, config)
     with pytest.raises(ArtifactError, match="5x3"):
         HeadWeights.load(path, llama(num_hidden_layers=5))
-
-
-def test_fingerprint_follows_the_architecture_not_the_weights_or_names() -> None:
-    assert fingerprint(llama()) == fingerprint(llama(bos_token_id=7))
-    assert fingerprint(llama()) != fingerprint(llama(intermediate_size=64))
-    # GPT-2 calls its layers n_layer.
-    assert fingerprint(GPT2Config(n_layer=2)) != fingerprint(GPT2Config(n_layer=3))
-    assert len(fingerprint(llama())) == 16

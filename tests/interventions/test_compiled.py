@@ -16,10 +16,8 @@ from support.steered import (
     expected,
     generate,
 )
-from torch import nn
 from transformers import CompileConfig
 
-from prefheads.interventions.linear import fast_steps
 from prefheads.steering.context import steer
 
 STATS = torch._dynamo.utils.counters["stats"]
@@ -122,12 +120,3 @@ def test_an_error_leaves_nothing_behind(monkeypatch) -> None:
             generate(model, PROMPTS[0], **options())
         assert generate(model, PROMPTS[0]) == [expected_new]
     assert_untouched(model, before)
-
-
-@torch.no_grad()
-def test_two_rows_go_weight_first_in_a_graph_too() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 5)), torch.randn(2, 1, 8)
-    plain = model(x)
-    with fast_steps(model):
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        assert torch.allclose(compiled(x), plain, atol=1e-6)

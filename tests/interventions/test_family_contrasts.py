@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import FAMILIES, LAYERS, UNBUILDABLE
+from support.families import FAMILIES, UNBUILDABLE
 from support.matrix import (
     EXACT,
     LENGTHS,
@@ -30,6 +30,7 @@ from support.matrix import (
     text,
 )
 from support.models import left_padded, random_ids
+from support.tiny_settings import LAYERS
 from torch import Tensor
 from transformers import PreTrainedModel
 

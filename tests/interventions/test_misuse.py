@@ -14,6 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, LlamaForCausalLM
 
 import prefheads as ph
 from prefheads.errors import SteeringError
+from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.interventions.probes import sharing_of
 
 N_NEW = 4
@@ -90,8 +91,8 @@ def test_tokens_that_a_model_rules_out_do_not_keep_branches_from_sharing() -> No
     head = model.lm_head
     head.bias = torch.nn.Parameter(torch.zeros(97))
     head.bias.data[5] = float("-inf")
-    with ph.attention.intercept(model):
-        assert sharing_of(model).clean and sharing_of(model).joins
+    with intercept(model):
+        assert sharing_of(model).recorded and sharing_of(model).any_layer
 
 
 @pytest.mark.parametrize("mode", ["contrast", "amplify"])
@@ -118,7 +119,7 @@ def test_layers_that_were_replaced_are_found_again(mode) -> None:
     assert gap(logits, steered_logits(model, ids, 17, SOFT, 1.5, mode=mode)[16:]) < 5e-5
     model.model.layers = model.model.layers[:2]
     model.config.num_hidden_layers = 2
-    assert ph.attention.head_layout(model).shape == (2, 4)
+    assert head_layout(model).shape == (2, 4)
 
 
 def test_a_cache_of_another_kind() -> None:

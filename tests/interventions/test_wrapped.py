@@ -1,16 +1,16 @@
-"""Models that others have changed: linear layers with weights of their own making, PEFT's adapters,
-and layers that transformers has not marked."""
+"""Models that others have changed: linear layers with weights of their own making, and PEFT's
+adapters."""
 
 from __future__ import annotations
 
 import peft
 import pytest
 import torch
-from support.families import tiny_family
+from support.full_passes import EXACT, WAYS, ablated, assert_right
 from support.matrix import gap
-from support.models import SHAPE, shared, tiny
+from support.models import shared, tiny
 from support.people import people
-from support.reference import naive_nll, plain_logits, steered_logits
+from support.reference import plain_logits, steered_logits
 from support.steered import (
     BATCH,
     EXAMPLES,
@@ -24,40 +24,17 @@ from support.steered import (
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from transformers.generation.streamers import BaseStreamer
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from prefheads import discover, response_nll, set_layers, steer
-from prefheads.data.encoding import encode
+from prefheads import discover, response_nll, steer
 from prefheads.errors import ModelError, SteeringError
-from prefheads.interventions.intercept import head_layout, intercept
+from prefheads.interventions.intercept import intercept
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.cad import context_contrast
 from prefheads.steering.dola import layer_contrast
 from prefheads.steering.setting import Setting
 
-EXACT = 5e-5  # of the largest logit
 both_modes = pytest.mark.parametrize("mode", ["contrast", "amplify"])
-WAYS = [(mode, target) for mode in ("contrast", "amplify") for target in ("head", "profile")]
 each_mode_and_target = pytest.mark.parametrize(("mode", "target"), WAYS)
-
-
-def assert_right(model, weights=SOFT, gamma=1.5, row=0, caller=None, **how) -> None:
-    """A steered generation has the logits of full passes in each step."""
-    prompt, profile = PROMPTS[row], PROFILES[row]
-    with steer(caller or model, weights, gamma, profile_mask=profile, **how):
-        (new,), (logits,) = step_logits(caller or model, prompt)
-    ids, n = torch.cat([prompt, torch.tensor(new[:-1])]), len(prompt)
-    wanted = steered_logits(model, ids, n, weights, gamma, profile=profile, **how)
-    assert gap(logits, wanted[n - 1 :]) < EXACT
-
-
-def ablated(model, tokenizer) -> torch.Tensor:
-    """PCS of all heads on the first example, by full passes."""
-    encoded = encode(tokenizer, EXAMPLES[0])
-    one_less = 1 - torch.eye(SHAPE[0] * SHAPE[1]).reshape(-1, *SHAPE)
-    plain = naive_nll(model, encoded, torch.ones(SHAPE))
-    return torch.stack([naive_nll(model, encoded, g) - plain for g in one_less]).reshape(SHAPE)
 
 
 # -- linear layers -----------------------------------------------------------------------------
@@ -242,71 +219,3 @@ def test_adapters_of_each_row_are_amplified_and_not_contrasted() -> None:
             )
             assert gap(torch.stack(out.logits, 1)[row], wanted[n - 1 :]) < EXACT
     assert torch.equal(model.generate(**BATCH, **how), plain)
-
-
-# -- layers that are not marked ----------------------------------------------------------------
-
-
-def unmarked(kind: str):
-    """A model whose code does not say which modules are its layers."""
-    model = tiny(kind)
-    stock = {"llama": LlamaDecoderLayer, "gpt2": GPT2Block}[kind]
-    foreign = type("Block", (nn.Module,), {"forward": stock.forward.__wrapped__})
-    for module in model.modules():
-        if type(module) is stock:
-            module.__class__ = foreign
-    return model
-
-
-@pytest.mark.parametrize(("kind", "path"), [("llama", "model.layers"), ("gpt2", "transformer.h")])
-def test_layers_that_are_not_marked_can_be_named(kind, path, characters) -> None:
-    model = unmarked(kind)
-    for call in (
-        lambda: steer(model, SOFT, 1.0).__enter__(),
-        lambda: discover(model, characters, EXAMPLES, progress=False),
-    ):
-        with pytest.raises(ModelError, match=r"prefheads\.set_layers") as caught:
-            call()
-        assert "\n" not in str(caught.value)
-    for wrong in ("no.such.path", path + ".0", path + ".7", "lm_head", "", [], [nn.Linear(2, 2)]):
-        with pytest.raises(ModelError) as caught:
-            set_layers(model, wrong)
-        assert "\n" not in str(caught.value)
-    for layers in (path, list(model.get_submodule(path))):
-        set_layers(model, layers)
-        for mode, target in WAYS:
-            assert_right(model, mode=mode, target=target)
-        scores = discover(model, characters, EXAMPLES[:1], progress=False)
-        assert (scores.values[0] - ablated(model, characters)).abs().max() < 1e-5
-
-
-def test_layers_may_be_named_anew() -> None:
-    model = unmarked("llama")
-    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
-    set_layers(peft.get_peft_model(model, config), "model.layers")
-    assert_right(model)
-    set_layers(model, [layer.mlp for layer in model.model.layers])
-    with pytest.raises(ModelError, match="does not mark"):
-        head_layout(model)
-    set_layers(model, [model.model])
-    with pytest.raises(ModelError, match="several attentions"):
-        head_layout(model)
-    with pytest.raises(ModelError, match="in one another"):
-        set_layers(model, [model.model, *model.model.layers])
-
-
-def test_a_family_that_does_not_mark_its_layers(characters) -> None:
-    model = tiny_family("ctrl")
-    with pytest.raises(ModelError, match=r"prefheads\.set_layers"):
-        head_layout(model)
-    set_layers(model, "transformer.h")
-    weights = torch.rand(4, 4, generator=torch.Generator().manual_seed(3))
-    for mode, target in WAYS:
-        assert_right(model, weights, mode=mode, target=target)
-
-
-def test_attention_that_is_out_of_reach_stays_so() -> None:
-    model = tiny_family("bloom")
-    set_layers(model, "transformer.h")
-    with pytest.raises(ModelError, match="no attention heads behind"):
-        head_layout(model)

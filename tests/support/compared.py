@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.data.example import Example
-from prefheads.evaluation.methods import Decoder, Method, make_decoder
+from prefheads.evaluation.decoder import Decoder, make_decoder
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
 from prefheads.heads.scores import HeadWeights
 from prefheads.steerer.core import PreferenceSteerer

@@ -11,7 +11,7 @@ from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import NLTKWordTokenizer
 
 from prefheads.tasks import wordnet
-from prefheads.tasks.metrics import LABELS
+from prefheads.tasks.answers import LabelAnswer, answers_of
 from prefheads.tasks.wording import sentence_splitter
 
 
@@ -67,6 +67,13 @@ def plain_meteor(prediction: str, gold: str) -> float:
 def words(text: str) -> list[str]:
     """Of every sentence; which splitter there is depends on what is installed."""
     return [w for s in sentence_splitter()[0](text) for w in NLTKWordTokenizer().tokenize(s)]
+
+
+LABELS = {
+    task: answers.labels
+    for task in ("LaMP-1", "LaMP-2")
+    if isinstance(answers := answers_of(task), LabelAnswer)
+}
 
 
 def official(task: str, predictions: list[str], golds: list[str]) -> dict[str, float]:

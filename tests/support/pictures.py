@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from support.families import VISION, VOCABULARY, declared, randomized, tiny_config
+from support.families import declared, randomized, tiny_config
+from support.tiny_settings import VISION, VOCABULARY
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

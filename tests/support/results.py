@@ -7,10 +7,11 @@ import torch
 from support.models import character_tokenizer, shared
 
 from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.headsets import grid
 from prefheads.calibration.validate import Validation
 from prefheads.heads.scores import HeadScores, Provenance
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.steering.setting import PLAIN, Setting, grid
+from prefheads.steering.setting import PLAIN, Setting
 from prefheads.users import Clusters, cluster_heads
 
 USERS = ("ann", "ben", "cem", "dua")

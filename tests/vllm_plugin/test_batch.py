@@ -8,18 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from prefheads.steering.setting import Setting
 from prefheads.vllm.batch import Batch, Heads
-from prefheads.vllm.request import Steering
+from prefheads.vllm.request import RequestSteering
 
 SHAPE = (3, 4)
 ROWS, TOKENS = 6, 64
 
 
-def steering(seed: int) -> Steering | None:
+def steering(seed: int) -> RequestSteering | None:
     if seed % 3 == 0:
         return None
     mode = "contrast" if seed % 3 == 1 else "amplify"
-    return Steering(mode, 0.1 * (seed % 17 + 1), 0.5, (seed % 12,), (1.0,))
+    setting = Setting("", mode, "head", 0.1 * (seed % 17 + 1), 0.5)
+    return RequestSteering(setting, (seed % 12,), (1.0,))
 
 
 def batch(static: bool = False, first: int = 0, count: int = 4) -> Batch:
@@ -40,7 +42,7 @@ def common(lengths: list[int], queries: list[int]) -> SimpleNamespace:
 def test_any_sequence_of_rows_and_steps(static: bool) -> None:
     chance = random.Random(0)
     ours = batch(static)
-    rows: dict[int, tuple[Steering | None, int]] = {}
+    rows: dict[int, tuple[RequestSteering | None, int]] = {}
     for number in range(300):
         ours.advance()
         for _ in range(chance.randrange(4)):
@@ -84,7 +86,7 @@ def check(ours, plan, rows, lengths, queries) -> None:
             assert torch.equal(found, own)
             if steered and how.contrasts:
                 second.append((token, how))
-                gammas.append(how.gamma)
+                gammas.append(how.setting.gamma)
             elif static:
                 assert ours.branch[token] == 0
             token += 1
@@ -109,7 +111,7 @@ def here(rows, queries):
 
 def test_a_rank_has_its_own_heads() -> None:
     ours = batch(first=2, count=2)
-    how = Steering("amplify", 1.0, 1.0, (3,), (0.5,))
+    how = RequestSteering(Setting(gamma=1.0), (3,), (0.5,))
     ours.add(0, how, 1)
     plan = ours.plan(common([1], [1]))
     assert ours.table[0, plan.slots[0]].tolist() == [1.0, 1.5]

@@ -1,4 +1,4 @@
-"""How to steer, decided by held-out likelihood.
+"""Choose how to steer by the likelihood of held-out responses.
 
 :func:`calibrate` scores every setting on samples of its own, by users who took no part in
 discovery, and prefers the weaker among settings that cannot be told apart. Doing nothing is always
@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,23 +21,22 @@ from scipy.special import stdtrit
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefheads.calibration.headsets import grid
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.example import Example, other_profiles
 from prefheads.errors import DataError, SteeringError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Target
 from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array, user_means
-from prefheads.steering.context import Scope
 from prefheads.steering.divergence import divergence, require_numbers
-from prefheads.steering.setting import PLAIN, Setting, grid
+from prefheads.steering.setting import PLAIN, Setting
+from prefheads.types import Objective, Scope, Target
 
 TEMPERATURES = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-Objective = Literal["likelihood", "specificity"]
 
 
 def score_settings(
@@ -143,13 +143,13 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data."""
-        return asdict(self)
+        return asdict(self) | {"settings": [s.to_dict() for s in self.settings]}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Inverse of :meth:`to_dict`."""
+    def from_dict(cls, data: Mapping[str, Any], scope: Scope = "response") -> Calibration:
+        """Inverse of :meth:`to_dict`, for settings of this scope."""
         rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        rest["settings"] = tuple(Setting(**s) for s in data["settings"])
+        rest["settings"] = tuple(Setting(**s, scope=scope) for s in data["settings"])
         return cls(**rest)
 
 
@@ -160,7 +160,6 @@ def calibrate(
     maps: Mapping[str, Tensor],
     settings: Sequence[Setting] | None = None,
     *,
-    scope: Scope = "response",
     objective: Objective = "likelihood",
     checkpoint: str | Path | None = None,
     tokens_per_pass: int = 1024,
@@ -173,8 +172,8 @@ def calibrate(
         examples: Calibration samples, of users who are neither in discovery nor in test.
         maps: Head sets by name: one map ``(n_layers, n_heads)``, or one a sample
             ``(n_examples, n_layers, n_heads)`` where users differ (clusters, routing).
-        settings: Candidates; :func:`grid` of all head sets by default.
-        scope: Where gains act, as for :func:`prefheads.steer`.
+        settings: Candidates, all of one scope; by default
+            :func:`prefheads.calibration.headsets.grid` of all head sets.
         objective: ``"likelihood"``: the lowest NLL. ``"specificity"``: the largest rise of
             NLL(another user's profile) - NLL(own), among settings that do not raise the NLL.
         checkpoint: File to keep finished samples in, so that a killed run goes on from there.
@@ -189,9 +188,7 @@ def calibrate(
     if not examples:
         raise DataError("no samples to calibrate on")
     candidates = tuple(settings) if settings is not None else grid(tuple(maps))
-    if PLAIN not in candidates:
-        candidates = (PLAIN, *candidates)
-    candidates = (PLAIN, *(s for s in candidates if s != PLAIN))
+    candidates = (PLAIN, *(s for s in candidates if not s.plain))
     if unknown := {s.heads for s in candidates if not s.plain} - set(maps):
         raise SteeringError(f"no map for head set {sorted(unknown)[0]!r}")
     users = [e.user_id for e in examples]
@@ -200,12 +197,10 @@ def calibrate(
     contexts = [list(examples)]
     if objective == "specificity":
         contexts.append(other_profiles(examples, seed))
-    common: dict[str, Any] = {
-        "scope": scope,
-        "tokens_per_pass": tokens_per_pass,
-        "progress": progress,
-    }
-    nll, kl = sweep(model, tokenizer, contexts, maps, candidates, checkpoint=checkpoint, **common)
+    score = partial(
+        sweep, model, tokenizer, maps=maps, tokens_per_pass=tokens_per_pass, progress=progress
+    )
+    nll, kl = score(contexts, settings=candidates, checkpoint=checkpoint)
     own = nll[:, 0, :, 0]
     gain = user_means(own[:, :1] - own, users)  # (n_users, n_settings), positive helps
     rise: Array | None = None
@@ -216,16 +211,12 @@ def calibrate(
         stderr = gain.std(0, ddof=1) / np.sqrt(len(gain))
     moved = kl.mean(0)
     chosen = choose(gain, moved, rise)
-    degrees, _ = sweep(
-        model,
-        tokenizer,
+    degrees, _ = score(
         contexts[:1],
-        maps,
-        [PLAIN, candidates[chosen]],
+        settings=[PLAIN, candidates[chosen]],
         temperatures=TEMPERATURES,
-        checkpoint=None if checkpoint is None else _beside(checkpoint, "temperature"),
+        checkpoint=beside(checkpoint, "temperature"),
         label="temperature",
-        **common,
     )
     best = degrees[:, 0].mean(0).argmin(1)
     return Calibration(
@@ -243,9 +234,9 @@ def calibrate(
     )
 
 
-def _beside(path: str | Path, word: str) -> Path:
-    path = Path(path)
-    return path.with_stem(f"{path.stem}-{word}")
+def beside(path: str | Path | None, word: str) -> Path | None:
+    """A file with a word more in its name; None if there is none."""
+    return None if path is None else Path(path).with_stem(f"{Path(path).stem}-{word}")
 
 
 def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
@@ -291,7 +282,6 @@ def sweep(
     maps: Mapping[str, Tensor],
     settings: Sequence[Setting],
     *,
-    scope: Scope = "response",
     temperatures: Sequence[float] = (1.0,),
     checkpoint: str | Path | None = None,
     tokens_per_pass: int = 1024,
@@ -303,6 +293,7 @@ def sweep(
     Args:
         contexts: Equally long lists of examples: the same ones with the own profile, with another
             user's, without.
+        settings: All of one scope.
 
     Returns:
         NLL ``(n_examples, n_contexts, n_settings, n_temperatures)`` in nats a token, and the
@@ -310,7 +301,10 @@ def sweep(
     """
     budget = Budget(tokens_per_pass)
     encoded = [encode_all(model, tokenizer, examples) for examples in contexts]
-    options: list[Any] = [scope, [asdict(s) for s in settings], list(temperatures), list(maps)]
+    scope, *others = {s.scope for s in settings if not s.plain} or {"response"}
+    if others:
+        raise SteeringError("settings that are scored together need one scope")
+    options: list[Any] = [scope, [s.to_dict() for s in settings], list(temperatures), list(maps)]
     options += model_marks(model)
     run = digest(options, itertools.chain(*encoded), list(maps.values()))
     with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:

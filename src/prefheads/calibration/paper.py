@@ -1,4 +1,4 @@
-"""The paper's own form of steering (DPS, Eq. 8) beside the calibrated one, with whose numbers.
+"""The paper's own form of steering (DPS, Eq. 8), to stand beside the calibrated one.
 
 The paper gives neither K, the share of heads, nor gamma. Its authors' code takes 4 % of the heads
 and, as strength, the entropy of the next token; a constant gamma of 0.25 is this project's.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefheads.calibration.calibrate import Calibration
-from prefheads.calibration.headsets import HeadSet
+from prefheads.calibration.headsets import HeadSet, percent
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.stats import Array
-from prefheads.steering.setting import Setting, percent
+from prefheads.steering.setting import Setting
 from prefheads.users import Clusters, cluster_heads, mix
 
 SHARE = 0.04

@@ -1,4 +1,4 @@
-"""The gain of a steering on unseen users, beside the controls without which it means nothing.
+"""Measure what steering gains on unseen users, beside the controls that the gain needs.
 
 A lower NLL can come from a better temperature, from disturbing any heads at all, or from using any
 profile more. So each claim stands beside plain decoding at its best temperature, random heads, and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.calibration.calibrate import sweep
+from prefheads.calibration.calibrate import beside, sweep
 from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.errors import DataError
 from prefheads.heads.weights import HeadWeights
 from prefheads.stats import Array, Estimate, jackknife
-from prefheads.steering.context import Scope
 from prefheads.steering.setting import PLAIN, Setting
 
 N_RANDOM = 5  # random draws a control is averaged over
@@ -114,7 +114,7 @@ class Validation:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable data: the raw matrix and the table."""
         return {
-            "setting": asdict(self.setting),
+            "setting": self.setting.to_dict(),
             "methods": list(self.methods),
             "nll": self.nll.tolist(),
             "example_ids": list(self.example_ids),
@@ -144,7 +144,6 @@ def validate(
     setting: Setting,
     *,
     others: Mapping[str, tuple[Sequence[HeadWeights], Setting]] | None = None,
-    scope: Scope = "response",
     plain_temperature: float = 1.0,
     temperature: float = 1.0,
     checkpoint: str | Path | None = None,
@@ -158,7 +157,8 @@ def validate(
         examples: Test samples, of users who took part neither in discovery nor in calibration.
         heads: Map of each sample's user, ``n_examples`` of them.
         setting: How to steer with them.
-        others: More steerings to measure beside it, by name: their maps and settings.
+        others: More steerings to measure beside it, by name: their maps and settings, of the
+            same scope.
         plain_temperature, temperature: Calibrated temperatures of plain and steered decoding.
         checkpoint: File to keep finished samples in, so that a killed run goes on from there.
         seed: Draws the random heads, and whose profile is the other one.
@@ -184,35 +184,18 @@ def validate(
     temperatures = sorted({1.0, plain_temperature, temperature})
     names = list(settings)
     compared = [name for name in names if not name.startswith("random ")]
-    common: dict[str, Any] = {
-        "scope": scope,
-        "tokens_per_pass": tokens_per_pass,
-        "progress": progress,
-        "temperatures": temperatures,
-    }
-    first, second = (
-        None if checkpoint is None else Path(checkpoint).with_stem(f"{Path(checkpoint).stem}-{n}")
-        for n in ("own", "others")
-    )
-    own, _ = sweep(
-        model,
-        tokenizer,
-        [examples],
-        maps,
-        list(settings.values()),
-        checkpoint=first,
-        label="own profile",
-        **common,
-    )
-    rest, _ = sweep(
-        model,
-        tokenizer,
+    score = partial(
+        sweep, model, tokenizer, maps=maps, temperatures=temperatures,
+        tokens_per_pass=tokens_per_pass, progress=progress,
+    )  # fmt: skip
+    first, second = beside(checkpoint, "own"), beside(checkpoint, "others")
+    everything = list(settings.values())
+    own, _ = score([examples], settings=everything, checkpoint=first, label="own profile")
+    rest, _ = score(
         [other_profiles(examples, seed), [without_profile(e) for e in examples]],
-        maps,
-        [settings[name] for name in compared],
+        settings=[settings[name] for name in compared],
         checkpoint=second,
         label="other profiles",
-        **common,
     )
 
     def at(name: str, degree: float = 1.0) -> Array:

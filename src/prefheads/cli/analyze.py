@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.output import emit
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads.scores import fingerprint
 from prefheads.models.bundled import NAME
@@ -95,7 +96,7 @@ def analyze(
         "index": folder / "index.md",
         "entries": [w.to_dict() for w in written],
     }
-    session.emit(as_json, result, [table, said])
+    emit(as_json, result, [table, said])
 
 
 def _about(run: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from prefheads.cli import options
-from prefheads.cli.session import emit, load
+from prefheads.cli.output import emit
+from prefheads.cli.session import load
 
 WRONG = 1
 

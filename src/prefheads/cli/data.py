@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
 from prefheads.errors import ArtifactError
 from prefheads.models.bundled import people_path
 from prefheads.storage import write_atomic
-from prefheads.tasks.download import BASE_URL, Setting
+from prefheads.tasks.download import BASE_URL, Separation
 from prefheads.tasks.download import download as fetch
 from prefheads.tasks.statistics import Spread, TaskStatistics, task_statistics
 
@@ -32,7 +33,7 @@ def stats(
 ) -> None:
     """Users, instances and lengths of each task."""
     rows = task_statistics(paths)
-    session.emit(as_json, [_plain(row) for row in rows], [_table(rows)])
+    emit(as_json, [_plain(row) for row in rows], [_table(rows)])
 
 
 @app.command()
@@ -45,7 +46,7 @@ def download(
         str, typer.Option("--split", help="Of train, dev, test; LaMP's test has no golds.")
     ] = "train,dev",
     setting: Annotated[
-        Setting,
+        Separation,
         typer.Option("--setting", help="Split by user, or each user's texts by time."),
     ] = "user",
     base_url: Annotated[
@@ -58,7 +59,7 @@ def download(
     splits = [name for part in split.split(",") if (name := part.strip())]
     progress = not quiet
     files = fetch(tasks, splits, out, setting=setting, base_url=base_url, progress=progress)
-    session.emit(as_json, {"files": files}, [str(path) for path in files])
+    emit(as_json, {"files": files}, [str(path) for path in files])
 
 
 @app.command()

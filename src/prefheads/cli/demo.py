@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.calibration.validate import Validation
 from prefheads.cli import options, session
+from prefheads.cli.output import emit
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.models.bundled import people_path
 from prefheads.models.loading import load_config
@@ -25,7 +26,7 @@ from prefheads.report.measure.tokens import PromptTexts, Readings
 from prefheads.report.statistics.findings import VERDICTS, Claim, agreement, findings
 from prefheads.stats import INTERVALS
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.storage import writable_dir, write_json
+from prefheads.storage import plain, writable_dir, write_json
 from prefheads.users.embed import require_extra
 
 STYLES = {
@@ -96,7 +97,7 @@ def demo(
         progress=not quiet,
         console=Console(stderr=True, quiet=quiet),
     )
-    session.emit(as_json, as_data(result), summary(result))
+    emit(as_json, as_data(result), summary(result))
 
 
 def run(
@@ -141,7 +142,7 @@ def run(
         checkpoint=out / "test.safetensors",
         progress=progress,
     )
-    write_json(out / "validation.json", session.plain(validation.to_dict()))
+    write_json(out / "validation.json", plain(validation.to_dict()))
     say("3/4  Writing texts, plain and steered")
     texts = compare(steerer, unseen, size.people, out / "texts.json", max_new_tokens)
     say("4/4  Writing the report")
@@ -162,7 +163,7 @@ def as_data(result: Result) -> dict[str, Any]:
     steerer = result.steerer
     return {
         "report": result.report,
-        "setting": asdict(steerer.setting),
+        "setting": steerer.setting.to_dict(),
         "clusters": steerer.clusters.assignment,
         "adjusted_rand_index": agreement(steerer.clusters, _kinds(steerer)).rand,
         "validation": result.validation.to_dict(),

@@ -1,7 +1,7 @@
 """`prefheads discover`: how much each head contributes, and the heads that contribute most."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -9,13 +9,16 @@ import prefheads
 from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.cost import discovery_stage, tell_cost
+from prefheads.cli.output import emit
 from prefheads.cli.terminal import head_rows, head_table
 from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
+from prefheads.heads.files import HEADS
 from prefheads.heads.scores import HeadScores
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.storage import read_json, write_json
+from prefheads.types import DiscoveryMethod
 
 SHOWN = 20
 SCORES, UNFINISHED = "scores.safetensors", "unfinished.safetensors"
@@ -26,13 +29,13 @@ def discover(
     data: options.Data,
     out: options.Out,
     target: Annotated[
-        Literal["head", "profile"],
+        options.Target,
         typer.Option(help="Take away a head's output, or only what it reads from the profile."),
     ] = "head",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
     method: Annotated[
-        Literal["exact", "screen"],
+        DiscoveryMethod,
         typer.Option(help="Ablate every head, or only those that gradients put highest."),
     ] = "exact",
     fraction: Annotated[
@@ -93,7 +96,7 @@ def discover(
             write_json(out / session.RUN_FILE, run)
             (out / UNFINISHED).unlink(missing_ok=True)
         heads = scores.top(fraction=fraction)
-    heads.save(out / "heads.safetensors")
+    heads.save(out / HEADS)
     result = {
         "run": out,
         "n_examples": scores.n_examples,
@@ -104,7 +107,7 @@ def discover(
         "heads": head_rows(scores, scores.values[0].numel()),
     }
     said = f"{heads.n_active} heads in {out / 'heads.safetensors'}"
-    session.emit(as_json, result, [head_table(scores, SHOWN), said])
+    emit(as_json, result, [head_table(scores, SHOWN), said])
 
 
 def _finished(out: Path, run: dict[str, Any]) -> HeadScores | None:

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
+from prefheads.cli.output import emit, tell
+from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.data import find_samples, find_tasks
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, Prepared, choose_samples, shortened
+from prefheads.evaluation.prepare import Choice, TaskSamples, choose_samples, shortened
 from prefheads.evaluation.results import (
     LEGEND,
     RESULTS,
@@ -29,20 +30,19 @@ from prefheads.evaluation.results import (
 from prefheads.evaluation.run import (
     RECORDS,
     SHORT,
+    EvaluationPlan,
     Measured,
-    Plan,
-    answer_length,
     evaluate_task,
 )
+from prefheads.evaluation.splits import find_samples, find_tasks
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
 from prefheads.models.limits import context_length
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.steerer.files import fitted_task
+from prefheads.steerer.files import read_steerer
 from prefheads.storage import read_json, writable_dir, write_json
-from prefheads.tasks.lamp import task_name
-from prefheads.tasks.metrics import prepare
+from prefheads.tasks.answers import answers_of
 from prefheads.users.embed import require_extra
 
 DEFAULT_METHODS = "plain,cad,dola,decore,dps,dps-cluster,calibrated,random-heads,random-mask"
@@ -146,7 +146,7 @@ def evaluate(
     require_libraries()
     if needs_heads:
         require_extra()
-    scored_by = {t: prepare(t) for t in samples if measure != "likelihood"}
+    scored_by = {t: answers_of(t).prepare() for t in samples if measure != "likelihood"}
     recorded = {
         "split": split,
         "limit": limit,
@@ -166,8 +166,9 @@ def evaluate(
         recorded["label_tokens"] = label_tokens
     run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
-    read_results(out)  # a damaged one is told before the work
-    plan = Plan(
+    if (out / RESULTS).is_file():
+        read_results(out)  # a damaged one is told before the work
+    plan = EvaluationPlan(
         compared,
         generation=measure != "likelihood",
         likelihood=measure != "texts",
@@ -196,7 +197,7 @@ def evaluate(
         for t, ready in prepared.items():
             prompts.extend(len(fold.test) + len(fold.pool) for fold in ready.folds)
             if ready.without_profile:
-                session.tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
+                tell(f"{t}: {ready.without_profile} samples have no profile in the prompt")
             how = {"split": ready.split, "heads_from": ready.heads_from}
             measured.append(
                 evaluate_task(
@@ -209,16 +210,16 @@ def evaluate(
     results = read_json(out / RESULTS)
     begun = {p.parent.name for p in out.glob(f"*/{RECORDS}")}
     if others := sorted(begun - results["tasks"].keys()):
-        session.tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
-    session.emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
+        tell(f"{out} holds {', '.join(others)} too, which has not come to its end")
+    emit(as_json, results, _shown(measured, found, results["tasks"], extract, out))
 
 
 def _tell_cost(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prepared: dict[str, Prepared],
+    prepared: dict[str, TaskSamples],
     fitted: set[str],
-    plan: Plan,
+    plan: EvaluationPlan,
 ) -> None:
     """The work on all tasks; that of texts as a number, as their lengths are not known."""
     stages, texts = [], []
@@ -234,7 +235,7 @@ def _tell_cost(
                 stages.append(Stage(what, fold.test, 3 * drawn, 3))
         if plan.generation:
             n = sum(len(fold.test) for fold in ready.folds) * drawn
-            length = plan.max_new_tokens or answer_length(task, plan.label_tokens)
+            length = plan.new_tokens(task)
             texts.append(f"{n} of at most {length} new tokens ({task})")
     if stages:
         tell_cost(model, tokenizer, stages)
@@ -258,10 +259,10 @@ def _fitted(
     """Folders of fits by task."""
     found: dict[str, Path] = {}
     for folder in folders:
-        task = fitted_task(folder)
+        task = read_steerer(folder)["task"]
         if task not in tasks:
             named = task or "no benchmark task"
-            session.tell(f"{folder} was fitted for {named}, which is not evaluated here")
+            tell(f"{folder} was fitted for {named}, which is not evaluated here")
             continue
         if task in found:
             raise ArtifactError(f"{folder}: a second fit for {task}; give one a task")

@@ -10,11 +10,14 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.output import emit
 from prefheads.errors import SteeringError
 from prefheads.export.export import Adapter, export_adapter, export_merged, new_folder, require_new
+from prefheads.heads.files import is_fitted, load_heads
 from prefheads.heads.scores import HeadWeights
 from prefheads.models.loading import load_config, load_model
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import read_steerer
 
 
 def export(
@@ -46,12 +49,12 @@ def export(
         raise SteeringError("--max-rank is for --format peft; a merged checkpoint has no rank")
     config = load_config(model)
     require_new(out)
-    fitted = (source / "steerer.json").is_file()
+    fitted = is_fitted(source)
     maps: dict[str, HeadWeights] = {}
     if fitted:
-        session.require_fitted(source, config)
+        read_steerer(source, config)
     elif source.is_dir():
-        maps[""] = session.load_heads(source, config)
+        maps[""] = load_heads(source, config)
     else:
         maps[""] = HeadWeights.load(source, model=config)
     if not fitted and gamma is None:
@@ -79,7 +82,7 @@ def export(
                     export_merged(network, tokenizer, heads, gamma, work / name, source=str(source))
                 written.append(_report(out / name, heads, adapter))
     result = {"format": form, "gamma": gamma, "written": written, "plain": plain}
-    session.emit(as_json, result, _shown(result))
+    emit(as_json, result, _shown(result))
 
 
 def _strength(source: Path, steerer: PreferenceSteerer, gamma: float | None) -> float:

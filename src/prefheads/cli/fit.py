@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -10,13 +10,16 @@ from rich.console import RenderableType
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import fit_stages, tell_cost
+from prefheads.cli.output import emit
 from prefheads.cli.terminal import calibration_table, cluster_table
-from prefheads.data.example import Example, load_examples, split_users, spread
+from prefheads.data.example import Example, load_examples
 from prefheads.errors import DataError
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.fit import divide
 from prefheads.steering.setting import Setting
+from prefheads.types import Mode, Objective
 from prefheads.users.embed import require_extra
 
 Parts = tuple[list[Example], list[Example], list[Example]]  # clustered, of these scored, held out
@@ -43,18 +46,14 @@ def _used(
 
     Refuses what fitting would only stumble over hours later.
     """
-    parts = split_users(examples, fractions, seed)
-    found, held = (spread(part, limit, seed) for part, limit in zip(parts, limits, strict=False))
-    n_held = len({e.user_id for e in held})
-    n_found = len({e.user_id for e in parts[0]})
+    parts, found, held = divide(examples, fractions, limits, seed)
+    n_found = len({e.user_id for e in parts["discovery"]})
     if clusters is not None and clusters > n_found:
         raise DataError(
             f"{clusters} clusters, but discovery has {n_found} users; ask for fewer, or give more "
             "users or a larger share of them (--split)"
         )
-    if n_held < 2:
-        raise DataError(f"calibration needs at least two users, and has {n_held}; add users")
-    return parts[0], found, held
+    return parts["discovery"], found, held
 
 
 def _load(
@@ -97,14 +96,10 @@ def fit(
     ] = "0.5,0.25,0.25",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
-    objective: Annotated[
-        Literal["likelihood", "specificity"], typer.Option(help="What calibration aims at.")
-    ] = "likelihood",
-    mode: Annotated[
-        Literal["contrast", "amplify"] | None, typer.Option(help="Calibrate this mode only.")
-    ] = None,
+    objective: Annotated[Objective, typer.Option(help="What calibration aims at.")] = "likelihood",
+    mode: Annotated[Mode | None, typer.Option(help="Calibrate this mode only.")] = None,
     target: Annotated[
-        Literal["head", "profile"] | None, typer.Option(help="Calibrate this target only.")
+        options.Target | None, typer.Option(help="Calibrate this target only.")
     ] = None,
     min_samples: options.MinSamples = 10,
     encoder: Annotated[
@@ -192,4 +187,4 @@ def fit(
         calibration_table(steerer.calibration),
         f"Chosen: {steerer.setting}. {len(steerer.users['test'])} users are left for `validate`.",
     ]
-    session.emit(as_json, result, shown)
+    emit(as_json, result, shown)

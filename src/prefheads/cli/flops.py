@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from transformers import PreTrainedConfig
 
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
 from prefheads.errors import DataError
 from prefheads.evaluation.flops import LLAMA_3_8B, ModelCost, model_cost, paper_estimate
 from prefheads.models.loading import load_config
@@ -58,7 +59,7 @@ def flops(
         _discovery_table(n_layers * cost.n_heads, new, discovery),
         said,
     ]
-    session.emit(as_json, settings | {"decoding": decoding, "discovery": discovery}, shown)
+    emit(as_json, settings | {"decoding": decoding, "discovery": discovery}, shown)
 
 
 def _lengths(text: str) -> list[int]:

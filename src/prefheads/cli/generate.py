@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 from transformers import set_seed
 
 from prefheads.cli import options, session
+from prefheads.cli.output import emit, tell
 from prefheads.data.example import Example, load_examples
 from prefheads.data.stream import read_text
 from prefheads.errors import DataError, SteeringError
-from prefheads.interventions.plan import Target
+from prefheads.heads.files import is_fitted, load_heads
 from prefheads.models.loading import load_config
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.steering.context import Scope
+from prefheads.steerer.files import read_steerer
 from prefheads.steering.generation import generate_texts
 from prefheads.steering.setting import Setting
+from prefheads.types import Mode, Routing, Scope, Target
 
 
 def generate(
@@ -34,14 +36,10 @@ def generate(
     gamma: Annotated[
         float | None, typer.Option(help="Strength, at least 0; as calibrated if absent.")
     ] = None,
-    mode: Annotated[
-        Literal["contrast", "amplify"] | None, typer.Option(help="As calibrated if absent.")
-    ] = None,
-    target: Annotated[
-        Literal["head", "profile"] | None, typer.Option(help="As calibrated if absent.")
-    ] = None,
+    mode: Annotated[Mode | None, typer.Option(help="As calibrated if absent.")] = None,
+    target: Annotated[options.Target | None, typer.Option(help="As calibrated if absent.")] = None,
     routing: Annotated[
-        Literal["soft", "hard"] | None,
+        Routing | None,
         typer.Option(help="Mix the maps of clusters, or take the nearest; as fitted if absent."),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Print the unsteered text beside it.")] = False,
@@ -57,17 +55,16 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Write for one user, given by a profile, with the heads and strength of a run."""
-    if gamma is not None and not 0 <= gamma < float("inf"):
-        raise SteeringError(f"--gamma {gamma:g}: it must be a finite number of at least 0")
+    Setting(gamma=gamma or 0.0)  # refused before anything is read
     if not prompt.strip():
         raise DataError("--prompt is empty; say what to write")
     config = load_config(model)
     texts = read_profile(profile)
-    fitted = (run / "steerer.json").is_file()
+    fitted = is_fitted(run)
     if fitted:
-        session.require_fitted(run, config)
+        read_steerer(run, config)
     else:
-        heads = session.load_heads(run, config)
+        heads = load_heads(run, config)
         if gamma is None:
             raise SteeringError(f"{run}: holds heads but no calibrated strength; give --gamma")
     with session.notes() as prompts:
@@ -76,14 +73,14 @@ def generate(
         if fitted:
             steerer = PreferenceSteerer.load(run, network, tokenizer)
             heads = steerer.heads_for([texts], routing)[0]
-            task, scope, base = steerer.task, steerer.scope, steerer.form
+            task, base = steerer.task, steerer.form
         else:
             task, scope = heads.info.task, cast(Scope, heads.info.scope or "response")
             found_by = cast(Target, heads.info.target or "head")
-            base = Setting(f"{heads.n_active} heads", "contrast", found_by)
+            base = Setting(f"{heads.n_active} heads", "contrast", found_by, scope=scope)
         setting = base.changed(gamma=gamma, mode=mode, target=target)
         if setting.plain and gamma is None:
-            session.tell("calibration found no steering that helps; --gamma steers all the same")
+            tell("calibration found no steering that helps; --gamma steers all the same")
         example = Example(str(profile), "user", tuple(texts), prompt, None, task)
         choice: dict[str, Any] = {"do_sample": sample, "max_new_tokens": max_new_tokens}
         if sample:
@@ -91,14 +88,14 @@ def generate(
 
         def write(how: Setting) -> str:
             set_seed(seed)
-            return generate_texts(network, tokenizer, [example], [heads], how, scope, **choice)[0]
+            return generate_texts(network, tokenizer, [example], [heads], how, **choice)[0]
 
         result = {"setting": str(setting), "steered": write(setting)}
         if compare:
             result["plain"] = write(replace(setting, gamma=0.0))
     table = Table("plain", f"steered: {setting}", show_lines=True)
     table.add_row(result.get("plain", ""), result["steered"])
-    session.emit(as_json, result, [table if compare else result["steered"]])
+    emit(as_json, result, [table if compare else result["steered"]])
 
 
 def read_profile(path: Path) -> list[dict[str, str]]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
 from prefheads.cli.terminal import (
     calibration_table,
     cluster_table,
@@ -35,7 +36,7 @@ def inspect(
     figures = draw(contents, run / "plots") if find_spec("matplotlib") else []
     said = f"Figures are in {run / 'plots'}." if figures else 'Figures need the extra "plots".'
     shown = [*tables(contents, top), said]
-    session.emit(as_json, data(contents, top) | {"plots": figures}, shown)
+    emit(as_json, data(contents, top) | {"plots": figures}, shown)
 
 
 def tables(contents: Contents, top: int) -> list[RenderableType]:

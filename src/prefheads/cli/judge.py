@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from prefheads.cli import options, session
+from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.terminal import percent
-from prefheads.errors import DataError, ModelError
-from prefheads.judge.pairs import Study, load_study
+from prefheads.cli.output import emit, percent
+from prefheads.errors import DataError
+from prefheads.optional import needs
 from prefheads.progress import track
 from prefheads.report.wording import interval
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
-if TYPE_CHECKING:  # these need the extra `judge`
+if TYPE_CHECKING:  # these need the extra `judge`, or torch
     from prefheads.judge.endpoint import Usage
     from prefheads.judge.llm import Ratings
+    from prefheads.judge.pairs import Study
     from prefheads.judge.results import HumanResults, Rating
 
 MILLION = 1e6
@@ -57,7 +56,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve a page for blinded pairwise annotation until interrupted."""
-    with _extra():
+    with needs("judge"):
         from prefheads.judge import serve as web
         from prefheads.judge.store import Votes
     study = _study(run, methods, task, n, seed)
@@ -79,7 +78,7 @@ def results(
     as_json: options.Json = False,
 ) -> None:
     """Win rates by majority vote, with intervals, and how far annotators agree."""
-    with _extra():
+    with needs("judge"):
         from prefheads.judge.results import human_results, votes_csv
         from prefheads.judge.store import Votes
     votes = Votes(db)
@@ -88,7 +87,7 @@ def results(
         write_atomic(csv, votes_csv(votes).encode())
     data = vars(found) | {"wins": {k: vars(v) for k, v in found.wins.items()}}
     data |= {name: vars(getattr(found, name)) for name in ("difference", "first_wins")}
-    session.emit(as_json, data, _human(found))
+    emit(as_json, data, _human(found))
 
 
 @app.command()
@@ -127,7 +126,7 @@ def llm(
     as_json: options.Json = False,
 ) -> None:
     """Have a language model rate the same blinded pairs, in both orders."""
-    with _extra():
+    with needs("judge"):
         from prefheads.judge.endpoint import Endpoint
         from prefheads.judge.llm import ORDERS, rate
         from prefheads.judge.results import rating_rows, ratings_csv
@@ -163,20 +162,12 @@ def llm(
         "tokens": _tokens(ratings, prices),
         "this_run": {"requests": endpoint.usage.requests, **_tokens(endpoint.usage, prices)},
     }
-    session.emit(as_json, data, _rated(data, ratings, rows))
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[judge]"'
-        ) from None
+    emit(as_json, data, _rated(data, ratings, rows))
 
 
 def _study(run: Path, methods: str, task: str | None, n: int, seed: int) -> Study:
+    from prefheads.judge.pairs import load_study
+
     return load_study(run, [m.strip() for m in methods.split(",") if m.strip()], task, n, seed)
 
 

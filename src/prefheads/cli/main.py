@@ -1,4 +1,8 @@
-"""The entry point: all commands, and the one place where errors become lines and exit codes."""
+"""The entry point: all commands, and the one place where errors become lines and exit codes.
+
+A command's module is imported when that command is asked for, as most of them need torch, which
+takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +12,113 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
-from transformers.utils import logging as transformers_logging
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
-from typer.main import get_command
+from typer.main import get_command, get_group
 
 import prefheads
-from prefheads.cli import data, judge
-from prefheads.cli.analyze import analyze
-from prefheads.cli.check import check
-from prefheads.cli.demo import demo
-from prefheads.cli.discover import discover
-from prefheads.cli.eval import evaluate
-from prefheads.cli.export import export
-from prefheads.cli.fit import fit
-from prefheads.cli.flops import flops
-from prefheads.cli.generate import generate
-from prefheads.cli.inspect import inspect
-from prefheads.cli.serve import keys, serve
-from prefheads.cli.tables import tables
-from prefheads.cli.validate import validate
 from prefheads.errors import PrefheadsError
-from prefheads.models.limits import out_of_memory
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+# Where each command is, and the first lines of its own help, which a test compares with these.
+COMMANDS = {
+    "check": (
+        "check:check",
+        "Test steering and discovery on a model, device, precision and attention; about a minute.",
+    ),
+    "discover": (
+        "discover:discover",
+        "Score every attention head by ablation (PCS), and keep the strongest.",
+    ),
+    "fit": (
+        "fit:fit",
+        "Cluster users, discover the heads of each cluster, and calibrate how to steer.",
+    ),
+    "generate": (
+        "generate:generate",
+        "Write for one user, given by a profile, with the heads and strength of a run.",
+    ),
+    "validate": (
+        "validate:validate",
+        "Measure a fitted steering on users that fitting has not seen, beside its controls.",
+    ),
+    "inspect": (
+        "inspect:inspect",
+        "Show what was found: heads, clusters, calibration, validation; and draw it.",
+    ),
+    "export": (
+        "export:export",
+        "Write amplified heads as weights: for PEFT, vLLM, or whatever loads a checkpoint.",
+    ),
+    "analyze": (
+        "analyze:analyze",
+        "Draw and tabulate what a run says of sparsity, users, controls, strengths and routing.",
+    ),
+    "tables": (
+        "tables:tables",
+        "Join evaluations into the paper's Tables 1 and 2: models, tasks and methods.",
+    ),
+    "demo": (
+        "demo:demo",
+        "Find heads, calibrate, validate and compare texts on the bundled model and people.",
+    ),
+    "flops": (
+        "flops:flops",
+        "Count FLOPs from a model's config: the paper's Table 3, and what is really computed.",
+    ),
+    "serve": (
+        "serve:serve",
+        "Serve an OpenAI-compatible API that writes for users whose profiles it keeps.",
+    ),
+    "eval": (
+        "eval:evaluate",
+        "Compare decoding methods on LaMP or LongLaMP tasks, with intervals and paired tests.",
+    ),
+    "data": ("data:app", "Fetch LaMP and LongLaMP; count data."),
+    "judge": ("judge:app", "Have people or a language model compare two methods."),
+    "keys": ("keys:app", "API keys of `prefheads serve`; each has its own users."),
+}
+
+
+class _Commands(TyperGroup):
+    """Lists the commands by what is said of them here, and loads the one that is to run."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {
+            name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()
+        }
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and load_command(str(command.name)), rest
+
+
+def load_command(name: str) -> Any:
+    """The command, or the group of commands, of that name, from its module."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    found = getattr(import_module(f"prefheads.cli.{module}"), attribute)
+    _silence_libraries()
+    if isinstance(found, typer.Typer):
+        return get_group(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(found)
+    return get_command(alone)
+
+
 app = typer.Typer(
     name="prefheads",
+    cls=_Commands,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (
-    check, discover, fit, generate, validate, inspect, export, analyze, tables, demo, flops, serve,
-)  # fmt: skip
-for command in COMMANDS:
-    app.command()(command)
-app.command("eval")(evaluate)
-app.add_typer(data.app)
-app.add_typer(judge.app)
-app.add_typer(keys)
 
 
 def _version(wanted: bool) -> None:
@@ -76,7 +144,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Bad input gives 2 and one line, an interrupt 130; an error of the program itself is raised.
     """
-    _silence_libraries()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what concerns users, commands collect and tell
@@ -84,7 +151,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (PrefheadsError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
-        return _fail(message)
+        return _fail(message) if message else BAD_INPUT  # without one, help has been shown
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -94,6 +161,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         hint = full if error.errno == errno.ENOSPC else ""
         return _fail(f"{where}{error.strerror or error}{hint}")
     except RuntimeError as error:
+        from prefheads.models.limits import out_of_memory
+
         if not out_of_memory(error):
             raise
         return _fail("the device has not enough memory; try --dtype bfloat16 or --device cpu")
@@ -116,7 +185,10 @@ def _fail(message: str) -> int:
 
 def _silence_libraries() -> None:
     """No load reports, bars or hints of libraries among the lines that are ours."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
     for name in ("sentence_transformers", "huggingface_hub", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from prefheads import types
+
 Model = Annotated[
     str,
     typer.Option(
@@ -30,13 +32,14 @@ Items = Annotated[
     int, typer.Option("--items", min=1, help="Profile items that retrieval keeps (LaMP).")
 ]
 Retrieval = Annotated[
-    Literal["bm25", "dense", "recent", "random", "all"],
+    types.Retrieval,
     typer.Option("--retrieval", help="How profile items of LaMP and LongLaMP are chosen."),
 ]
 Scope = Annotated[
-    Literal["response", "all"],
+    types.Scope,
     typer.Option("--scope", help="Act where the response is predicted, or at every position."),
 ]
+Target = Literal["head", "profile"]  # of those that steering knows, what discovery measures
 Reference = Annotated[
     Literal["none", "no-profile", "other-profile"],
     typer.Option("--reference", help="Scores to subtract, measured with this prompt instead."),

@@ -1,40 +1,23 @@
-"""`prefheads serve`: personalised text over HTTP; `prefheads keys`: who may ask for it."""
+"""`prefheads serve`: personalised text over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from prefheads.cli import options, session
+from prefheads.cli.keys import DB, Db
 from prefheads.cli.listening import listen
-from prefheads.errors import DataError, ModelError
+from prefheads.cli.output import tell
+from prefheads.errors import ModelError
 from prefheads.models.loading import load_config, load_skeleton
 from prefheads.models.presets import preset_of
-
-if TYPE_CHECKING:  # these need the extra `serve`, or take long to import
-    from prefheads.serve.keys import Keys
-    from prefheads.steerer.core import PreferenceSteerer
-
-Db = Annotated[
-    str,
-    typer.Option(
-        "--db",
-        envvar="PREFHEADS_DB",
-        help="SQLite file, or postgresql://USER@HOST/NAME; made where needed.",
-    ),
-]
-DB = "prefheads.sqlite"
-KeyId = Annotated[str, typer.Argument(help="Id of the key, as `prefheads keys list` shows it.")]
-
-keys = typer.Typer(
-    name="keys", no_args_is_help=True, help="API keys of `prefheads serve`; each has its own users."
-)
+from prefheads.optional import needs
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.files import read_steerer
 
 
 def serve(
@@ -79,16 +62,15 @@ def serve(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Serve an OpenAI-compatible API that writes for users whose profiles it keeps."""
-    with _extra():
+    with needs("serve"):
         from prefheads.serve import app
         from prefheads.serve.limits import Limits
         from prefheads.serve.observe import log_json
         from prefheads.serve.transformers_engine import BatchLimits
         from prefheads.serve.vllm_engine import VllmEngine
-    from prefheads.steerer.core import PreferenceSteerer
 
     config = load_config(model)
-    session.require_fitted(run, config)
+    read_steerer(run, config)
     with listen(host, port) as listening, ExitStack() as stack:
         limits = Limits(
             max_tokens=max_tokens,
@@ -112,62 +94,15 @@ def serve(
             steerer, db, called, limits=limits, batches=batches, items=items, engine=writer
         )
         if steerer.setting.plain:
-            session.tell("calibration found no steering that helps; requests may give a gamma")
+            tell("calibration found no steering that helps; requests may give a gamma")
         if not any(key.revoked is None for key in service.keys.all()):
-            session.tell("there is no API key yet; `prefheads keys create NAME` makes one")
+            tell("there is no API key yet; `prefheads keys create NAME` makes one")
         address = f"[{host}]" if ":" in host else host
         by = f"transformers ({reason})" if reason else "vLLM"
         print(f"{called}: {steerer.setting}; engine: {by}")
         print(f"http://{address}:{listening.getsockname()[1]}/v1", flush=True)
         log_json()
         app.run(service, listening, grace)
-
-
-@keys.command()
-def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is, for the list.")], db: Db = DB
-) -> None:
-    """Make a key and print it; it is shown this once."""
-    print(_keys(db).create(name)[1])
-
-
-@keys.command()
-def rotate(id: KeyId, db: Db = DB) -> None:
-    """Give a key another secret and print it; its profiles stay, the old secret ends."""
-    print(_keys(db).rotate(id))
-
-
-@keys.command()
-def revoke(
-    id: KeyId,
-    db: Db = DB,
-    purge: Annotated[bool, typer.Option("--purge", help="Delete its profiles, too.")] = False,
-) -> None:
-    """Make a key useless for good."""
-    _keys(db).revoke(id, purge)
-
-
-@keys.command("list")
-def list_keys(db: Db = DB, as_json: options.Json = False) -> None:
-    """Show all keys, without their secrets."""
-    found = _keys(db).all()
-    table = Table("id", "name", "created", "revoked")
-    for key in found:
-        table.add_row(key.id, key.name, _day(key.created), _day(key.revoked))
-    session.emit(as_json, [vars(key) for key in found], [table])
-
-
-def _keys(db: str) -> Keys:
-    with _extra():
-        from prefheads.serve.database import open_database
-        from prefheads.serve.keys import Keys
-    if not db.strip():
-        raise DataError("--db is empty; name a file or a URL")
-    return Keys(open_database(db))
-
-
-def _day(seconds: int | None) -> str:
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
 def _for_vllm(
@@ -179,7 +114,6 @@ def _for_vllm(
         PrefheadsError: vLLM is asked for and cannot; or no such run.
     """
     from prefheads.serve.vllm_engine import installed, obstacle
-    from prefheads.steerer.core import PreferenceSteerer
 
     if engine == "transformers":
         return None, "as asked"
@@ -195,13 +129,3 @@ def _for_vllm(
 def _dtype(model: str, dtype: str) -> str | None:
     preset = preset_of(model)
     return dtype if dtype != "auto" else preset.dtype if preset else None
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[serve]"'
-        ) from None

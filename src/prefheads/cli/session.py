@@ -1,33 +1,29 @@
-"""What commands share: checks that need no model, loading, warnings as notes, and output."""
+"""What commands share: checks that need no model, loading, and warnings as notes."""
 
 from __future__ import annotations
 
-import json
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import prefheads
+from prefheads.cli.output import tell
 from prefheads.data.encoding import TruncationWarning
 from prefheads.data.people import Seen
 from prefheads.errors import ArtifactError
-from prefheads.heads.scores import HeadWeights, fingerprint
+from prefheads.heads.scores import fingerprint
 from prefheads.models.bundled import model_name
 from prefheads.models.loading import load_model
 from prefheads.progress import stage
 from prefheads.steerer import files as steerer_files
-from prefheads.storage import plain as plain
 from prefheads.storage import read_json, writable_dir, write_json
 
 RUN_FILE = "run.json"
 _PACKAGE = str(Path(prefheads.__file__).parent)
-_WIDTH = 160  # of tables that go into a file or a pipe
 
 
 def load(
@@ -86,11 +82,9 @@ def require_same_run(folder: Path, run: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: It holds a run of another command, model, or options.
     """
-    if (folder / RUN_FILE).exists():
-        _require_same(folder, read_json(folder / RUN_FILE), run)
-
-
-def _require_same(folder: Path, before: Any, run: Mapping[str, Any]) -> None:
+    if not (folder / RUN_FILE).exists():
+        return
+    before = read_json(folder / RUN_FILE)
     if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
         raise ArtifactError(f"{folder / RUN_FILE}: damaged; give another folder")
     if before.get("fingerprint") != run["fingerprint"]:
@@ -133,25 +127,6 @@ def has_results(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def require_fitted(folder: Path, config: PreTrainedConfig) -> None:
-    """Make sure, without the weights of the model, that a steerer was fitted for it.
-
-    Raises:
-        ArtifactError: No steerer, a damaged one, or another model's.
-    """
-    path = folder / "steerer.json"
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: holds no fitted steerer; run `prefheads fit` first")
-    data = read_json(path)
-    if not isinstance(data, dict) or "fingerprint" not in data:
-        raise ArtifactError(f"{path}: damaged; fit again into another folder")
-    if data["fingerprint"] != fingerprint(config):
-        raise ArtifactError(
-            f"{folder}: was fitted for {model_name(data.get('model_id'))}, "
-            f"not for {model_name(config.name_or_path)}"
-        )
-
-
 def options_of(folder: Path) -> dict[str, Any]:
     """What the command that made a run was given; empty where it is not recorded."""
     run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
@@ -189,16 +164,6 @@ def require_same_profiles(folder: Path, loading: Mapping[str, Any]) -> None:
             )
 
 
-def load_heads(folder: Path, config: PreTrainedConfig) -> HeadWeights:
-    """The heads that `discover` left in a folder, checked against the model."""
-    path = folder / "heads.safetensors"
-    if not path.is_file():
-        raise ArtifactError(
-            f"{folder}: holds no run; give a folder that `prefheads fit` or `discover` wrote"
-        )
-    return HeadWeights.load(path, model=config)
-
-
 @contextmanager
 def notes() -> Iterator[list[int]]:
     """Collect warnings and tell them once, in a line each, when the block has succeeded.
@@ -222,20 +187,3 @@ def notes() -> Iterator[list[int]]:
     others = (str(w.message) for w in ours if not issubclass(w.category, TruncationWarning))
     for message in dict.fromkeys(others):
         tell(message)
-
-
-def tell(message: str) -> None:
-    """One line to the user, beside the result."""
-    print(f"note: {' '.join(message.split())}", file=sys.stderr)
-
-
-def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
-    """Print a result: for programs as JSON, for people as tables and sentences."""
-    if as_json:
-        print(json.dumps(plain(data), ensure_ascii=False, allow_nan=False))
-        return
-    width = None if sys.stdout.isatty() else _WIDTH
-    # Texts of users and models may hold what rich would take for markup.
-    console = Console(width=width, markup=False, highlight=False, emoji=False)
-    for item in shown:
-        console.print(item, soft_wrap=isinstance(item, str))  # a piped text keeps its lines

@@ -10,10 +10,11 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 
-from prefheads.cli import options, session
+from prefheads.cli import options
+from prefheads.cli.output import emit
+from prefheads.optional import require
 from prefheads.progress import stage
 from prefheads.storage import writable_dir
-from prefheads.tasks.wordnet import require
 
 
 def tables(
@@ -35,7 +36,7 @@ def tables(
     from prefheads.report.statistics import joined
 
     for library in ("pandas", "tabulate"):
-        require(library)
+        require(library, "eval")
     with stage("testing", shown=not quiet):
         scores = joined.join(runs, extracted=extract, seed=seed)
     shown: list[RenderableType] = []
@@ -50,4 +51,4 @@ def tables(
     if out is not None:
         joined.write(writable_dir(out), scores)
         shown.append(f"Written to {out}: tables.md, tables.tex, tables.csv")
-    session.emit(as_json, [asdict(s) | {"best": s.best} for s in scores], shown)
+    emit(as_json, [asdict(s) | {"best": s.best} for s in scores], shown)

@@ -12,8 +12,8 @@ from prefheads.calibration.paper import is_paper, whose
 from prefheads.calibration.validate import Row
 from prefheads.heads.scores import HeadScores
 from prefheads.report.statistics.findings import VERDICTS, Claim, Verdict, validation_cells
-from prefheads.report.wording import interval, known
-from prefheads.stats import INTERVALS, Estimate
+from prefheads.report.wording import known
+from prefheads.stats import INTERVALS
 from prefheads.users import Clusters
 
 
@@ -104,11 +104,6 @@ def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
     for row in cells:
         table.add_row(*row.values())
     return table
-
-
-def percent(e: Estimate, sign: str = "", digits: int = 1) -> str:
-    """A share or a difference of shares, in per cent."""
-    return interval(e, f"{sign}z.{digits}f", 100)
 
 
 def verdict(found: Sequence[Claim]) -> str:

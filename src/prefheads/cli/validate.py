@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from prefheads.calibration.validate import N_RANDOM
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, tell_cost
+from prefheads.cli.output import emit
 from prefheads.cli.terminal import validation_table, verdict
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.errors import DataError
@@ -16,8 +17,9 @@ from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.report.statistics.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.storage import writable_dir, write_json
-from prefheads.tasks.retrieve import Method
+from prefheads.steerer.files import read_steerer
+from prefheads.storage import plain, writable_dir, write_json
+from prefheads.types import Retrieval
 
 
 def validate(
@@ -29,7 +31,7 @@ def validate(
         int | None, typer.Option(min=1, help="Profile items; by default as many as in fitting.")
     ] = None,
     retrieval: Annotated[
-        Method | None, typer.Option(help="How they are chosen; by default as in fitting.")
+        Retrieval | None, typer.Option(help="How they are chosen; by default as in fitting.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -38,7 +40,7 @@ def validate(
     as_json: options.Json = False,
 ) -> None:
     """Measure a fitted steering on users that fitting has not seen, beside its controls."""
-    session.require_fitted(run, load_config(model))
+    read_steerer(run, load_config(model))
     given = {"items": items, "retrieval": retrieval}
     session.require_same_profiles(run, {k: v for k, v in given.items() if v is not None})
     fitted = session.options_of(run)
@@ -80,7 +82,7 @@ def validate(
         prompts.append(tested)
     there, left = counted
     left_out = there - left
-    write_json(run / "validation.json", session.plain(result.to_dict()))
+    write_json(run / "validation.json", plain(result.to_dict()))
     for path in run.glob(f"{checkpoint.stem}*"):  # so that other data can be validated next
         path.unlink()
     claims = findings(result)
@@ -90,4 +92,4 @@ def validate(
         f"{left_out} of {there} samples were left out: their users took part in fitting.",
     ]
     report = result.to_dict() | {"left_out": left_out, "findings": [asdict(c) for c in claims]}
-    session.emit(as_json, report, shown)
+    emit(as_json, report, shown)

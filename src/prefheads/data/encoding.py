@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from prefheads.data.chat import PLACEHOLDER, Span, Turn, apply_template, opening, render, tokenize
 from prefheads.data.example import Example, without_profile
+from prefheads.data.prompts import Count, Cut, Prompt, build_prompt, shorten, shorten_to
 from prefheads.errors import DataError, ModelError
-from prefheads.tasks.prompts import Count, Cut, Prompt, build_prompt, shorten, shorten_to
 
 Tokenized = tuple[str, list[int], list[bool]]
 
@@ -85,7 +85,7 @@ def encode(
         tokenizer: A fast tokenizer (it must tell where in the text each token comes from).
         example: The example; without a profile its mask is all false.
         max_length: Tokens for prompt and response together; by default what the tokenizer says. If
-            they are more, the profile is cut (:func:`prefheads.tasks.prompts.shorten`) with a
+            they are more, the profile is cut (:func:`prefheads.data.prompts.shorten`) with a
             ``TruncationWarning``.
         end_of_turn: Whether the response includes the token that ends it.
         before: Turns of the chat before the user's.
@@ -126,7 +126,7 @@ def shorten_prompt(
 
     The tokens are those of the prompt before any chat template, counted as the benchmark counts
     them: with the special tokens that the tokenizer adds to every text
-    (:func:`prefheads.tasks.prompts.shorten_to`).
+    (:func:`prefheads.data.prompts.shorten_to`).
 
     Args:
         tokenizer: A fast tokenizer.

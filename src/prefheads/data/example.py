@@ -12,11 +12,12 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from prefheads.data.formats import NAMELESS, read_rows
 from prefheads.data.people import People, mark
+from prefheads.data.retrieve import retrieve
+from prefheads.data.task import Item, find_task, require_fields, task_name, task_of
 from prefheads.errors import DataError
-from prefheads.tasks.data import read_rows
-from prefheads.tasks.lamp import NAMELESS, TASKS, Item, require_fields, task_name, task_of
-from prefheads.tasks.retrieve import Method, retrieve
+from prefheads.types import Retrieval
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def load_examples(
     *,
     outputs: str | Path | None = None,
     items: int = 5,
-    retrieval: Method = "bm25",
+    retrieval: Retrieval = "bm25",
     seed: int = 0,
     encoder: str = "bundled",
     limit: int | None = None,
@@ -78,7 +79,7 @@ def load_examples(
         outputs: The golds of a LaMP file; by default the ``*_outputs.json`` beside the questions.
         items: Profile items to keep where there is retrieval.
         retrieval: ``"bm25"``, ``"dense"``, ``"recent"``, ``"random"`` or ``"all"``, as in
-            :func:`prefheads.tasks.retrieve.retrieve`.
+            :func:`prefheads.data.retrieve.retrieve`.
         seed: Seed of ``"random"``; what it draws for an example depends on that and on the id.
         encoder: Sentence encoder of ``"dense"``: ``"bundled"``, a folder or a hub id.
         limit: Load only the first so many.
@@ -274,7 +275,8 @@ def marks_of(example: Example) -> Iterator[int | None]:
     form = task_of(example.task)
     if form.personal:
         yield from (mark(item[form.long]) for item in example.profile if form.long in item)
-        yield mark(example.input.partition(form.query or ":")[2])
+        marker = form.query if isinstance(form.query, str) and form.query else ":"
+        yield mark(example.input.partition(marker)[2])
     else:
         items = sorted(repr(sorted(item.items())) for item in example.profile)
         yield mark("\n".join([example.input, *items]))
@@ -313,7 +315,7 @@ def _reduced(
 ) -> Iterable[Item]:
     """The profile, reduced where there is retrieval."""
     example = parse_example(row, where)
-    if example.task not in TASKS:
+    if find_task(example.task) is None:
         return example.profile
     try:
         return choose(example.task, example.input, example.profile, key=example.id)

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from prefheads.errors import DataError
+from prefheads.optional import require
 
-WHOLE = 64 * 2**20
-"""Bytes up to which a JSON file may be read at once where no streaming parser is installed."""
-
-
-def optional(module: str) -> Any:
-    """A module that an extra installs, or ``None``."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        return None
+WHOLE = 64 * 2**20  # bytes up to which a damaged file is read again to find the very place
 
 
 def read_text(path: Path) -> str:
@@ -110,18 +101,10 @@ def read_json_items(path: Path, prefix: str) -> Iterator[Any]:
         prefix: Keys on the way, with ``item`` for the members of a list, as in ``"golds.item"``.
 
     Raises:
-        DataError: Not JSON, or large and no streaming parser is installed.
+        DataError: Not JSON.
+        PrefheadsError: The extra ``eval`` is not installed.
     """
-    ijson = optional("ijson")
-    if ijson is None:
-        size = path.stat().st_size if path.is_file() else 0
-        if size > WHOLE:
-            raise DataError(
-                f"{path}: {size / 2**20:.0f} MB are too much to read at once; "
-                'pip install "prefheads[eval]"'
-            )
-        yield from _at(_load(path), prefix.split("."))
-        return
+    ijson = require("ijson", "eval")
     with opened(path) as file:
         try:
             yield from ijson.items(file, prefix, use_float=True)
@@ -129,31 +112,14 @@ def read_json_items(path: Path, prefix: str) -> Iterator[Any]:
             raise _damaged(path, file.tell(), error) from None
 
 
-def _at(value: Any, keys: list[str]) -> Iterable[Any]:
-    """What the streaming parser finds at a prefix, in a value that was read at once."""
-    if not keys:
-        return [value]
-    if keys[0] == "item":
-        members = value if isinstance(value, list) else []
-    else:
-        members = [value[keys[0]]] if isinstance(value, dict) and keys[0] in value else []
-    return [found for member in members for found in _at(member, keys[1:])]
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})"
-        ) from None
-
-
 def _damaged(path: Path, position: int, error: Exception) -> DataError:
     """The error for a damaged file: the exact place if it is small, otherwise about where."""
     if path.stat().st_size <= WHOLE:
         try:
-            _load(path)
+            json.loads(read_text(path))
+        except json.JSONDecodeError as exact:
+            where = f"{path}:{exact.lineno}"
+            return DataError(f"{where}: not JSON ({exact.msg}, column {exact.colno})")
         except DataError as exact:
             return exact
     message = error.args[0] if error.args else ""

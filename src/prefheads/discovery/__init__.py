@@ -2,7 +2,7 @@
 comparison, which heads copy from the prompt.
 """
 
-from prefheads.discovery.exact import Reference, discover
+from prefheads.discovery.exact import discover
 from prefheads.discovery.retrieval import retrieval_scores
 
-__all__ = ["Reference", "discover", "retrieval_scores"]
+__all__ = ["discover", "retrieval_scores"]

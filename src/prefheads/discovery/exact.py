@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -29,15 +29,12 @@ from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
 from prefheads.interventions.intercept import HeadLayout, causal_model, head_layout, intercept
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Target
 from prefheads.interventions.probes import sharing_of
 from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all
-from prefheads.steering.context import Scope
+from prefheads.types import DiscoveryMethod, Reference, Scope, Target
 
-Reference = Literal["no-profile", "other-profile"]
-Method = Literal["exact", "screen"]
 KEPT_BYTES = 2**30  # prompts kept between screening and ablation; others are encoded twice
 
 
@@ -49,7 +46,7 @@ def discover(
     scope: Scope = "response",
     target: Target = "head",
     reference: Reference | None = None,
-    method: Method = "exact",
+    method: DiscoveryMethod = "exact",
     candidates: float = CANDIDATES,
     end_of_turn: bool = False,
     checkpoint: str | Path | None = None,
@@ -94,7 +91,7 @@ def discover(
         ("scope", scope, get_args(Scope)),
         ("target", target, get_args(Target)),
         ("reference", reference, (None, *get_args(Reference))),
-        ("method", method, get_args(Method)),
+        ("method", method, get_args(DiscoveryMethod)),
     ):
         if value not in allowed:
             choices = ", ".join(map(str, allowed))
@@ -138,7 +135,7 @@ def discover(
     ):
         done, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
         if screened:
-            if not sharing_of(model).joins:
+            if not sharing_of(model).any_layer:
                 raise ModelError(
                     f"{type(model).__name__} hands more than hidden states from layer to layer, "
                     "so one alone cannot be differentiated; use method 'exact'"

@@ -13,14 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.data.encoding import encode
 from prefheads.data.example import Example
 from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
-from prefheads.interventions.hooks import Listener, layer_index, observing, shown
+from prefheads.interventions.hooks import (
+    AttentionCall,
+    AttentionRecorder,
+    hooked,
+    require_weights,
+)
 from prefheads.interventions.intercept import input_device, intercept
 from prefheads.models.limits import context_length
 from prefheads.progress import track
@@ -195,16 +200,16 @@ def _locate(
     return NeedlePrompt(encoded.prompt_ids, places[0], places[-1] + 1)
 
 
-class _Watch(Listener):
-    """Notes where each head attends most, from the last ``n`` positions."""
+class _MostAttended(AttentionRecorder):
+    """Records where each head attends most, from the last ``n`` positions."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.most: dict[int, Tensor] = {}
 
-    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
-        last = shown(module, weights)[0, :, -self.n :]
-        self.most[layer_index(module)] = last.argmax(-1).cpu()
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        last = require_weights(call, weights)[0, :, -self.n :]
+        self.most[call.layer] = last.argmax(-1).cpu()
 
 
 @torch.no_grad()
@@ -214,14 +219,14 @@ def _copied(
     """Copy score of each head ``(n_layers, n_heads)`` on a prompt, and the needle's NLL ``()``."""
     needle = prompt.needle
     ids = torch.cat([prompt.ids, needle[:-1]])
-    watch = _Watch(len(needle))
-    with observing(watch):
+    seen = _MostAttended(len(needle))
+    with hooked(seen):
         # Without a cache, so that sliding windows too have a key for each token.
         logits = model(
             input_ids=ids[None].to(input_device(model)),
             use_cache=False,
             logits_to_keep=len(needle),
         ).logits[0]
-    most = torch.stack([watch.most[layer] for layer in range(shape[0])])  # (L, H, T)
+    most = torch.stack([seen.most[layer] for layer in range(shape[0])])  # (L, H, T)
     copied = (most >= prompt.start) & (most < prompt.end) & (ids[most] == needle)
     return copied.float().mean(-1), token_nll(logits, needle.to(logits.device)).mean().cpu()

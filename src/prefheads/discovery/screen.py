@@ -1,20 +1,21 @@
-"""Screening: an estimate of every head's score from gradients, to choose whom to ablate.
+"""Screening: an estimate of every head's score from gradients, to choose which heads to ablate.
 
 Ablation moves something that the response depends on: the head's output, or with it that of the
 head's layer. On the line between, the NLL of the response is a function of a dial ``t``, 1 in the
-unchanged model and 0 under ablation. To second order
+clean run and 0 under ablation. To second order
 
     PCS  =  NLL(0) - NLL(1)  ~  -dNLL/dt  +  1/2 d²NLL/dt²   at t = 1.
 
-The first derivatives of all heads come from one backward pass. They miss the very heads that the
-model cannot do without: it has settled where their slope is small, and their curvature large. The
-second derivative is taken as its Gauss-Newton value, the Fisher information of the dial: the
-variance of d log p(y)/dt over responses y that the model itself draws, divided by their number of
-tokens. A few draws estimate it, differentiated in the same pass as the NLL.
+The first term is attribution patching: the first derivatives of all heads come from one backward
+pass. It misses the very heads that the model cannot do without, because the model has settled where
+their slope is small and their curvature large. For the second derivative stands its Gauss-Newton
+value, the Fisher information of the dial: the variance of d log p(y)/dt over responses y that the
+model itself draws, divided by their number of tokens. A few draws estimate it, differentiated in
+the same pass as the NLL.
 
-The line of the head's output is straight where the layer bends, which it does most where the model
-begins. In the lowest layers that of the layer's output is looked along too: it ends where the layer
-really puts it, for the price of one layer a head. The higher of the two estimates counts.
+A layer is not linear in its heads' outputs, least of all in the lowest layers. There a second
+estimate follows the line of the layer's output, to where ablation really moves it, for the price of
+one layer a head. The higher of the two estimates counts.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ import torch
 from torch import Tensor, nn
 
 from prefheads.errors import ModelError
-from prefheads.interventions.branching import Pass
-from prefheads.interventions.hooks import AttentionFunction, layer_index, observing
+from prefheads.interventions.branching import BranchedForward
+from prefheads.interventions.hooks import AttentionCall, AttentionOutput
 from prefheads.interventions.intercept import HeadLayout
-from prefheads.interventions.plan import Plan, Target, branch_plan
+from prefheads.interventions.plan import BranchPlan, branches_of_one, without_branches
 from prefheads.models.limits import out_of_memory
 from prefheads.scoring.nll import token_nll
 from prefheads.scoring.scorer import Scorer
+from prefheads.types import Target
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
 CANDIDATES = 0.1
 DRAWS = 2  # responses drawn for the second derivative; each costs as much as ablating two heads
-LOWEST = 4  # layers whose heads are looked at along the layer's output too
+LOWEST = 4  # layers whose heads get a second estimate, along the layer's output
 
 
-class _Dials(Pass):
-    """A pass in which each head stands between ablated (dial 0) and unchanged (dial 1).
+class _Dials(BranchedForward):
+    """A pass with a dial on each head: 0 ablates it, 1 leaves it alone.
 
     Its rows are alike, but each has dials of its own: one backward pass differentiates as many
     functions as there are rows.
 
     Args:
-        first: The layer at which they branch off the unchanged row.
+        first: The layer at which the rows leave the clean run.
     """
 
     def __init__(
@@ -55,11 +57,11 @@ class _Dials(Pass):
     ) -> None:
         context = scorer.n_keys, scorer.profile, scorer.prompt
         alike = torch.ones(rows, *layout.shape)
-        plan = Plan(alike, 1, [first] * rows, [0] * rows, target)
-        super().__init__(plan, *context, scorer.unchanged.inputs, scorer.where)
-        hidden = Plan(torch.zeros(1, *layout.shape), 1, [], [], target)
-        hiding = Pass(hidden, *context, where=scorer.where)
-        self.hiding = None if target == "head" else hiding
+        plan = BranchPlan(alike, 1, [first] * rows, [0] * rows, target)
+        super().__init__(plan, *context, scorer.clean_run.recorded, scorer.active)
+        zeros = without_branches(torch.zeros(1, *layout.shape), target)
+        ablation = BranchedForward(zeros, *context, active=scorer.active)
+        self.ablation = None if target == "head" else ablation
         self.inputs: dict[int, Tensor] = {}  # of each layer that has run
         self.dials: dict[int, Tensor] = {}
 
@@ -70,38 +72,24 @@ class _Dials(Pass):
             self.inputs[index] = hidden = hidden.detach().requires_grad_()
         return hidden, rest
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """The attention function, with dials on its output ``(rows, query, heads, head_dim)``."""
-        out, weights = super().attend(inner, module, query, key, value, mask, kwargs)
+    def attend(self, call: AttentionCall) -> AttentionOutput:
+        """Run the attention function, with dials on its output."""
+        out, weights = super().attend(call)
         ablated = torch.zeros_like(out[:1])
-        if self.hiding is not None:
-            seen = None if mask is None else mask[:1]
+        if self.ablation is not None:
+            query, key, value = (x[:1] for x in (call.query, call.key, call.value))
+            mask = None if call.mask is None else call.mask[:1]
+            first_row = call.replace(query=query, key=key, value=value, mask=mask)
             with torch.no_grad():
-                ablated, _ = self.hiding.attend(
-                    inner, module, query[:1], key[:1], value[:1], seen, kwargs
-                )
+                ablated, _ = self.ablation.attend(first_row)
         dial = torch.ones(len(out), 1, out.shape[2], 1, device=out.device, requires_grad=True)
-        self.dials[layer_index(module)] = dial
+        self.dials[call.layer] = dial
         change = out - ablated
-        if self.where.start:
-            change = change * self._acts(change)
-        # Exactly the unchanged output where the dial is 1.
+        active = self.active.mask(0, out.shape[1], out.device)
+        if active is not None:
+            change = change * active[0, :, None, None].to(out.dtype)
+        # Exactly the clean run's output where the dial is 1.
         return out + (dial - 1).to(out.dtype) * change, weights
-
-    def _acts(self, out: Tensor) -> Tensor:
-        """1 at positions where gains act, else 0."""
-        active = self.where.active(0, out.shape[1], out.device)
-        assert active is not None
-        return active[0, :, None, None].to(out.dtype)
 
 
 def estimate_scores(
@@ -149,7 +137,7 @@ def _derivatives(
     """Derivatives by the dials.
 
     Only the graph of one layer is in memory at any time: the layers' inputs are known from the
-    unchanged pass, and each layer runs again when its turn comes to be differentiated.
+    clean run, and each layer runs again when its turn comes to be differentiated.
 
     Returns:
         The NLL ``()``; and ``(2, 1 + DRAWS, L, H)``, along the heads' outputs and (in the lowest
@@ -166,8 +154,8 @@ def _derivatives(
     replay = _Dials(scorer, layout, target, rows, 0)
     for index in reversed(range(last)):
         above = below
-        with observing(replay):
-            hidden, rest = scorer.unchanged.inputs[index], scorer.unchanged.rest[index]
+        with replay.running(layout):
+            hidden, rest = scorer.clean_run.recorded[index], scorer.clean_run.rest[index]
             end = _call(layout.layers[index], hidden.expand(rows, -1, -1), rest)
         below, dial = torch.autograd.grad(
             end, (replay.inputs.pop(index), replay.dials.pop(index)), above
@@ -186,12 +174,12 @@ def _moved(scorer: Scorer, layout: HeadLayout, target: Target, index: int) -> Te
     n_heads = layout.n_heads
     gains = torch.ones(n_heads, *layout.shape)
     gains[range(n_heads), index, range(n_heads)] = 0
-    before, after = (scorer.unchanged.inputs[i] for i in (index, index + 1))
+    before, after = (scorer.clean_run.recorded[i] for i in (index, index + 1))
 
     def work(rows: slice) -> Tensor:
-        plan, _ = branch_plan(gains[rows], target)
-        with observing(scorer.branch(plan)):
-            return _call(layout.layers[index], before, scorer.unchanged.rest[index]) - after
+        plan, _ = branches_of_one(gains[rows], target)
+        with scorer.branch(plan).running(layout):
+            return _call(layout.layers[index], before, scorer.clean_run.rest[index]) - after
 
     parts = scorer.budget.run(n_heads, before.shape[1], work)
     return torch.cat([part for _, part in parts])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from prefheads.stats import Array, Estimate, jackknife
-from prefheads.tasks.metrics import Metric
+from prefheads.tasks.answers import Metric
 
 SEED = ":seed="
 """What the name of a draw has after that of its method, and then its seed."""

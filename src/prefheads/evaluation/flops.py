@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefheads.errors import ModelError
 from prefheads.models.limits import Budget
-from prefheads.steering.context import Scope
+from prefheads.types import Scope
 
 # The model of the paper's Table 3, here because the hub gives its config to registered users only.
 LLAMA_3_8B = LlamaConfig(

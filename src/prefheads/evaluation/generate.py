@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example, without_profile
-from prefheads.evaluation.methods import Decoder
+from prefheads.evaluation.decoder import Decoder
+from prefheads.evaluation.methods import Prompts
 from prefheads.evaluation.records import Record, Records
 from prefheads.models.limits import out_of_memory
 from prefheads.progress import track
@@ -47,71 +47,73 @@ def generate_records(
         DataError: An input without room for new tokens.
         ArtifactError: The records are of other data, or cannot be written.
     """
-    room = room_for_prompt(model, max_new_tokens)
+    work = _Work(model, tokenizer, max_new_tokens, seed)
     total = len(examples) * len(decoders)
     with track(total=total, desc=label, unit="text", disable=not progress) as bar:
         for start in range(0, len(examples), batch_size):
-            rows = slice(start, min(start + batch_size, len(examples)))
-            encoded = [
-                encode(tokenizer, replace(e, output=None), max_length=room) for e in examples[rows]
-            ]
-            ids = [e.example_id for e in encoded]
-            hashes = [_sha256(e.text) for e in encoded]
+            part = enumerate(examples[start : start + batch_size], start)
+            samples = [_Sample(row, work.encoded(example), example) for row, example in part]
+            ids, hashes = [s.example.id for s in samples], [s.prompt_sha256 for s in samples]
             wanted = [
                 d
                 for d in decoders
                 if not records.finished(
-                    d.method.name, ids, hashes, [d.marks(i) for i in range(rows.start, rows.stop)]
+                    d.method.name, ids, hashes, [d.marks(s.row) for s in samples]
                 )
             ]
-            bar.update(len(ids) * (len(decoders) - len(wanted)))
-            if wanted:
-                work = _Work(model, tokenizer, examples, max_new_tokens, room, seed)
-                for made in work.run(rows, encoded, hashes, wanted):
-                    records.add(made)
-                    bar.update(len(made))
+            bar.update(len(samples) * (len(decoders) - len(wanted)))
+            for made in work.run(samples, wanted) if wanted else ():
+                records.add(made)
+                bar.update(len(made))
 
 
+@dataclass(frozen=True)
+class _Sample:
+    row: int
+    encoded: Encoded
+    example: Example
+
+    @property
+    def prompt_sha256(self) -> str:
+        return _sha256(self.encoded.text)
+
+
+@dataclass(frozen=True)
 class _Work:
-    """One batch under several methods."""
+    """Batches under several methods."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Example],
-        max_new_tokens: int,
-        room: int | None,
-        seed: int,
-    ) -> None:
-        self.model, self.tokenizer, self.examples = model, tokenizer, examples
-        self.max_new_tokens, self.room, self.seed = max_new_tokens, room, seed
-        self.pad = tokenizer.pad_token_id or 0
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    seed: int
+
+    def encoded(self, example: Example) -> Encoded:
+        """An example's prompt, with room for new tokens."""
+        room = room_for_prompt(self.model, self.max_new_tokens)
+        return encode(self.tokenizer, replace(example, output=None), max_length=room)
 
     def run(
-        self,
-        rows: slice,
-        encoded: Sequence[Encoded],
-        hashes: Sequence[str],
-        decoders: Sequence[Decoder],
-    ) -> Any:
+        self, samples: Sequence[_Sample], decoders: Sequence[Decoder]
+    ) -> Iterator[list[Record]]:
         """Yield the records of each method; the batch is halved where memory runs out."""
         todo = list(decoders)
         try:
-            batch = pad_batch(encoded, self.pad)
+            batch = self._batch([s.encoded for s in samples])
             prompt, seconds = self._prompt(batch, todo)
             while todo:
-                yield self._texts(rows, encoded, hashes, batch, todo[0], prompt, seconds)
+                yield self._texts(samples, batch, todo[0], prompt, seconds)
                 todo.pop(0)
         except RuntimeError as error:
-            if not out_of_memory(error) or len(encoded) == 1:
+            if not out_of_memory(error) or len(samples) == 1:
                 raise
         # Outside of the handler, whose error holds on to all that did not fit.
         prompt = None
-        middle = len(encoded) // 2
-        for a, b in ((0, middle), (middle, len(encoded))) if todo else ():
-            part = slice(rows.start + a, rows.start + b)
-            yield from self.run(part, encoded[a:b], hashes[a:b], todo)
+        middle = len(samples) // 2
+        for part in (samples[:middle], samples[middle:]) if todo else ():
+            yield from self.run(part, todo)
+
+    def _batch(self, encoded: Sequence[Encoded]) -> Batch:
+        return pad_batch(encoded, self.tokenizer.pad_token_id or 0)
 
     def _prompt(self, batch: Batch, decoders: Sequence[Decoder]) -> tuple[Cache | None, float]:
         """The prompts' keys and values, if methods share them, and the seconds they took."""
@@ -119,36 +121,26 @@ class _Work:
             return None, 0.0
         start = time.perf_counter()
         prompt = encode_prompt(self.model, batch)
-        return prompt, self._since(start)
-
-    def _since(self, start: float) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return prompt, _since(start)
 
     def _texts(
         self,
-        rows: slice,
-        encoded: Sequence[Encoded],
-        hashes: Sequence[str],
+        samples: Sequence[_Sample],
         batch: Batch,
         decoder: Decoder,
         prompt: Cache | None,
         prompt_seconds: float,
     ) -> list[Record]:
-        method = decoder.method
+        method, first, n = decoder.method, samples[0].row, len(samples)
 
         @cache
         def bare() -> Batch:
-            rest = [without_profile(replace(e, output=None)) for e in self.examples[rows]]
-            return pad_batch(
-                [encode(self.tokenizer, e, max_length=self.room) for e in rest], self.pad
-            )
+            return self._batch([self.encoded(without_profile(s.example)) for s in samples])
 
         shared = prompt if decoder.shares_prompt else None
-        set_seed(int(_sha256(f"{self.seed} {method.name} {rows.start}")[:8], 16))
+        set_seed(int(_sha256(f"{self.seed} {method.name} {first}")[:8], 16))
         start = time.perf_counter()
-        with decoder.acting(self.model, rows, batch, bare):
+        with decoder.acting(Prompts(self.model, slice(first, first + n), batch, bare)):
             done = complete(
                 self.model,
                 self.tokenizer,
@@ -157,34 +149,33 @@ class _Work:
                 prompt=shared,
                 **method.generate_options,
             )
-        seconds, n = self._since(start), len(encoded)
+        seconds = _since(start)
         return [
             Record(
-                task=example.task or "",
-                id=example.id,
-                user_id=example.user_id,
+                task=sample.example.task or "",
+                id=sample.example.id,
+                user_id=sample.example.user_id,
                 method=method.name,
-                prompt_sha256=prompt_hash,
+                prompt_sha256=sample.prompt_sha256,
                 prediction=text.text,
-                reference=example.output,
+                reference=sample.example.output,
                 setting=decoder.described,
                 gamma=decoder.strength,
-                prompt_tokens=len(e.prompt_ids),
+                prompt_tokens=len(sample.encoded.prompt_ids),
                 new_tokens=text.n_tokens,
                 seconds=seconds / n,
                 prompt_seconds=prompt_seconds / n if shared is not None else 0.0,
                 batch_size=n,
-                steering=decoder.marks(row),
+                steering=decoder.marks(sample.row),
             )
-            for row, example, e, prompt_hash, text in zip(
-                range(rows.start, rows.stop),
-                self.examples[rows],
-                encoded,
-                hashes,
-                done,
-                strict=True,
-            )
+            for sample, text in zip(samples, done, strict=True)
         ]
+
+
+def _since(start: float) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _sha256(text: str) -> str:

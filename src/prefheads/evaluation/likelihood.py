@@ -6,8 +6,9 @@ Needs no generation, and separates methods with far fewer samples than text metr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from prefheads.calibration.calibrate import score_settings
 from prefheads.calibration.validate import Validation
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.example import Example, other_profiles, without_profile
-from prefheads.evaluation.methods import Decoder
+from prefheads.evaluation.decoder import SETTING_FIELDS, Decoder
 from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.models.limits import Budget
@@ -26,10 +27,9 @@ from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array
-from prefheads.steering.combine import combine
-from prefheads.steering.context import Scope
 from prefheads.steering.divergence import require_numbers
-from prefheads.steering.setting import PLAIN
+from prefheads.steering.setting import PLAIN, Setting
+from prefheads.types import Scope
 
 
 def likelihood(
@@ -44,9 +44,9 @@ def likelihood(
 ) -> Validation:
     """Mean NLL of every response under every method, in three contexts.
 
-    A method's temperature divides its logits. DoLa rules tokens out, so that what users wrote may
-    have no likelihood at all under it, and a penalty on repetition is none of a given text: columns
-    of such methods are NaN. Infinite where any other method rules out what a user wrote.
+    A method's temperature divides its logits. Columns of methods under which a given text has no
+    likelihood (``Decoder.has_likelihood``) are NaN. Infinite where any other method rules out what
+    a user wrote.
 
     Args:
         examples: Samples of at least two users, each with a response.
@@ -67,7 +67,7 @@ def likelihood(
     degrees = sorted({float(d.method.options["temperature"]) for d in decoders})
     nll = np.full((len(examples), 3, len(decoders)), np.nan)
     for scope in ("response", "all"):
-        chosen = [i for i, d in enumerate(decoders) if d.scope == scope and _defined(d)]
+        chosen = [i for i, d in enumerate(decoders) if d.scope == scope and d.has_likelihood]
         if not chosen:
             continue
         values = _scores(
@@ -105,15 +105,21 @@ def _scores(
     """NLL ``(n_examples, n_contexts, n_decoders, n_temperatures)`` of decoders of one scope.
 
     Every prompt is encoded once for all of them. The last context is the one without a profile,
-    which CAD contrasts with.
+    which methods may contrast with.
     """
     encoded = [encode_all(model, tokenizer, examples) for examples in contexts]
     settings = [replace(d.setting, heads=d.method.name) for d in decoders]
     maps = {d.method.name: w for d in decoders if (w := d.weights) is not None}
     nothing = {"none": torch.zeros(head_layout(model).shape)}
-    cad = {i: d.method.options["gamma"] for i, d in enumerate(decoders) if d.method.kind == "cad"}
+    own_logits = [i for i, d in enumerate(decoders) if d.method.likelihood == "logits"]
     run = digest(
-        [scope, [asdict(s) for s in settings], cad, list(temperatures), *model_marks(model)],
+        [
+            scope,
+            _written(settings),
+            {i: decoders[i].strength for i in own_logits},
+            list(temperatures),
+            *model_marks(model),
+        ],
         (e for part in encoded for e in part),
         list(maps.values()),
     )
@@ -127,24 +133,24 @@ def _scores(
             own = {name: m[i] for name, m in maps.items()} or nothing
             scorers = [Scorer(model, part[i], scope, budget) for part in encoded]
             nll = torch.stack([score_settings(s, own, settings, temperatures)[0] for s in scorers])
-            if cad:
+            if own_logits:
                 plain = [_plain(s) for s in scorers]
-                for column, strength in cad.items():
-                    for context, own_logits in enumerate(plain):
-                        contrasted = combine(own_logits, plain[-1], strength)
+                for column in own_logits:
+                    method = decoders[column].method
+                    for context, own_text in enumerate(plain):
+                        logits = method.logits(own_text, plain[-1])
                         targets = scorers[context].targets
-                        nll[context, column] = mean_nll(contrasted, targets, temperatures)
+                        nll[context, column] = mean_nll(logits, targets, temperatures)
                 require_numbers(nll, encoded[0][i].example_id)
             store.add(nll=nll)
         return store.stacked()["nll"].double().numpy()
 
 
-def _defined(decoder: Decoder) -> bool:
-    options = decoder.method.options
-    return decoder.method.kind != "dola" and options["repetition_penalty"] == 1
+def _written(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Settings as the marks of results of before have them."""
+    return [{field: getattr(s, field) for field in SETTING_FIELDS} for s in settings]
 
 
 def _plain(scorer: Scorer) -> Tensor:
     """Logits ``(T, vocab)`` of the response as the model is."""
-    unchanged = torch.ones(1, *head_layout(scorer.model).shape)
-    return next(scorer.logits(unchanged, "head"))[1][0].float()
+    return scorer.clean_run.logits[0].float()

@@ -14,8 +14,8 @@ from prefheads.data.encoding import shorten_prompt
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.data.people import Seen
 from prefheads.errors import DataError
-from prefheads.evaluation.data import find_sibling, split_name
 from prefheads.evaluation.folds import Fold, make_folds
+from prefheads.evaluation.splits import find_sibling, split_name
 
 TRAIN = "train"
 
@@ -42,7 +42,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TaskSamples:
     """A task's samples: its folds, each with what heads may be found on.
 
     Attributes:
@@ -64,7 +64,7 @@ def choose_samples(
     needs_heads: bool,
     seen: Seen | None = None,
     require_output: bool = True,
-) -> Prepared:
+) -> TaskSamples:
     """Choose samples to evaluate, and those that heads are found on; only their profiles are made.
 
     Args:
@@ -93,12 +93,12 @@ def choose_samples(
     split = split_name(path)
     if seen is not None or not needs_heads:
         tests = load_examples(path, select=choose, **loading)
-        return Prepared(_filled(folds, tests, []), split, "" if seen is None else "a fit")
+        return TaskSamples(_filled(folds, tests, []), split, "" if seen is None else "a fit")
     other = _split_for_heads(path, choice)
     if other is None:
         tests = pool = load_examples(path, select=choose, **loading)
         where = "users set aside" if len(folds) == 1 else "users of the other fold"
-        return Prepared(_filled(folds, tests, pool), split, where)
+        return TaskSamples(_filled(folds, tests, pool), split, where)
     tests = []
 
     def beside(train: list[Example]) -> list[Example]:
@@ -108,12 +108,12 @@ def choose_samples(
 
     pool = load_examples(other, select=beside, **choice.loading)
     where = f"{split_name(other)}{' (forced)' if choice.force else ''}"
-    return Prepared(_filled(folds, tests, pool), split, where)
+    return TaskSamples(_filled(folds, tests, pool), split, where)
 
 
 def shortened(
-    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, length: int, needs_heads: bool
-) -> Prepared:
+    prepared: TaskSamples, tokenizer: PreTrainedTokenizerBase, length: int, needs_heads: bool
+) -> TaskSamples:
     """The same samples, with as much of their profiles as fits.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,24 +59,9 @@ class Records:
         self.path = path
         self.done: dict[tuple[str, str], Record] = {}
         if path.exists():
-            for record in self._read():
+            for record in read_records(path):
                 self.done[record.method, record.id] = record
-
-    def _read(self) -> Iterable[Record]:
-        try:
-            content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self.path, whole)
-        except OSError as error:
-            raise ArtifactError(f"{self.path}: cannot be used ({error.strerror})") from None
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
-            try:
-                yield Record(**json.loads(line))
-            except (ValueError, TypeError):
-                raise ArtifactError(
-                    f"{self.path}:{number}: not a record of an evaluation; give another folder"
-                ) from None
+            _drop_torn_line(path)
 
     def add(self, records: Sequence[Record]) -> None:
         """Append records in one write; those that are there already are left out."""
@@ -116,3 +101,29 @@ class Records:
     def of(self, method: str, ids: Sequence[str]) -> list[Record]:
         """The records of a method, in the order of the ids."""
         return [self.done[method, key] for key in ids]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records in a file; a last line that was cut off is left out.
+
+    Raises:
+        ArtifactError: The file cannot be read, or is no such file.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be used ({error.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield Record(**json.loads(line))
+        except (ValueError, TypeError):
+            raise ArtifactError(
+                f"{path}:{number}: not a record of an evaluation; give another folder"
+            ) from None
+
+
+def _drop_torn_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)

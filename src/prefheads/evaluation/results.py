@@ -12,10 +12,11 @@ import numpy as np
 from prefheads.errors import ArtifactError
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import Cell, costs, extraction_counts
+from prefheads.optional import require
 from prefheads.stats import INTERVALS
 from prefheads.storage import plain, read_json, writable_dir, write_atomic, write_json
-from prefheads.tasks.metrics import caveat, write_predictions
-from prefheads.tasks.wordnet import require
+from prefheads.tasks.answers import answers_of
+from prefheads.tasks.metrics import write_predictions
 
 RESULTS = "results.json"
 _UNTOLD: dict[str, Any] = {
@@ -37,7 +38,7 @@ def _frame(found: Sequence[Cell]) -> Any:
     rows: dict[str, dict[str, str]] = {}
     for cell in found:
         rows.setdefault(cell.method, {"method": cell.method}).update(cell.shown)
-    return require("pandas").DataFrame(list(rows.values())).fillna("")
+    return require("pandas", "eval").DataFrame(list(rows.values())).fillna("")
 
 
 def write_tables(
@@ -52,13 +53,13 @@ def write_tables(
     Tables of other tasks that were written there before stay in them.
 
     Args:
-        scored_by: For each task what its metrics depend on (:func:`tasks.metrics.prepare`).
+        scored_by: For each task what its metrics depend on (``AnswerType.prepare``).
 
     Raises:
         ArtifactError: A file cannot be written, or what is there is damaged.
     """
-    pandas = require("pandas")
-    told, parts = read_results(out)
+    pandas = require("pandas", "eval")
+    told, parts = read_results(out) if (out / RESULTS).is_file() else ({}, {})
     told |= {m.task: _summary(m, scored_by.get(m.task, {})) for m in measured}
     parts |= {m.task: list(part) for m, part in zip(measured, found, strict=True)}
     tables = [
@@ -92,9 +93,10 @@ def write_tables(
 
 
 def note(measured: Measured) -> str:
-    """What stands under a table of texts (:func:`prefheads.tasks.metrics.caveat`)."""
+    """What stands under a table of texts (:meth:`prefheads.tasks.answers.AnswerType.caveat`)."""
     records = next(iter(measured.texts.values()), [])
-    return caveat(measured.task, [r.reference for r in records if r.reference is not None])
+    golds = [r.reference for r in records if r.reference is not None]
+    return answers_of(measured.task).caveat(golds)
 
 
 def title(task: str, about: Mapping[str, Any], table: str) -> str:
@@ -106,30 +108,32 @@ def title(task: str, about: Mapping[str, Any], table: str) -> str:
 
 
 def read_results(out: Path) -> tuple[dict[str, Any], dict[str, list[Cell]]]:
-    """What ``results.json`` says of each task, and each task's cells; nothing if there is none.
+    """What ``results.json`` says of each task, and each task's cells.
 
     Raises:
-        ArtifactError: It is damaged.
+        ArtifactError: It is missing (the evaluation has not ended) or damaged.
     """
     path = out / RESULTS
-    if not path.is_file():
-        return {}, {}
     content = read_json(path)
     try:
-        told: Any = {task: {**_UNTOLD, **about} for task, about in content["tasks"].items()}
-        known: Any = (
-            {k: np.nan if v is None else v for k, v in c.items()} for c in content["cells"]
-        )
-        cells = [Cell(**cell) for cell in known]
-    except (AttributeError, KeyError, TypeError) as error:
+        cells = [Cell(**cell | _numbers(cell)) for cell in content["cells"]]
+        known = dict.fromkeys(c.task for c in cells) | content.get("tasks", {})
+        told = {task: _UNTOLD | (about or {}) for task, about in known.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); give another folder") from None
     return told, {task: [c for c in cells if c.task == task] for task in told}
+
+
+def _numbers(cell: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a cell; JSON has no NaN and no infinity (:func:`prefheads.storage.plain`)."""
+    known = {f: cell[f] for f in ("value", "low", "high", "p", "official") if f in cell}
+    return {f: np.nan if v is None else float(v) for f, v in known.items()}
 
 
 def require_libraries() -> None:
     """Raise unless what tables need is installed, so that a lack shows before a long run."""
     for name in ("pandas", "tabulate"):
-        require(name)
+        require(name, "eval")
 
 
 LEGEND = (

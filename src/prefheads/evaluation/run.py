@@ -16,25 +16,26 @@ from prefheads.data.encoding import encode
 from prefheads.data.example import Example
 from prefheads.discovery.retrieval import retrieval_scores
 from prefheads.errors import ArtifactError, DataError
+from prefheads.evaluation.decoder import make_decoder
 from prefheads.evaluation.folds import Fold
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
-from prefheads.evaluation.methods import Decoder, Method, make_decoder
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record, Records
 from prefheads.evaluation.samples import write_samples
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import room_for_prompt
 from prefheads.storage import plain, writable_dir, write_json
-from prefheads.tasks.metrics import LABELS, RATING, sample_scores
+from prefheads.tasks.answers import answers_of
 
 RECORDS = "records.jsonl"
 LIKELIHOOD = "likelihood.json"
-SHORT, LONG, VERY_LONG = 16, 48, 512  # new tokens for a label or a rating, a line, a page
+SHORT = 16  # new tokens for a label or a rating
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """How tasks are evaluated; what the results depend on.
 
     Attributes:
@@ -64,6 +65,10 @@ class Plan:
     def needs_steerer(self) -> bool:
         """Whether any method works with what discovery found."""
         return any(m.needs_steerer for m in self.methods)
+
+    def new_tokens(self, task: str) -> int:
+        """Tokens that an answer of a task may have."""
+        return self.max_new_tokens or answer_length(task, self.label_tokens)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def evaluate_task(
     task: str,
     folds: Sequence[Fold],
     fitted: PreferenceSteerer | None,
-    plan: Plan,
+    plan: EvaluationPlan,
     out: Path,
     *,
     split: str = "",
@@ -137,16 +142,14 @@ def _check(
     tokenizer: PreTrainedTokenizerBase,
     task: str,
     folds: Sequence[Fold],
-    plan: Plan,
+    plan: EvaluationPlan,
 ) -> None:
     """Stumble over what cannot be used now, not after hours of work."""
     for fold in folds:
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
         if plan.generation:
-            room = room_for_prompt(
-                model, plan.max_new_tokens or answer_length(task, plan.label_tokens)
-            )
+            room = room_for_prompt(model, plan.new_tokens(task))
             for example in fold.test:
                 encode(tokenizer, replace(example, output=None), max_length=room)
         require_golds(task, fold.test)
@@ -158,7 +161,7 @@ def _evaluate(
     task: str,
     folds: Sequence[Fold],
     fitted: PreferenceSteerer | None,
-    plan: Plan,
+    plan: EvaluationPlan,
     out: Path,
 ) -> Measured:
     drawn = list({one.name: one for m in plan.methods for one in m.drawn(plan.seed)}.values())
@@ -176,7 +179,13 @@ def _evaluate(
         for decoder in decoders:
             settings.setdefault(decoder.method.name, []).append(decoder.described)
         if plan.likelihood:
-            parts.append(_likelihood(model, tokenizer, fold.test, decoders, plan, out, index))
+            path = out / f"likelihood-{index}.safetensors"
+            parts.append(
+                likelihood(
+                    model, tokenizer, fold.test, decoders,
+                    checkpoint=path, seed=plan.seed, progress=plan.progress,
+                )
+            )  # fmt: skip
         if plan.generation:
             generate_records(
                 model,
@@ -184,7 +193,7 @@ def _evaluate(
                 fold.test,
                 decoders,
                 records,
-                max_new_tokens=plan.max_new_tokens or answer_length(task, plan.label_tokens),
+                max_new_tokens=plan.new_tokens(task),
                 batch_size=plan.batch_size,
                 seed=plan.seed,
                 progress=plan.progress,
@@ -202,28 +211,23 @@ def _evaluate(
 
 def require_golds(task: str, examples: Sequence[Example]) -> None:
     """Raise a ``DataError`` that names a sample whose gold is no answer of its task."""
-    if task not in LABELS and task != RATING:
-        return
+    answers = answers_of(task)
     for example in examples:
-        if example.output is not None:
-            try:
-                sample_scores(task, [example.output], [example.output])
-            except DataError as error:
-                raise DataError(f"sample {example.id!r}: {error}") from None
+        gold = (example.output or "").strip()
+        if example.output is not None and (problem := answers.problem(gold)):
+            raise DataError(f"sample {example.id!r}: gold {gold!r} {problem}")
 
 
 def answer_length(task: str, of_label: int = SHORT) -> int:
     """New tokens that an answer of this task needs, ``of_label`` if it is a label or a rating."""
-    if task.startswith("LongLaMP"):
-        return VERY_LONG
-    return of_label if task in ("LaMP-1", "LaMP-2", "LaMP-3") else LONG
+    return answers_of(task).new_tokens or of_label
 
 
 def _fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     fold: Fold,
-    plan: Plan,
+    plan: EvaluationPlan,
     folder: Path,
 ) -> PreferenceSteerer:
     users = {e.user_id for e in fold.pool}
@@ -254,27 +258,7 @@ def _fit(
     return steerer
 
 
-def _likelihood(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    decoders: Sequence[Decoder],
-    plan: Plan,
-    out: Path,
-    fold: int,
-) -> Validation:
-    return likelihood(
-        model,
-        tokenizer,
-        examples,
-        decoders,
-        checkpoint=out / f"likelihood-{fold}.safetensors",
-        seed=plan.seed,
-        progress=plan.progress,
-    )
-
-
-def _joined(parts: Sequence[Validation], plan: Plan) -> Validation | None:
+def _joined(parts: Sequence[Validation], plan: EvaluationPlan) -> Validation | None:
     """All folds, and the draws of random controls as one method."""
     if not parts:
         return None
@@ -297,7 +281,11 @@ class RetrievalHeads:
     """The heads that copy from the context, measured once a model when a method asks for them."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, plan: Plan
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: Path,
+        plan: EvaluationPlan,
     ) -> None:
         self.model, self.tokenizer, self.path, self.plan = model, tokenizer, path, plan
         self._scores: HeadScores | None = None

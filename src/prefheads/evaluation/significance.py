@@ -6,14 +6,15 @@ them as independent would find differences where there are none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import permutation_test
 
 from prefheads.errors import DataError
 from prefheads.stats import Array, Estimate, jackknife, user_totals
-from prefheads.tasks.metrics import Metric
+from prefheads.tasks.answers import Metric
 
 _BATCH = 1000  # swaps at a time: bounds the memory whatever the number of users
 _TIE = 1e-10  # relative; statistics of equal data differ by rounding, and must count as ties
@@ -99,6 +100,8 @@ def paired_test(
     both = _paired(rows_a, rows_b, users)
     totals, _ = user_totals(both, users)
     n_users = len(totals)
+    if n_users == 1:
+        return 1.0
     kept, swapped = totals.reshape(n_users, -1), totals[:, ::-1].reshape(n_users, -1)
 
     def distance(swap: Array) -> Array:
@@ -106,30 +109,30 @@ def paired_test(
         return np.abs(_difference(metric, sums.reshape(-1, *both.shape[1:]) / len(both)))
 
     observed = distance(np.zeros((1, n_users)))[0]
-    exact = 2**n_users <= n_permutations
-    swaps = _all_swaps(n_users) if exact else _random_swaps(n_users, n_permutations, seed)
-    extreme = sum(int((distance(swap) >= observed * (1 - _TIE)).sum()) for swap in swaps)
-    return extreme / 2**n_users if exact else (extreme + 1) / (n_permutations + 1)
+
+    def statistic(swap: Array, _: Array, axis: int) -> Array:
+        found = distance(np.atleast_2d(swap))
+        tied = np.isclose(found, observed, rtol=_TIE, atol=0)
+        return np.where(tied, observed, found).reshape(swap.shape[:-1])
+
+    # What is permuted are not rows but which users are swapped: a 0 and a 1 for each.
+    found = permutation_test(
+        (np.zeros(n_users), np.ones(n_users)),
+        statistic,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n_permutations,
+        batch=_BATCH,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def _difference(metric: Metric, mean: Array) -> Array:
     """Metric of a minus metric of b from mean rows ``(..., 2)`` or ``(..., 2, k)``."""
     values = metric.outer(metric.of_mean(mean))
     return np.asarray(values[..., 0] - values[..., 1])
-
-
-def _all_swaps(n_users: int) -> Iterator[Array]:
-    """Every choice of users to swap, ``(batch, n_users)`` of 0 and 1."""
-    for start in range(0, 2**n_users, _BATCH):
-        numbers = np.arange(start, min(start + _BATCH, 2**n_users))
-        yield ((numbers[:, None] >> np.arange(n_users)) & 1).astype(np.float64)
-
-
-def _random_swaps(n_users: int, count: int, seed: int) -> Iterator[Array]:
-    rng = np.random.default_rng(seed)
-    for start in range(0, count, _BATCH):
-        size = (min(_BATCH, count - start), n_users)
-        yield rng.integers(0, 2, size=size).astype(np.float64)
 
 
 def _paired(rows_a: Any, rows_b: Any, users: Sequence[str]) -> Array:

@@ -12,13 +12,8 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.significance import interval, paired_test
 from prefheads.stats import Array, holm
-from prefheads.tasks.extract import extract
-from prefheads.tasks.metrics import (
-    OFFICIAL,
-    Metric,
-    metrics_of,
-    sample_scores,
-)
+from prefheads.tasks.answers import Metric, answers_of
+from prefheads.tasks.metrics import OFFICIAL, sample_scores
 
 LEVEL = 0.05
 
@@ -77,7 +72,7 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
     """All cells of a task's tables; the first method is the baseline.
 
     Args:
-        extracted: Add the metrics of the answers that :func:`prefheads.tasks.extract.extract`
+        extracted: Add the metrics of the answers that ``answers_of(task).extract``
             takes out of the texts, beside the strict ones. A text without an answer stays as it is.
         seed: Of the permutations.
     """
@@ -147,7 +142,7 @@ def _texts(measured: Measured, extracted: bool) -> list[_Column]:
             )
             for method, records in known.items()
         }
-        for metric in metrics_of(measured.task):
+        for metric in answers_of(measured.task).metrics:
             rows = {
                 m: [scores[draw][metric.name] for draw in draws]
                 for m, draws in measured.methods.items()
@@ -161,7 +156,7 @@ def _strict(record: Record) -> str:
 
 
 def _answer(record: Record) -> str:
-    answer = extract(record.task, record.prediction)
+    answer = answers_of(record.task).extract(record.prediction)
     return record.prediction if answer is None else answer
 
 
@@ -200,7 +195,7 @@ def extraction_counts(measured: Measured) -> dict[str, dict[str, int]]:
     """For each method, in how many texts an answer had to be extracted, and how many have none."""
     counts = {}
     for method, records in measured.texts.items():
-        answers = [extract(r.task, r.prediction) for r in records]
+        answers = [answers_of(r.task).extract(r.prediction) for r in records]
         counts[method] = {
             "extracted": sum(
                 a is not None and a != r.prediction.strip()

@@ -29,6 +29,7 @@ from prefheads.heads.scores import HeadWeights, fingerprint
 from prefheads.interventions.intercept import head_layout
 from prefheads.interventions.projection import Projection, find_projections
 from prefheads.steering.context import ScopeWarning
+from prefheads.steering.setting import Setting
 from prefheads.storage import PathLike, write_atomic, write_json
 
 ABOUT = "prefheads.json"  # beside the weights: what they are and were made from
@@ -79,18 +80,18 @@ class Adapter:
         return missing / math.hypot(*(c.norm for c in self.changes)) if missing else 0.0
 
 
-def low_rank(name: str, weight: Tensor, gains: Tensor, max_rank: int | None = None) -> Change:
-    """The change ``weight * gains`` of a projection as a product of two thin matrices.
+def low_rank(name: str, weight: Tensor, change: Tensor, max_rank: int | None = None) -> Change:
+    """The change ``weight * change`` of a projection as a product of two thin matrices.
 
     Args:
         name: Path of the projection.
         weight: ``(out, in)``, the columns of a head side by side.
-        gains: ``(n_heads,)``, what is added to a gain of 1.
+        change: ``(n_heads,)``, what is added to gains of 1.
         max_rank: Where the exact rank is larger, the best approximation of this rank is taken
             (singular value decomposition).
     """
     n_out, n_in = weight.shape
-    columns = gains.repeat_interleave(n_in // len(gains))
+    columns = change.repeat_interleave(n_in // len(change))
     chosen = columns.nonzero()[:, 0]
     delta = weight[:, chosen].double() * columns[chosen]
     rank = min(len(chosen), n_out)
@@ -107,7 +108,7 @@ def low_rank(name: str, weight: Tensor, gains: Tensor, max_rank: int | None = No
     else:  # more columns than outputs: the change itself is the smaller factor
         a[:, chosen] = delta.float()
         b = torch.eye(n_out)
-    heads = int(torch.count_nonzero(gains))
+    heads = int(torch.count_nonzero(change))
     return Change(name, heads, a, b, rank, delta.norm().item(), missing)
 
 
@@ -143,7 +144,7 @@ def export_adapter(
         raise SteeringError(f"a rank of {max_rank} holds nothing; give at least 1")
     about = _about("peft", model, weights, gamma, source)
     changed = _amplified(model, weights, gamma)
-    changes = tuple(low_rank(p.name, p.weight, gains, max_rank) for p, gains in changed)
+    changes = tuple(low_rank(p.name, p.weight, change, max_rank) for p, change in changed)
     rank = max(len(c.a) for c in changes)
     adapter = Adapter(rank, changes)
     tensors = {}
@@ -198,9 +199,9 @@ def export_merged(
     """
     about = _about("merged", model, weights, gamma, source)
     state = model.state_dict()
-    for projection, gains in _amplified(model, weights, gamma):
+    for projection, change in _amplified(model, weights, gamma):
         weight = projection.weight
-        scaled = weight * (1 + gains).repeat_interleave(weight.shape[1] // len(gains))
+        scaled = weight * (1 + change).repeat_interleave(weight.shape[1] // len(change))
         key = f"{projection.name}.weight"
         state[key] = (scaled.T if projection.transposed else scaled).to(state[key]).contiguous()
     with new_folder(folder) as work:
@@ -216,16 +217,17 @@ def export_merged(
 def _amplified(
     model: PreTrainedModel, weights: HeadWeights, gamma: float
 ) -> list[tuple[Projection, Tensor]]:
-    """The projections that change, with the gains ``(n_heads,)`` added to 1."""
-    if not 0 < gamma < math.inf:
-        raise SteeringError(f"gamma {gamma:g}: to export, it must be a finite number above 0")
+    """The projections that change, with what is added to gains of 1 ``(n_heads,)``."""
+    setting = Setting("", "amplify", "head", gamma, scope="all")
+    if setting.plain:
+        raise SteeringError("gamma 0: to export, it must be above 0")
     if not weights.n_active:
         raise SteeringError("the map is all zero: there is no head to amplify")
     shape = head_layout(model).shape
     if weights.shape != shape:
         raise SteeringError(f"a map of {weights.shape} heads does not fit this model's {shape}")
-    rows = zip(find_projections(model), gamma * weights.values, strict=True)
-    return [(projection, gains) for projection, gains in rows if gains.any()]
+    rows = zip(find_projections(model), setting.change(weights.values), strict=True)
+    return [(projection, change) for projection, change in rows if change.any()]
 
 
 def _about(

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from prefheads.heads.provenance import Provenance, fingerprint
 from prefheads.heads.weights import Head, HeadWeights, cpu_float32, dims, require_model
 from prefheads.stats import LEVEL, Jackknife, jackknife
 from prefheads.storage import PathLike, load_tensors, save_tensors
+from prefheads.types import Weighting
 
 __all__ = ["Head", "HeadScores", "HeadWeights", "Provenance", "fingerprint", "select_heads"]
 
@@ -27,12 +28,12 @@ class HeadScores:
     """Preference Contribution Scores of every head on every example.
 
     Attributes:
-        values: `(n_examples, n_layers, n_heads)` float32; how much the mean response NLL rises
+        values: ``(n_examples, n_layers, n_heads)`` float32; how much the mean response NLL rises
             when the head is ablated, in nats a token (Eq. 4 before the expectation).
-        nll: `(n_examples,)` float32; response NLL without ablation, in nats a token (Eq. 3).
+        nll: ``(n_examples,)`` float32; response NLL without ablation, in nats a token (Eq. 3).
         example_ids: one id per example.
         user_ids: the user of each example.
-        info: how they were measured; `n_examples` is filled in.
+        info: how they were measured; ``n_examples`` is filled in.
 
     Raises:
         DataError: shapes that do not fit, no examples, or values that are not finite.
@@ -70,7 +71,7 @@ class HeadScores:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(n_examples, n_layers, n_heads)`."""
+        """``(n_examples, n_layers, n_heads)``."""
         return self.values.shape[0], self.values.shape[1], self.values.shape[2]
 
     @property
@@ -80,12 +81,12 @@ class HeadScores:
 
     @property
     def mean(self) -> Tensor:
-        """PCS (Eq. 4): `(n_layers, n_heads)` float32, nats a token."""
+        """PCS (Eq. 4): ``(n_layers, n_heads)`` float32, nats a token."""
         return self.values.double().mean(0).float()
 
     @property
     def stderr(self) -> Tensor:
-        """Standard error of `mean`, `(n_layers, n_heads)`; NaN if there is only one user.
+        """Standard error of ``mean``, ``(n_layers, n_heads)``; NaN if there is only one user.
 
         Each user is left out with all of their examples (jackknife): examples of one user are
         alike, and counting them one by one would make the error too small.
@@ -174,13 +175,13 @@ class HeadScores:
         )
 
     def interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
-        """Interval of `mean` over users: Student's t times `stderr` to both sides.
+        """Interval of ``mean`` over users: Student's t times ``stderr`` to both sides.
 
         Args:
             level: how often the interval shall cover the true mean, in (0, 1).
 
         Returns:
-            Lower and upper end, each `(n_layers, n_heads)`; NaN if there is only one user.
+            Lower and upper end, each ``(n_layers, n_heads)``; NaN if there is only one user.
         """
         low, high = self._jackknife.interval(level)
         return cpu_float32(low), cpu_float32(high)
@@ -197,7 +198,7 @@ class HeadScores:
                 as Eq. 5 read literally does. Otherwise they are left out, with a warning.
 
         Raises:
-            SteeringError: not exactly one of `k` and `fraction`, or out of range.
+            SteeringError: not exactly one of ``k`` and ``fraction``, or out of range.
         """
         return select_heads(self.mean, k, fraction, signed=signed, info=self.info)
 
@@ -205,13 +206,13 @@ class HeadScores:
         """Importance weights in [0, 1] (5.2): positive PCS over the largest PCS, 0 elsewhere.
 
         Args:
-            k: keep only this many heads, as in `top`; or
+            k: keep only this many heads, as in ``top``; or
             fraction: keep only this share of them; with neither, all with a positive PCS.
         """
         return select_heads(self.mean, k, fraction, weights="soft", info=self.info)
 
     def ranked(self) -> list[tuple[int, int, float, float]]:
-        """All heads as `(layer, head, mean, stderr)`, highest PCS first."""
+        """All heads as ``(layer, head, mean, stderr)``, highest PCS first."""
         mean, stderr, n_heads = self.mean.flatten(), self.stderr.flatten(), self.shape[2]
         return [
             (i // n_heads, i % n_heads, mean[i].item(), stderr[i].item())
@@ -232,7 +233,7 @@ class HeadScores:
         """Read saved scores.
 
         Args:
-            path: file written by `save`.
+            path: file written by ``save``.
             model: the model (or its config) they are meant for; kind and shape are then checked.
 
         Raises:
@@ -256,14 +257,14 @@ def select_heads(
     k: int | None = None,
     fraction: float | None = None,
     *,
-    weights: Literal["binary", "soft"] = "binary",
+    weights: Weighting = "binary",
     signed: bool = False,
     info: Provenance | None = None,
 ) -> HeadWeights:
-    """Turn a map of mean PCS into head weights; `HeadScores.top` and `soft` say how.
+    """Turn a map of mean PCS into head weights; ``HeadScores.top`` and ``soft`` say how.
 
     Args:
-        mean: `(n_layers, n_heads)`, nats a token. Equal scores rank by layer, then head.
+        mean: ``(n_layers, n_heads)``, nats a token. Equal scores rank by layer, then head.
         k: number of heads; or
         fraction: share of all heads. With neither, "soft" weights all that may be chosen.
         weights: 1 for each chosen head, or its score over the largest.

@@ -1,9 +1,9 @@
-"""How strongly each attention head is acted on: the one map all of steering is said with."""
+"""Head weights: how strongly steering acts on each attention head (section 5.2)."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from prefheads.errors import ArtifactError, PrefheadsError, SteeringError
 from prefheads.heads.provenance import Provenance, fingerprint
 from prefheads.storage import PathLike, load_tensors, save_tensors
+from prefheads.types import Control
 
 Head = tuple[int, int]  # (layer, head)
 
@@ -21,10 +22,10 @@ _TOLERANCE = 1e-6  # rounding that sums of weights may pick up around 0 and 1
 class HeadWeights:
     """How strongly each attention head is acted on: 0 leaves it alone, 1 is full strength.
 
-    Maps of equal shape mix linearly: `0.3 * a + 0.7 * b`. A result outside [0, 1] is an error.
+    Maps of equal shape mix linearly: ``0.3 * a + 0.7 * b``. A result outside [0, 1] is an error.
 
     Attributes:
-        values: `(n_layers, n_heads)` float32 in [0, 1], on the CPU.
+        values: ``(n_layers, n_heads)`` float32 in [0, 1], on the CPU.
         info: where the map comes from.
 
     Raises:
@@ -54,7 +55,7 @@ class HeadWeights:
     def from_heads(
         cls, shape: tuple[int, int], heads: Iterable[Head], info: Provenance | None = None
     ) -> Self:
-        """Binary map of the given `(layer, head)` pairs; pairs outside `shape` are an error."""
+        """Binary map of the given ``(layer, head)`` pairs; pairs outside ``shape`` are an error."""
         values = torch.zeros(shape)
         for layer, head in heads:
             if not (0 <= layer < shape[0] and 0 <= head < shape[1]):
@@ -66,12 +67,12 @@ class HeadWeights:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """`(n_layers, n_heads)`."""
+        """``(n_layers, n_heads)``."""
         return self.values.shape[0], self.values.shape[1]
 
     @property
     def heads(self) -> list[Head]:
-        """The `(layer, head)` pairs with a non-zero weight, in order."""
+        """The ``(layer, head)`` pairs with a non-zero weight, in order."""
         return [(layer, head) for layer, head in torch.nonzero(self.values).tolist()]
 
     @property
@@ -110,7 +111,7 @@ class HeadWeights:
         union = int((mine | theirs).sum())
         return int((mine & theirs).sum()) / union if union else 1.0
 
-    def random_like(self, seed: int, kind: Literal["heads", "mask"] = "heads") -> "HeadWeights":
+    def random_like(self, seed: int, kind: Control = "heads") -> "HeadWeights":
         """A random control for this map (6.4).
 
         Args:
@@ -142,7 +143,7 @@ class HeadWeights:
         """Read a saved map.
 
         Args:
-            path: file written by `save`.
+            path: file written by ``save``.
             model: the model (or its config) it is meant for; its kind and shape are then checked.
 
         Raises:

@@ -1,93 +1,112 @@
-"""One forward pass, several branches: rows that leave a shared row where they begin to differ.
+"""One forward pass with branches: rows that leave a shared row where they begin to differ.
 
 Below the first layer with a changed head a branch is identical to its base row, so it does not
-exist there: it is appended to the batch, as a copy of the base row's hidden state, on entering
-that layer. Steering uses one branch a row (the depersonalised one); discovery and calibration use
+exist there. On entering that layer it is appended to the batch, as a copy of the base row's hidden
+state. Steering uses one branch a row (the depersonalised one); discovery and calibration use
 hundreds, all in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prefheads.interventions.hooks import AttentionFunction, Observer, layer_index
-from prefheads.interventions.intercept import HeadLayout
+from prefheads.interventions.hooks import (
+    AttentionCall,
+    AttentionHook,
+    AttentionOutput,
+    attribute_set_to,
+    hooked,
+)
+from prefheads.interventions.layout import HeadLayout
 from prefheads.interventions.masks import as_bias
-from prefheads.interventions.plan import ALL, Plan, Where
-from prefheads.interventions.shared_prompt import Prompt, attend_shared
+from prefheads.interventions.plan import ALL_POSITIONS, ActivePositions, BranchPlan
+from prefheads.interventions.shared_prompt import SharedPrompt, attend_shared
 
 
-class Pass(Observer):
-    """One run of a plan through the model.
+class BranchedForward(AttentionHook):
+    """One forward pass of a plan's rows.
 
     Args:
         plan: Rows and gains.
-        n_keys: Tokens seen when the pass is over, its own included.
-        profile: ``(n_base, n_keys)`` bool, the profile's tokens among them; needed for target
-            ``"profile"``.
-        prompt: Keys and values of prompts that rows share
-        (:mod:`prefheads.interventions.shared_prompt`); the model's
-            cache must give back those of the new tokens only.
-        entered: What entered each layer when the base rows ran; branches take off from there, and
-            the base rows, if the plan has them, run again with them. Layers below the first branch
-            do nothing; let the model skip them (:func:`prefheads.interventions.forward.skipped`).
-        where: Where in this call gains act.
+        n_keys: Tokens of the text when the pass is over, those of the pass included.
+        profile: ``(n_base, n_keys)`` bool, the profile's tokens; needed for target ``"profile"``.
+        prompt: Prompts that rows share; the model's cache must then give back the keys and values
+            of the new tokens only.
+        layer_inputs: What entered each layer when the base rows ran before. Branches leave from
+            there; the base rows run again only if the plan has them.
+        active: The positions of this call at which gains act.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BranchPlan,
         n_keys: int,
         profile: Tensor | None = None,
-        prompt: Prompt | None = None,
-        entered: Mapping[int, Tensor] | None = None,
-        where: Where = ALL,
+        prompt: SharedPrompt | None = None,
+        layer_inputs: Mapping[int, Tensor] | None = None,
+        active: ActivePositions = ALL_POSITIONS,
     ) -> None:
         self.plan = plan
-        self.entered = entered
+        self.layer_inputs = layer_inputs
         self.n_keys = n_keys
         self.profile = profile
         self.prompt = prompt
-        self.where = where
-        self._may_be_blind: bool | None = None
+        self.active = active
+        self._may_hide_all: bool | None = None
         self._memo: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+    @contextmanager
+    def running(self, layout: HeadLayout) -> Iterator[None]:
+        """Run these rows when the model is called inside the block. The layers below the first
+        branch return what enters them if the base rows have run before."""
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden,) if layout.tuples else hidden
+
+        n_skipped = 0 if self.layer_inputs is None else self.plan.first
+        with ExitStack() as stack:
+            stack.enter_context(hooked(self))
+            for layer in layout.layers[:n_skipped]:
+                stack.enter_context(attribute_set_to(layer, "forward", skip))
+            yield
 
     # -- rows --
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Append the branches that leave here; give the layer's other inputs as many rows."""
         n, base, n_query = self.plan.rows(index), hidden, hidden.shape[1]
-        if self.entered is not None:
-            if index < self.plan.first:  # nobody is there yet
+        if self.layer_inputs is not None:
+            if index < self.plan.first:  # a skipped layer
                 return hidden, rest
-            base = self.entered[index]
+            base = self.layer_inputs[index]
             hidden = hidden[:0] if index == self.plan.first else hidden
         if n > len(hidden):
             new = self.plan.origins[len(hidden) : n].to(hidden.device)
             hidden = torch.cat([hidden, base.index_select(0, new)])
         # Rows of one prompt broadcast over one row of mask and positions; others need as many.
-        if n != self.plan.n_base and (self.prompt is None or self.prompt.apart):
+        if n != self.plan.n_base and (self.prompt is None or self.prompt.per_row):
             rest = self._expand_once(rest, n, n_query)
         return hidden, rest
 
     def _expand_once(self, rest: Any, n: int, n_query: int) -> Any:
-        """:func:`_expand` to ``n`` rows, once for all layers that get the same things."""
+        """:func:`_expand` to ``n`` rows, once for all layers that get the same inputs."""
         args, kwargs = rest if isinstance(rest, tuple) else ((), rest)
         same = (n, *map(id, args), *map(id, kwargs.values()))
 
         def expand() -> Any:
-            return _expand(rest, self.plan.n_base, n_query, lambda x, axis: select(x, n, axis))
-
-        def select(x: Tensor, n: int, axis: int) -> Tensor:
-            return self._rows_of(x, n, axis)
+            return _expand(rest, self.plan.n_base, n_query, lambda x, axis: self._rows(x, n, axis))
 
         return self._remember(same, rest, expand)
 
-    def _rows_of(self, x: Tensor, n: int, axis: int = 0) -> Tensor:
+    def _rows(self, x: Tensor, n: int, axis: int = 0) -> Tensor:
+        """Rows of ``x``, one a base row, for the first ``n`` rows of the batch."""
+
         def select() -> Tensor:
             return x.index_select(axis, self.plan.origins[:n].to(x.device))
 
@@ -101,145 +120,115 @@ class Pass(Observer):
 
     # -- heads --
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """The attention function, with this layer's gains. Shapes as transformers passes them."""
-        layer = layer_index(module)
-        changed = self.plan.changed[layer]
-        shared = None if self.prompt is None else self.prompt.held(layer, key, value)
-        if shared is None and not changed:
-            return inner(module, query, key, value, mask, **kwargs)
-        gain = self.plan.gain(layer, query.device) if changed else None
+    def attend(self, call: AttentionCall) -> AttentionOutput:
+        """Run the attention function with this layer's gains."""
+        changed = self.plan.changed[call.layer]
+        prompt_kv = None if self.prompt is None else self.prompt.prompt_kv(call)
+        if prompt_kv is None and not changed:
+            return call.run()
+        gain = self.plan.gain(call.layer, call.query.device) if changed else None
         if gain is not None and self.plan.target == "query":
-            query, gain = self._scaled(query.transpose(1, 2), gain).transpose(1, 2), None
+            query = self._scaled(call.query.transpose(1, 2), gain).transpose(1, 2)
+            call, gain = call.replace(query=query), None
         if gain is not None and self.plan.target == "profile":
-            if shared is None and self.where.start:
-                return self._attend_in_turn(inner, module, query, key, value, mask, gain, kwargs)
-            return self._attend(inner, module, query, key, value, mask, gain, shared, kwargs)
-        out, weights = self._attend(inner, module, query, key, value, mask, None, shared, kwargs)
+            if prompt_kv is None and self.active.start:
+                return self._attend_in_turn(call, gain)
+            return self._attend(call, gain, prompt_kv)
+        out, weights = self._attend(call, None, prompt_kv)
         return out if gain is None else self._scaled(out, gain), weights
 
-    def _attend_in_turn(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        gain: Tensor,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """All as they are, and those after whom gains on the profile act once more with them."""
-        start = self.where.start
-        out, weights = inner(module, query, key, value, mask, **kwargs)
-        if start >= query.shape[2]:
+    def _attend_in_turn(self, call: AttentionCall, gain: Tensor) -> AttentionOutput:
+        """Run all queries as they are, and the active ones once more with gains on the profile."""
+        start, n_query, n_keys = self.active.start, call.query.shape[2], call.key.shape[2]
+        out, weights = call.run()
+        if start >= n_query:
             return out, weights
+        mask = call.mask
         if mask is None:
-            n_key = min(key.shape[2], self.n_keys)
-            mask = as_bias(None, query, n_key - query.shape[2], key.shape[2])
-        n_query, kwargs = query.shape[2], dict(kwargs)
+            mask = as_bias(None, call.query, min(n_keys, self.n_keys) - n_query, n_keys)
+        kwargs = dict(call.kwargs)
         for name, given in kwargs.items():  # such as a bias of positions, for each query
             if isinstance(given, Tensor) and given.dim() == 4 and given.shape[2] == n_query:
                 kwargs[name] = given[:, :, start:]
-        late, _ = self._attend(
-            inner, module, query[:, :, start:], key, value, mask[..., start:, :], gain, None, kwargs
+        late = call.replace(
+            query=call.query[:, :, start:], mask=mask[..., start:, :], kwargs=kwargs
         )
-        return torch.cat([out[:, :start], late], 1), weights
+        return torch.cat([out[:, :start], self._attend(late, gain, None)[0]], 1), weights
 
     def _attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        gain: Tensor | None,
-        shared: tuple[Tensor, Tensor] | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention of rows that may share prompts, with gains ``(rows, n_heads)`` on the profile
-        if there are any."""
-        rows, past, blind = len(query), 0 if shared is None else shared[0].shape[2], None
+        self, call: AttentionCall, gain: Tensor | None, prompt_kv: tuple[Tensor, Tensor] | None
+    ) -> AttentionOutput:
+        """Run the attention of rows that may share prompts, with gains ``(rows, n_heads)`` on the
+        profile if there are any."""
+        rows, mask, hidden = len(call.query), call.mask, None
+        past = 0 if prompt_kv is None else prompt_kv[0].shape[2]
         if self.prompt is not None:
-            mask = self._mask_of_rows(self.prompt.mask(layer_index(module), mask), rows)
-        seen = (id(mask), rows, past)  # the same for all layers with as many rows and keys
-        source = mask
+            mask = self.prompt.mask(call)
+            if mask is not None and len(mask) not in (1, rows):  # one of base rows
+                mask = self._rows(mask, rows)
+        seen, source = (id(mask), rows, past), mask  # shared by layers with as many rows and keys
         if gain is not None:
-            mask, blind = self._hide(gain, mask, query, past + key.shape[2])
-            if shared is None and source is not None and source.dtype == torch.bool:
+            mask, hidden = self._profile_bias(gain, mask, call.query, past + call.key.shape[2])
+            if prompt_kv is None and source is not None and source.dtype == torch.bool:
                 # Queries that see nothing, of padding, are left to the attention function.
                 nothing = ~source[..., : mask.shape[-1]].any(-1, keepdim=True)
                 mask = mask.masked_fill(nothing, float("-inf"))
-        if self.prompt is None or shared is None:
-            out, weights = inner(module, query, key, value, mask, **kwargs)
+        call = call.replace(mask=mask)
+        if self.prompt is None or prompt_kv is None:
+            out, weights = call.run()
         else:
 
             def once(make: Callable[[], Any]) -> Any:
                 return make() if gain is not None else self._remember(seen, source, make)
 
-            out, weights = attend_shared(
-                inner, module, query, key, value, mask, shared, self.prompt.apart, once, kwargs
-            )
-        if blind is not None:
-            out = out.masked_fill(blind.transpose(1, 2)[..., None], 0)
+            out, weights = attend_shared(call, prompt_kv, self.prompt.per_row, once)
+        if hidden is not None:
+            out = out.masked_fill(hidden.transpose(1, 2)[..., None], 0)
         return out, weights
 
-    def _mask_of_rows(self, mask: Tensor | None, rows: int) -> Tensor | None:
-        """A mask of base rows, or of all, for ``rows``."""
-        if mask is None or len(mask) in (1, rows):
-            return mask
-        return self._rows_of(mask, rows)
-
-    def _scaled(self, out: Tensor, gain: Tensor) -> Tensor:
-        """What heads hand on, or ask for, ``(rows, query, heads, head_dim)``, times their gains."""
-        gains, start = gain[:, None, :, None].to(out.dtype), self.where.start
-        if self.where.of_rows is not None:
-            active = self.where.active(start, out.shape[1], out.device)
-            assert active is not None
-            rows = active[self.plan.origins[: len(out)].to(out.device)]
+    def _scaled(self, x: Tensor, gain: Tensor) -> Tensor:
+        """Outputs or queries of heads ``(rows, query, heads, head_dim)`` times their gains."""
+        gains, start = gain[:, None, :, None].to(x.dtype), self.active.start
+        if self.active.row_starts is not None:
+            rows = self._active_rows(start, x.shape[1], len(x), x.device)
             gains = torch.where(rows[:, :, None, None], gains, 1.0)
-        # Models take a view of what attention returns, which must lie in order for that.
+        # Models take a view of what attention returns, which must be contiguous for that.
         if not start:
-            return (out * gains).contiguous()
-        return torch.cat([out[:, :start], out[:, start:] * gains], 1)
+            return (x * gains).contiguous()
+        return torch.cat([x[:, :start], x[:, start:] * gains], 1)
 
-    def _hide(
+    def _active_rows(self, first: int, end: int, n: int, device: torch.device) -> Tensor:
+        """Which positions are active in each row of the batch, where rows differ."""
+        mask = self.active.mask(first, end, device)
+        assert mask is not None
+        return mask[self.plan.origins[:n].to(device)]
+
+    def _profile_bias(
         self, gain: Tensor, mask: Tensor | None, query: Tensor, n_key: int
     ) -> tuple[Tensor, Tensor | None]:
         """Add log(gain) to the mask where keys are profile tokens.
 
         Returns:
-            The bias ``(rows, n_heads, n_query, n_key)``; and where a head is blind
-            ``(rows, n_heads, n_query)``, or None if none can be: a head from which all it could
-            see is hidden reads nothing, so its output is zero.
+            The bias ``(rows, n_heads, n_query, n_key)``; and where all that a head could see is
+            hidden from it ``(rows, n_heads, n_query)``, or None if nowhere: such a head reads
+            nothing, so its output is zero.
         """
         assert self.profile is not None
         origins = self.plan.origins[: len(gain)].to(gain.device)
         columns = self._columns(self.profile.to(gain.device), n_key)[origins][:, None, None, :]
-        if self.where.of_rows is not None:
-            start = self.where.start
-            active = self.where.active(start, start + query.shape[2], gain.device)
-            assert active is not None
-            columns = columns & active[origins][:, None, :, None]
+        if self.active.row_starts is not None:
+            start = self.active.start
+            active = self._active_rows(start, start + query.shape[2], len(gain), gain.device)
+            columns = columns & active[:, None, :, None]
         log_gain = torch.where(columns, gain.log()[..., None, None], 0.0).to(query.dtype)
         past = min(n_key, self.n_keys) - query.shape[2]
         seen = as_bias(mask, query, past, n_key)
         low = torch.finfo(query.dtype).min
         bias = (seen + log_gain).clamp_min(low)
-        if self._may_be_blind is None:  # a token outside the profile sees at least itself
+        if self._may_hide_all is None:  # a token outside the profile sees at least itself
             own = self.profile[:, self.n_keys - query.shape[2] : self.n_keys]
-            self._may_be_blind = bool(own.any())
-        if not self._may_be_blind:
+            self._may_hide_all = bool(own.any())
+        if not self._may_hide_all:
             return bias, None
         visible = seen > low / 2
         return bias, visible.any(-1) & ~(visible & (log_gain > float("-inf"))).any(-1)
@@ -251,16 +240,16 @@ class Pass(Observer):
         return nn.functional.pad(profile, (0, n_key - self.n_keys))
 
 
-class Step(Observer):
-    """One new token a row, under a plan whose branches leave at the bottom, of target ``"head"`` or
-    ``"query"``.
+class CompiledStep(AttentionHook):
+    """One new token a row, under a plan whose branches leave in the lowest layer, of target
+    ``"head"`` or ``"query"``.
 
-    The same as :class:`Pass` makes of it, in a form that is traced as one graph, and again for no
-    other numbers: gains are tensors, and every layer has its own.
+    It does what :class:`BranchedForward` does, in a form that is traced as one graph, and not again
+    for other numbers: gains are tensors, and every layer has its own.
     """
 
-    def __init__(self, plan: Plan, layout: HeadLayout) -> None:
-        self.n_base, self.forks = plan.n_base, bool(plan.starts)
+    def __init__(self, plan: BranchPlan, layout: HeadLayout) -> None:
+        self.n_base, self.has_branches = plan.n_base, bool(plan.starts)
         self.of_query = plan.target == "query"
         self.gains = [
             plan.gain(i, next(layer.parameters()).device)[:, None, :, None]
@@ -269,26 +258,17 @@ class Step(Observer):
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Double the rows."""
-        if not self.forks:
+        if not self.has_branches:
             return hidden, rest
         hidden = _twice(hidden) if index == 0 else hidden
         return hidden, _expand(rest, self.n_base, 1, _twice)
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """The attention function, with this layer's gains. Shapes as transformers passes them."""
-        gains = self.gains[layer_index(module)].to(query.dtype)
+    def attend(self, call: AttentionCall) -> AttentionOutput:
+        """Run the attention function with this layer's gains."""
+        gains = self.gains[call.layer].to(call.query.dtype)
         if self.of_query:
-            return inner(module, query * gains.transpose(1, 2), key, value, mask, **kwargs)
-        out, weights = inner(module, query, key, value, mask, **kwargs)
+            return call.replace(query=call.query * gains.transpose(1, 2)).run()
+        out, weights = call.run()
         return out * gains, weights
 
 
@@ -297,7 +277,7 @@ def _twice(x: Tensor, axis: int = 0) -> Tensor:
 
 
 def _expand(value: Any, n_base: int, n_query: int, take: Callable[[Tensor, int], Tensor]) -> Any:
-    """What a layer is given beside its hidden states, with other rows where it has rows."""
+    """A layer's inputs beside its hidden states, with other rows where they have rows."""
     if isinstance(value, Tensor):
         axis = _axis_of_rows(value, n_base, n_query)
         return value if axis is None else take(value, axis)

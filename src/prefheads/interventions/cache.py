@@ -1,9 +1,9 @@
-"""The cache of a forked generation: in the forked layers it is one of two branches.
+"""The KV cache of a forked generation: its forked layers hold the tokens of two branches.
 
-Where the attention allows it, the prompt's keys and values are there once, for both branches, and
-beside them those of the new tokens of each (:class:`BranchedLayer`). Elsewhere (sliding windows,
-static caches, attention other than sdpa, a prompt that is itself steered) a layer holds twice the
-rows.
+Where the attention allows it, a layer holds the prompt's keys and values once for both branches,
+and beside them those of each branch's new tokens (:class:`BranchedLayer`). Elsewhere (sliding
+windows, static caches, attention other than sdpa, a prompt that is itself steered) it holds twice
+the rows.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from transformers.cache_utils import (
 )
 
 from prefheads.errors import SteeringError
+from prefheads.interventions.hooks import AttentionCall
 
 LEAST_ROOM, ROOM = 16, 128  # tokens to come that there is room for
-# Layers that keep keys and values, in ways known here, and nothing else.
-KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
+# Layers that keep keys and values and nothing else.
+FORKABLE = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
 New = Mapping[int, tuple[Tensor, Tensor]]
 
 
-def is_known(cache: Cache | None, first: int) -> bool:
-    """Whether the layers from ``first`` on, those to come too, are of kinds that can be forked when
-    they are filled."""
+def can_fork(cache: Cache | None, first: int) -> bool:
+    """Whether the layers from ``first`` on, those to come too, can be forked when they are
+    filled."""
     if cache is None:
         return True
     layers: list[Any] = cache.layers
     grown = cache.layer_class_to_replicate  # of layers that a lazily built cache adds
-    return grown in (None, *KNOWN) and all(type(layer) in KNOWN for layer in layers[first:])
+    return grown in (None, *FORKABLE) and all(type(layer) in FORKABLE for layer in layers[first:])
 
 
 def fork_cache(
     cache: Cache, first: int, n_rows: int, *, share: bool, new: New | None = None
 ) -> None:
-    """Fork the layers from ``first`` on, which hold ``n_rows`` rows; reordering (beams) and the
-    like act on both branches.
+    """Fork the layers from ``first`` on, which hold ``n_rows`` rows. What reorders rows, such as
+    beam search, acts on both branches from then on.
 
     Args:
         share: Hold the prompt once where the layer can.
-        new: Keys and values ``(n_rows, kv_heads, n, d)`` of each layer that stand in the branch in
-            place of the last ones held; the branches are alike if None.
+        new: Keys and values ``(n_rows, kv_heads, n, d)`` of each layer that replace the last ones
+            held in the second branch; the branches are alike if None.
 
     Raises:
         SteeringError: A layer is filled and of a kind that cannot be forked.
@@ -62,7 +63,7 @@ def fork_cache(
             continue
         own = None if new is None else new[i]
         filled = bool(layer.get_seq_length() > 0)
-        if filled and type(layer) not in KNOWN:
+        if filled and type(layer) not in FORKABLE:
             raise SteeringError(
                 f"a contrast cannot fork a filled {type(layer).__name__}; give the call a fresh "
                 "cache"
@@ -71,12 +72,12 @@ def fork_cache(
             layers[i] = BranchedLayer(layer, own)
             continue
         if layer.is_initialized and len(layer.keys) == n_rows:
-            _double(layer, own)
+            _double_rows(layer, own)
         kind: Any = type(layer)
-        layer.__class__ = _of_both(kind)
+        layer.__class__ = _doubled(kind)
 
 
-def _double(layer: Any, own: tuple[Tensor, Tensor] | None) -> None:
+def _double_rows(layer: Any, own: tuple[Tensor, Tensor] | None) -> None:
     """Let a layer hold the rows of both branches."""
     end = min(layer.keys.shape[2], int(layer.get_seq_length()))  # a static one has room after it
     for name, rows in zip(("keys", "values"), own or (None, None), strict=True):
@@ -87,18 +88,26 @@ def _double(layer: Any, own: tuple[Tensor, Tensor] | None) -> None:
             branch = held.clone()
             branch[:, :, end - n : end] = rows[:, :, rows.shape[2] - n :]
         both = torch.cat([held, branch])
-        if layer.is_compileable:  # as transformers marks those that it makes
-            torch._dynamo.mark_static_address(both)
+        if layer.is_compileable:
+            _mark_static(both)
         setattr(layer, name, both)
 
 
-@remembered
-def _of_both(stock: Any) -> Any:
-    """A class for layers of the class ``stock`` whose rows are those of two branches."""
+def _mark_static(x: Tensor) -> None:
+    """Tell torch's compiler that a tensor keeps its address, as transformers does for its static
+    caches; without the hint, graphs copy it."""
+    mark = getattr(getattr(torch, "_dynamo", None), "mark_static_address", None)
+    if mark is not None:
+        mark(x)
 
-    class Both(stock):  # type: ignore[misc]  # of any class of layers
+
+@remembered
+def _doubled(stock: Any) -> Any:
+    """A class for layers of the class ``stock`` that hold the rows of two branches."""
+
+    class Doubled(stock):  # type: ignore[misc]  # of any class of layers
         _layer_type = None  # else transformers would put it in the place of the stock one
-        is_of_both = True
+        is_doubled = True
 
         def update(self: Any, key_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.is_initialized and self.keys is not None and self.keys.numel():
@@ -116,8 +125,8 @@ def _of_both(stock: Any) -> Any:
             n = _n_rows(self) // 2
             return torch.cat([index, index + n]) if n else index
 
-    Both.__name__ = Both.__qualname__ = f"Both{stock.__name__}"
-    return Both
+    Doubled.__name__ = Doubled.__qualname__ = f"Doubled{stock.__name__}"
+    return Doubled
 
 
 def _n_rows(layer: Any) -> int:
@@ -132,7 +141,7 @@ def is_forked(cache: Cache) -> bool:
 
 
 def _is_forked(layer: Any) -> bool:
-    return isinstance(layer, BranchedLayer) or getattr(layer, "is_of_both", False)
+    return isinstance(layer, BranchedLayer) or getattr(layer, "is_doubled", False)
 
 
 class BranchedLayer(DynamicLayer):
@@ -144,7 +153,8 @@ class BranchedLayer(DynamicLayer):
 
     Attributes:
         keys, values: Those of the prompt.
-        own_keys, own_values: ``(2 B, kv_heads, n_new, d)``, the personalised branch first.
+        own_keys, own_values: Those of the new tokens, ``(2 B, kv_heads, n_new, d)``, the first
+            branch first.
     """
 
     keys: Tensor
@@ -210,23 +220,23 @@ class BranchedLayer(DynamicLayer):
             setattr(self, name, getattr(self, name).repeat_interleave(repeats, 0))
 
 
-class Forked:
-    """The prompt that both branches of a forked cache go on from
-    (:mod:`prefheads.interventions.shared_prompt`)."""
+class CachedPrompt:
+    """The prompt of a forked cache, a
+    :class:`prefheads.interventions.shared_prompt.SharedPrompt` of both branches."""
 
-    apart = True
+    per_row = True
 
     def __init__(self, cache: Cache) -> None:
         self.layers: list[Any] = cache.layers
 
-    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+    def prompt_kv(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the prompt in a layer; None where both branches hold all of theirs."""
-        layer = self.layers[index] if index < len(self.layers) else None
+        layer = self.layers[call.layer] if call.layer < len(self.layers) else None
         return (layer.keys, layer.values) if isinstance(layer, BranchedLayer) else None
 
-    def mask(self, index: int, mask: Tensor | None) -> Tensor | None:
-        """The one that the model made."""
-        return mask
+    def mask(self, call: AttentionCall) -> Tensor | None:
+        """The mask that the model made."""
+        return call.mask
 
 
 def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,8 +259,8 @@ def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _may_write(held: Tensor, new: Tensor) -> bool:
-    """Whether tokens may be written into a room, which changes what the graph of a gradient or
-    inference mode holds."""
+    """Whether tokens may be written in place: not where gradients are kept for them, nor into a
+    tensor of an inference mode that has ended."""
     if torch.is_grad_enabled() and (held.requires_grad or new.requires_grad):
         return False
     return torch.is_inference_mode_enabled() or not held.is_inference()

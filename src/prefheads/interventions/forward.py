@@ -1,4 +1,4 @@
-"""Replacing the ``forward`` of a model or of its layers for a while."""
+"""Answering the forward calls of a model in place of its own ``forward``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.intercept import HeadLayout, attention_backend
+from prefheads.interventions.hooks import attention_backend, attribute_set_to
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of ``generate()``, as its arguments tell.
+    """One run of ``generate()``, as its arguments describe it.
 
     Attributes:
-        n_rows: Prompts, before any is repeated for beams or several answers; None if not known.
-        n_prompt: Their tokens, padding included; None if not known.
+        n_rows: Number of prompts, before beams or several answers repeat them; None if unknown.
+        n_prompt: Tokens of a prompt, padding included; None if unknown.
     """
 
     n_rows: int | None
@@ -35,7 +35,7 @@ class Generation:
 _running: ContextVar[Generation | None] = ContextVar("prefheads_generation", default=None)
 
 
-# What tells of text: its tokens, where they stand, and which of them are seen.
+# Arguments about text: its tokens, their positions, and which of them are seen.
 TEXT = {
     "attention_mask",
     "cache_position",
@@ -47,19 +47,19 @@ TEXT = {
 }
 
 
-class Call:
+class ForwardCall:
     """The arguments of one forward call by name, and what they say about its tokens.
 
     Attributes:
-        arguments: What the model's own forward is to be called with.
+        arguments: The arguments for the model's own forward.
         inputs: Token ids ``(n_rows, length)``, or embeddings in their place.
         n_rows: Rows of the batch.
-        length: Tokens a row of this call.
+        length: Tokens in a row of this call.
         past: Tokens that the cache holds already.
-        keep: Last positions whose logits are asked for; 0 for all.
-        predicting: Last positions that predict new tokens: one, or more where assisted generation
-            (or scoring) gives tokens after the one to predict from.
-        generation: The run of ``generate()`` that the call is part of, if it is of one.
+        keep: How many of the last positions are asked for logits; 0 for all.
+        predicting: How many of the last positions predict new tokens: one, or more where assisted
+            generation (or scoring) gives tokens after the one to predict from.
+        generation: The run of ``generate()`` that the call belongs to, if any.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -95,19 +95,19 @@ class Call:
             self.arguments["past_key_values"] = DynamicCache(config=model.config)
 
     @property
-    def shows_more(self) -> bool:
+    def has_more_than_text(self) -> bool:
         """Whether the call holds more than text, such as pictures."""
         return any(
             isinstance(value, Tensor | dict) and name not in TEXT
             for name, value in self.arguments.items()
         )
 
-    def last(self, start: int, cache: Any) -> dict[str, Any]:
-        """The arguments of a call for the tokens from ``start`` on alone, which have no pictures
-        and want nothing but logits.
+    def tail(self, start: int, cache: Any) -> dict[str, Any]:
+        """The arguments of a call with the tokens from ``start`` on, for their logits alone.
 
         Args:
-            cache: Of the tokens before.
+            start: A position after all pictures.
+            cache: The cache of the tokens before.
         """
         given, part = self.arguments, {}
         for name, value in given.items():
@@ -128,66 +128,34 @@ class Call:
 Forward = Callable[..., Any]
 
 
-class Steps(Protocol):
-    """What makes steps of a generation out of the model's own, which may be a compiled graph."""
+class StepHandler(Protocol):
+    """Answers single steps of a generation around the model's own forward, which may be a compiled
+    graph."""
 
-    def begin_step(self, call: Call) -> bool:
-        """Whether ``call`` is such a step; prepares for it."""
+    def begin_step(self, call: ForwardCall) -> bool:
+        """Prepare for ``call`` if it is such a step; returns whether it is."""
 
-    def end_step(self, call: Call, out: Any) -> Any:
-        """The answer, from what the model's own forward answered."""
-
-
-@contextmanager
-def attribute_set_to(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Replace a method of a module inside the block."""
-    own = vars(module).get(name)  # set where a library (accelerate) has wrapped it already
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, own)
-
-
-def forward_set_to(module: nn.Module, forward: Callable[..., Any]) -> Any:
-    """Replace a module's ``forward`` inside the block."""
-    return attribute_set_to(module, "forward", forward)
-
-
-@contextmanager
-def skipped(layout: HeadLayout, n: int) -> Iterator[None]:
-    """Let the first ``n`` decoder layers return what enters them."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden,) if layout.tuples else hidden
-
-    with ExitStack() as stack:
-        for layer in layout.layers[:n]:
-            stack.enter_context(forward_set_to(layer, forward))
-        yield
+    def end_step(self, call: ForwardCall, out: Any) -> Any:
+        """Turn the output of the model's own forward into the answer."""
 
 
 @contextmanager
 def replaced_forward(
     model: PreTrainedModel,
-    handle: Callable[[Forward, Call], Any],
-    steps: Steps | None = None,
+    handle: Callable[[Forward, ForwardCall], Any],
+    steps: StepHandler | None = None,
     admit: Callable[[Generation], None] | None = None,
 ) -> Iterator[None]:
     """Let ``handle(forward, call)`` answer the calls of a model inside the block.
 
-    ``forward`` is the model's own; the answer is an output with logits, as ``forward`` gives it.
-    To be used inside :func:`prefheads.interventions.intercept.intercept`, which lets in one at a
+    ``forward`` is the model's own. The answer is an output with logits, as ``forward`` returns it.
+    Must be used inside :func:`prefheads.interventions.intercept.intercept`, which lets one in at a
     time.
 
     Args:
-        steps: Where the model is compiled (``generate()`` does so for static caches on a GPU),
-            steps that it takes run as a graph; all other calls run as they are.
-        admit: Refuses a run of ``generate()`` before any work.
+        steps: Handles steps that may run as a graph where the model is compiled, as ``generate()``
+            does for static caches on a GPU. All other calls run eagerly.
+        admit: Refuses a run of ``generate()``, by raising, before any work.
 
     Raises:
         SteeringError: The block ends while another thread generates; that generation is stopped.
@@ -195,7 +163,7 @@ def replaced_forward(
     forward, running = model.forward, _Generations(admit)
     signature, backend = inspect.signature(forward), attention_backend(model)
 
-    def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[Call, bool, bool]:
+    def begin(compiling: bool, args: Any, kwargs: Any) -> tuple[ForwardCall, bool, bool]:
         running.require_open()
         if attention_backend(model) != backend:
             raise SteeringError("the model's attention was changed inside the block; do it before")
@@ -206,11 +174,11 @@ def replaced_forward(
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 arguments.update(arguments.pop(name, {}))
         as_tuple = arguments.pop("return_dict", True) is False
-        call = Call(arguments)
+        call = ForwardCall(arguments)
         is_step = compiling and steps is not None and steps.begin_step(call)
         return call, is_step, as_tuple
 
-    def end(call: Call, out: Any, as_tuple: bool) -> Any:
+    def end(call: ForwardCall, out: Any, as_tuple: bool) -> Any:
         if out is None:
             out = handle(forward, call)
         else:
@@ -231,7 +199,7 @@ def replaced_forward(
         for name in ("generate_batch", "init_continuous_batching"):
             if hasattr(model, name):
                 stack.enter_context(attribute_set_to(model, name, _refuse_paged))
-        stack.enter_context(forward_set_to(model, replaced))
+        stack.enter_context(attribute_set_to(model, "forward", replaced))
         try:
             yield
         except BaseException:
@@ -261,7 +229,7 @@ class _Generations:
         self._open = True
 
     def watch(self, model: PreTrainedModel) -> Callable[..., Any]:
-        """The model's ``generate``, whose runs are known here."""
+        """The model's ``generate``, which registers its runs here."""
         own: Any = model.generate
 
         @functools.wraps(own)
@@ -284,7 +252,7 @@ class _Generations:
         return generate
 
     def require_open(self) -> None:
-        """Refuse what goes on after the block."""
+        """Refuse to go on after the block."""
         if not self._open:
             raise SteeringError(
                 "the block that steered this generation has ended; end it inside the block"

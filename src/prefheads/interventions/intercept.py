@@ -18,16 +18,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.hooks import LAYER, observer_of
+from prefheads.interventions.hooks import (
+    LAYER,
+    attention_backend,
+    attention_set_to,
+    hook_of,
+    lock,
+    routed,
+)
 from prefheads.interventions.layout import (
     HeadLayout,
     causal_model,
     input_device,
-    known,
+    known_layouts,
     positions,
     probe_layout,
 )
-from prefheads.interventions.routing import attention_backend, attention_set_to, lock, reached
 
 __all__ = [
     "HeadLayout",
@@ -48,19 +54,19 @@ def head_layout(model: Any) -> HeadLayout:
     """Find a model's heads by running it once on two tokens; remembered for the model's lifetime.
 
     Raises:
-        ModelError: The model is not one whose heads can be set; the message says what is missing.
-        SteeringError: Something acts on the model, so that it cannot be looked at.
+        ModelError: The model's heads cannot be set; the message says what is missing.
+        SteeringError: Something acts on the model, so it cannot be probed.
     """
     model = causal_model(model)
     with lock:
         # Layers may have been cut or replaced since; not while something acts on the model.
-        old = known.get(model)
+        old = known_layouts.get(model)
         if old is not None and model not in _busy and not set(old.modules) <= {*model.modules()}:
-            del known[model]
-        if model not in known:
+            del known_layouts[model]
+        if model not in known_layouts:
             with occupied(model), evaluating(model):
-                known[model] = probe_layout(model)
-        return known[model]
+                known_layouts[model] = probe_layout(model)
+        return known_layouts[model]
 
 
 @contextmanager
@@ -99,14 +105,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def intercept(
     model: PreTrainedModel, backend: str | None = None, *, entries: bool = True
 ) -> Iterator[HeadLayout]:
-    """Show a model's attention to this package's passes; leave no trace afterwards.
+    """Show hooks the attention of a model; leave no trace afterwards.
 
     Inside the block the model is in evaluation mode.
 
     Args:
         backend: Attention to compute with inside the block, for work that needs explicit masks;
             the model's own if None.
-        entries: Show passes what enters each layer too, so that rows can join there.
+        entries: Also show hooks what enters each layer, so that rows can join there.
 
     Raises:
         ModelError: The model cannot be handled (before anything is changed).
@@ -121,7 +127,7 @@ def intercept(
         with lock:
             if backend not in (None, attention_backend(model)):
                 stack.enter_context(attention_set_to(model, str(backend)))
-            stack.enter_context(reached(model))
+            stack.enter_context(routed(model))
         with lock:
             if any(LAYER in vars(module) for module in layout.attentions):
                 raise SteeringError(
@@ -132,21 +138,21 @@ def intercept(
                 vars(module)[LAYER] = index
                 stack.callback(vars(module).pop, LAYER, None)
         for index, layer in enumerate(layout.layers if entries else ()):
-            hook = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
-            stack.callback(hook.remove)
+            handle = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
+            stack.callback(handle.remove)
         yield layout
 
 
 def _entry_hook(index: int) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        observer = observer_of(module)
-        if observer is None:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hook = hook_of(module)
+        if hook is None:
             return None
         if args:
-            hidden, (rest, kwargs) = observer.enter_layer(index, args[0], (args[1:], kwargs))
+            hidden, (rest, kwargs) = hook.enter_layer(index, args[0], (args[1:], kwargs))
             return (hidden, *rest), kwargs
         kwargs = dict(kwargs)
-        hidden, kwargs = observer.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
+        hidden, kwargs = hook.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
         return (), kwargs | {"hidden_states": hidden}
 
-    return hook
+    return enter

@@ -19,8 +19,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefheads.errors import ModelError
-from prefheads.interventions.hooks import AttentionFunction, Listener, Observer, observing
-from prefheads.interventions.routing import attention_backend, reached
+from prefheads.interventions.hooks import (
+    AttentionCall,
+    AttentionHook,
+    AttentionOutput,
+    AttentionRecorder,
+    attention_backend,
+    hooked,
+    routed,
+)
 
 
 @dataclass(frozen=True)
@@ -78,18 +85,24 @@ def input_device(model: PreTrainedModel) -> torch.device:
     if weight.device.type != "meta":
         return weight.device
     # Weights that accelerate keeps elsewhere come to this device when they are needed.
-    return torch.device(getattr(embeddings._hf_hook, "execution_device", "cpu"))
+    hook = getattr(embeddings, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", "cpu"))
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether a model takes ``position_ids``, as ``generate()`` gives them; some models go on from
+    what they saw last where they are not given."""
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def positions(model: PreTrainedModel, start: int, end: int) -> dict[str, Tensor]:
-    """The argument that places tokens from ``start`` to ``end``, as ``generate()`` gives it, if the
-    model takes one; some take it from what they saw last where it is not given."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    """The argument that places tokens from ``start`` to ``end``, if the model takes one."""
+    if not takes_positions(model):
         return {}
     return {"position_ids": torch.arange(start, end, device=input_device(model))[None]}
 
 
-known: weakref.WeakKeyDictionary[PreTrainedModel, HeadLayout] = weakref.WeakKeyDictionary()
+known_layouts: weakref.WeakKeyDictionary[PreTrainedModel, HeadLayout] = weakref.WeakKeyDictionary()
 _named: weakref.WeakKeyDictionary[PreTrainedModel, tuple[nn.Module, ...]] = (
     weakref.WeakKeyDictionary()
 )
@@ -98,7 +111,7 @@ _named: weakref.WeakKeyDictionary[PreTrainedModel, tuple[nn.Module, ...]] = (
 def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
     """Say which modules are a model's decoder layers, where they cannot be found.
 
-    Transformers' own models mark their layers; code from elsewhere may not.
+    Transformers' own models mark their layers. Code from elsewhere may not.
 
     Args:
         model: The model.
@@ -120,11 +133,12 @@ def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
     if any(part in modules for m in modules for part in m.modules() if part is not m):
         raise ModelError(f"the layers of {type(model).__name__} must not lie in one another")
     _named[model] = modules
-    known.pop(model, None)
+    known_layouts.pop(model, None)
 
 
-class _Probe(Listener):
-    """Notes which modules call the attention function, and whether it returns one vector a head."""
+class _Probe(AttentionRecorder):
+    """Records which modules call the attention function, and whether it returns one vector a
+    head."""
 
     everywhere = True
 
@@ -133,10 +147,11 @@ class _Probe(Listener):
         self.per_head = True
         self.causal = True
 
-    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
-        self.n_heads[module] = query.shape[1]
-        self.causal &= bool(getattr(module, "is_causal", True))
-        self.per_head &= out.dim() == 4 and out.shape[1:3] == (query.shape[2], query.shape[1])
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        _, n_heads, n_query, _ = call.query.shape
+        self.n_heads[call.module] = n_heads
+        self.causal &= bool(getattr(call.module, "is_causal", True))
+        self.per_head &= out.dim() == 4 and out.shape[1:3] == (n_query, n_heads)
 
 
 @torch.no_grad()
@@ -159,7 +174,7 @@ def probe_layout(model: PreTrainedModel) -> HeadLayout:
             "flash attention"
         )
     probe = _Probe()
-    with observing(probe), reached(model):
+    with hooked(probe), routed(model):
         _run(model)
 
     by_layer: dict[int, nn.Module] = {getattr(m, "layer_idx", -1): m for m in probe.n_heads}
@@ -183,11 +198,11 @@ def probe_layout(model: PreTrainedModel) -> HeadLayout:
     output = _output_of_joined_rows(model, layers[-1])
     if output is None:
         raise ModelError(f"{kind} does not let rows join a batch between two of its layers")
-    bent = _bent(model, attentions)
-    if bent:
+    nonlinear = _nonlinear_layers(model, attentions)
+    if nonlinear:
         raise ModelError(
             f"{kind} does something to its heads together before it projects them, such as a norm "
-            f"(layers {bent}): the output of one head alone is not defined"
+            f"(layers {nonlinear}): the output of one head alone is not defined"
         )
     return HeadLayout(heads.pop(), layers, attentions, isinstance(output, tuple))
 
@@ -220,8 +235,8 @@ def _enclosing(
 
 
 def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
-    """What a layer returns when a second row is added to a pass of one row on entering it; None
-    if that cannot be done."""
+    """What a layer returns when a second row joins a pass of one row on entering it; None if it
+    cannot join."""
     outputs: list[Any] = []
 
     def double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -243,35 +258,26 @@ def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
     return outputs[0] if n == 2 else None
 
 
-class _Half(Observer):
-    """Multiplies what the first half of the heads hand on."""
+class _GainOnHalf(AttentionHook):
+    """Multiplies the outputs of the first half of the heads."""
 
     everywhere = True
     gain = 1.0
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        out, weights = inner(module, query, key, value, mask, **kwargs)
+    def attend(self, call: AttentionCall) -> AttentionOutput:
+        out, weights = call.run()
         gains = out.new_ones(out.shape[2], 1)
         gains[: max(1, out.shape[2] // 2)] = self.gain
         return (out * gains).contiguous(), weights
 
 
-def _bent(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
-    """Layers whose attention is no linear function of what its heads hand on.
+def _nonlinear_layers(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
+    """Layers whose attention is not a linear function of its heads' outputs.
 
-    A gain of a head is one of its columns of the output projection only where it is linear. Low
-    precision and projections that round their input are no reason.
+    Only in a linear one is a gain of a head a gain of its columns of the output projection. Low
+    precision, and projections that round their input, count as linear.
     """
-    half, bent = _Half(), []
+    half, nonlinear = _GainOnHalf(), []
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         outputs = []
@@ -282,39 +288,29 @@ def _bent(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
         half.gain = 1.0
         below, above = outputs[1] - outputs[0], outputs[2] - outputs[1]
         if (above - below).norm() > 0.1 * torch.maximum(above.norm(), below.norm()):
-            bent.append(list(attentions).index(module))
+            nonlinear.append(list(attentions).index(module))
 
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in attentions]
     try:
-        with observing(half), reached(model):
+        with hooked(half), routed(model):
             _run(model, 4)
     finally:
         for handle in handles:
             handle.remove()
-    return bent
+    return nonlinear
 
 
-class _Keys(Observer):
-    """Notes whether attention looks at the tokens of the text and nothing else."""
+class _Keys(AttentionRecorder):
+    """Records whether attention reads the keys of the text's tokens and no others."""
 
     everywhere = True
 
     def __init__(self, attentions: Sequence[nn.Module]) -> None:
         self.attentions, self.are_tokens = set(attentions), True
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        if module in self.attentions:
-            self.are_tokens &= key.shape[2] == query.shape[2]
-        return inner(module, query, key, value, mask, **kwargs)
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        if call.module in self.attentions:
+            self.are_tokens &= call.key.shape[2] == call.query.shape[2]
 
 
 _of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDictionary()
@@ -322,18 +318,18 @@ _of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDiction
 
 @torch.no_grad()
 def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
-    """Refuse gains on the profile where attention reads more than one key for each token.
+    """Refuse gains on the profile where attention reads other keys than one for each token.
 
     Raises:
-        ModelError: It does, as where it sums up parts of the text.
+        ModelError: It does, for example because it sums up parts of the text.
     """
     if layout not in _of_tokens:
         keys = _Keys(layout.attentions)
-        with observing(keys), reached(model):
+        with hooked(keys), routed(model):
             _run(model, 40)
         _of_tokens[layout] = keys.are_tokens
     if not _of_tokens[layout]:
         raise ModelError(
-            f"{type(model).__name__} reads other keys than those of the text's tokens, so it "
-            "cannot be told what is read of the profile; use target='head'"
+            f"{type(model).__name__} reads other keys than those of the text's tokens, so what it "
+            "reads of the profile is not known; use target='head'"
         )

@@ -1,4 +1,4 @@
-"""Attention backends that take an explicit mask, and masks as biases."""
+"""Attention backends that take explicit masks, and masks of any form as additive biases."""
 
 from __future__ import annotations
 

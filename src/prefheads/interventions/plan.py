@@ -1,30 +1,29 @@
-"""Which rows a pass has in each layer, the gain of every head in each row, and where gains act."""
+"""The plan of a branched forward pass: its rows in each layer, and their gains."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Target = Literal["head", "profile", "query"]
+from prefheads.types import Target
 
 
-class Plan:
-    """Which rows a pass has in each layer, and the gain of every head in each row.
+class BranchPlan:
+    """The rows of a forward pass in each layer, and the gain of every head in each row.
 
     Args:
         gains: ``(n_base + n_branches, n_layers, n_heads)``, non-negative; 1 leaves a head alone.
-            Base rows first, then branches in ascending order of ``starts``. Without the base
-            rows, ``(n_branches, ...)``, where these have run already (:class:`Pass`, ``entered``).
+            Base rows come first, then branches in ascending order of ``starts``. Where the base
+            rows have run before, ``(n_branches, n_layers, n_heads)``.
         n_base: Rows that the model is called with.
-        starts: Layer at which each branch leaves, ascending.
-        origins: Base row that each branch copies.
-        target: What the gain multiplies: the head's output, its unnormalised attention to profile
-            tokens, or its query.
+        starts: The layer at which each branch leaves its base row, ascending.
+        origins: The base row that each branch copies.
+        target: What a gain multiplies: the head's output, its unnormalised attention to the
+            profile's tokens, or its query.
     """
 
     @torch.inference_mode(False)  # its tensors may be used later, where there are gradients
@@ -62,41 +61,54 @@ class Plan:
         return self._cached[key]
 
 
-def branch_plan(gains: Tensor, target: Target, *, joins: bool = True) -> tuple[Plan, Tensor]:
-    """A plan of branches that leave one base row, run before, where ``gains`` (R, L, H) change it.
+def without_branches(gains: Tensor, target: Target) -> BranchPlan:
+    """The plan of rows that the model is called with, under ``gains`` (R, L, H)."""
+    return BranchPlan(gains, len(gains), [], [], target)
+
+
+def branches_of_one(
+    gains: Tensor, target: Target, *, any_layer: bool = True
+) -> tuple[BranchPlan, Tensor]:
+    """The plan of branches of one base row, run before, that leave where ``gains`` (R, L, H)
+    change it.
 
     Args:
-        joins: Whether they may do so in any layer; else all leave in the lowest.
+        any_layer: Whether they may leave in any layer; otherwise all leave in the lowest.
 
     Returns:
         The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
     """
     changed = (gains != 1).any(dim=2)
     last = gains.shape[1] - 1
-    starts = torch.where(changed.any(1), changed.int().argmax(1), last) * joins
+    starts = torch.where(changed.any(1), changed.int().argmax(1), last) * any_layer
     order = starts.argsort(stable=True)
-    return Plan(gains[order], 1, starts[order].tolist(), [0] * len(order), target), order
+    return BranchPlan(gains[order], 1, starts[order].tolist(), [0] * len(order), target), order
 
 
 @dataclass(frozen=True)
-class Where:
-    """The positions of a call at which gains act.
+class ActivePositions:
+    """The positions of a call at which gains act: all from a first one on.
 
     Attributes:
-        start: The first one, of any row.
-        of_rows: The first one of each base row ``(n_base,)``, where they differ.
+        start: The first one of any row.
+        row_starts: The first one of each base row ``(n_base,)``, where rows differ.
     """
 
     start: int = 0
-    of_rows: Tensor | None = None
+    row_starts: Tensor | None = None
 
-    def active(self, first: int, end: int, device: torch.device) -> Tensor | None:
-        """Which of the positions from ``first`` to ``end`` they are ``(n_base, end - first)``; None
-        if all."""
-        if first >= self.start and self.of_rows is None:
+    def after(self, start: int) -> ActivePositions:
+        """The same positions in a call that begins at the position ``start`` of this one."""
+        rows = None if self.row_starts is None else (self.row_starts - start).clamp_min(0)
+        return ActivePositions(max(0, self.start - start), rows)
+
+    def mask(self, first: int, end: int, device: torch.device) -> Tensor | None:
+        """Which positions from ``first`` to ``end`` are active ``(1 or n_base, end - first)``; None
+        if all are."""
+        if first >= self.start and self.row_starts is None:
             return None
-        starts = torch.tensor([self.start]) if self.of_rows is None else self.of_rows
+        starts = torch.tensor([self.start]) if self.row_starts is None else self.row_starts
         return torch.arange(first, end, device=device) >= starts.to(device)[:, None]
 
 
-ALL = Where()
+ALL_POSITIONS = ActivePositions()

@@ -1,8 +1,8 @@
-"""What branches of a model may share: a clean run's keys and values, and a cache's.
+"""What the branches of a model may share: a prompt that a clean run recorded, or one in a cache.
 
 They may where a pass of the last tokens alone, on the keys and values that attention read for those
-before, says what the whole text does. Some models do more in between: they keep other state from
-token to token, or make a mask of all values.
+before, gives what a pass of the whole text gives. Some models do more in between: they keep other
+state from token to token, or make a mask of all values.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from prefheads.interventions.branching import Pass
-from prefheads.interventions.cache import is_known
-from prefheads.interventions.hooks import AttentionFunction, Observer, layer_index, observing
+from prefheads.interventions.branching import BranchedForward
+from prefheads.interventions.cache import can_fork
+from prefheads.interventions.hooks import AttentionCall, AttentionHook, AttentionOutput, hooked
 from prefheads.interventions.intercept import HeadLayout, head_layout, input_device, positions
-from prefheads.interventions.plan import Plan, Where
-from prefheads.interventions.shared_prompt import Clean, NewOnly
+from prefheads.interventions.plan import ActivePositions, BranchPlan
+from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 
-N_TOKENS, N_LAST = 12, 2  # of the run that finds out
+N_TOKENS, N_LAST = 12, 2  # of the probe
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """What branches may share.
+    """What the branches of a model may share.
 
     Attributes:
-        clean: What attention read in a clean run.
-        cache: What a cache holds, because attention reads what the cache gives, as it gives it.
-        joins: Whether branches may leave in any layer; else all leave in the lowest, because layers
-            hand on more than hidden states.
+        recorded: The prompt of a clean run, as attention read it.
+        cached: The prompt in a cache, because attention reads what the cache returns, as it
+            returns it.
+        any_layer: Whether branches may leave in any layer; otherwise all leave in the lowest,
+            because layers pass on more than hidden states.
     """
 
-    clean: bool
-    cache: bool
-    joins: bool
+    recorded: bool
+    cached: bool
+    any_layer: bool
 
 
 _found: weakref.WeakKeyDictionary[HeadLayout, Sharing] = weakref.WeakKeyDictionary()
@@ -56,31 +57,22 @@ def sharing_of(model: PreTrainedModel) -> Sharing:
     return _found[layout]
 
 
-class _Comparing(Pass):
-    """Compares what attention gets with what the cache gave, and asked a mask for."""
+class _Comparing(BranchedForward):
+    """Compares what attention gets with what the cache returned, and looks at its masks."""
 
-    cache: NewOnly
+    cache: NewTokensCache
     same = True
-    masks_of_all = True
+    full_masks = True
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        given = self.cache.new[layer_index(module)]
+    def attend(self, call: AttentionCall) -> AttentionOutput:
+        given = self.cache.new[call.layer]
         self.same &= all(
             x.shape == y.shape and torch.equal(x, y)
-            for x, y in zip((key, value), given, strict=True)
+            for x, y in zip((call.key, call.value), given, strict=True)
         )
-        # One made of the values that it was given, not of all, has too few columns.
-        self.masks_of_all &= mask is None or mask.shape[-1] == N_TOKENS
-        return super().attend(inner, module, query, key, value, mask, kwargs)
+        # A mask made of the values of this call alone has too few columns.
+        self.full_masks &= call.mask is None or call.mask.shape[-1] == N_TOKENS
+        return super().attend(call)
 
 
 @torch.no_grad()
@@ -90,12 +82,12 @@ def _find(model: PreTrainedModel) -> Sharing:
     ids = torch.arange(N_TOKENS, device=input_device(model))[None]
     gains = torch.ones(3, *layout.shape)
     gains[1, :, ::2] = gains[2, last, ::2] = 0  # of half of the heads, in two branches
-    at_once, apart = (Plan(gains, 1, [0, x], [0, 0], "head") for x in (0, last))
+    together, later = (BranchPlan(gains, 1, [0, x], [0, 0], "head") for x in (0, last))
 
-    def run(first: int, observer: Observer, **options: Any) -> Tensor:
-        where = positions(model, first, N_TOKENS)
-        with observing(observer):
-            logits: Tensor = model(input_ids=ids[:, first:], **where, **options).logits
+    def run(first: int, hook: AttentionHook, **options: Any) -> Tensor:
+        places = positions(model, first, N_TOKENS)
+        with hooked(hook):
+            logits: Tensor = model(input_ids=ids[:, first:], **places, **options).logits
         return logits[:, start - first :].float()
 
     # Not a test of precision: it is for models that look at the text in other ways.
@@ -107,15 +99,18 @@ def _find(model: PreTrainedModel) -> Sharing:
         except Exception:  # whatever it is that does not fit
             return False
 
-    where = Where(start)
-    whole = run(0, Pass(at_once, N_TOKENS, where=where), use_cache=False)
-    joins = is_right(lambda: run(0, Pass(apart, N_TOKENS, where=where), use_cache=False))
-    clean, cache = Clean(start), NewOnly(start, last + 1)
-    run(0, clean, use_cache=False)
-    branches = _Comparing(at_once, N_TOKENS, prompt=clean, entered=clean.inputs)
+    def branched(plan: BranchPlan) -> BranchedForward:
+        return BranchedForward(plan, N_TOKENS, active=ActivePositions(start))
+
+    whole = run(0, branched(together), use_cache=False)
+    any_layer = is_right(lambda: run(0, branched(later), use_cache=False))
+    prompt = RecordedPrompt(start)
+    cache = prompt.cache(last + 1)
+    run(0, prompt, use_cache=False)
+    branches = _Comparing(together, N_TOKENS, prompt=prompt, layer_inputs=prompt.layer_inputs)
     branches.cache = cache
     right = is_right(lambda: run(start, branches, past_key_values=cache, use_cache=True))
     # What chooses among the keys of long texts does not show on a short one, but in its cache.
-    known = is_known(DynamicCache(config=model.config), 0)
-    clean_run = right and known and branches.masks_of_all
-    return Sharing(clean_run, clean_run and branches.same, joins)
+    forkable = can_fork(DynamicCache(config=model.config), 0)
+    recorded = right and forkable and branches.full_masks
+    return Sharing(recorded, recorded and branches.same, any_layer)

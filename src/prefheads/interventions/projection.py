@@ -1,4 +1,4 @@
-"""Where a layer's heads are mixed: the output projection, found by what it reads."""
+"""The output projections that mix a layer's heads, found by what they read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefheads.errors import ModelError
-from prefheads.interventions.hooks import Listener, layer_index, observing
+from prefheads.interventions.hooks import AttentionCall, AttentionRecorder, hooked
 from prefheads.interventions.intercept import HeadLayout, input_device, intercept
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The module that mixes a layer's heads: it reads what they hand on, head after head.
+    """The module that mixes a layer's heads: it reads their outputs, head after head.
 
     Attributes:
         name: Its path in the model.
@@ -41,14 +41,14 @@ class Projection:
         return weight.T if self.transposed else weight
 
 
-class _Outputs(Listener):
-    """Keeps what each layer's heads hand on."""
+class _Outputs(AttentionRecorder):
+    """Records the outputs of each layer's heads."""
 
     def __init__(self) -> None:
         self.of_layer: dict[int, Tensor] = {}
 
-    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
-        self.of_layer[layer_index(module)] = out
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        self.of_layer[call.layer] = out
 
 
 @torch.no_grad()
@@ -77,11 +77,11 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
         layout = stack.enter_context(intercept(model))
         for i, layer in enumerate(layout.layers):
             for module in layer.modules():
-                # What has no parts computes; dropout, of these, hands on what it gets.
+                # A module without parts computes, except dropout, which passes on its input.
                 if list(module.children()) or isinstance(module, nn.Dropout | nn.Identity):
                     continue
                 stack.callback(module.register_forward_pre_hook(note(i), with_kwargs=True).remove)
-        stack.enter_context(observing(seen))
+        stack.enter_context(hooked(seen))
         ids = torch.arange(8, device=input_device(model))[None]
         model(input_ids=ids, use_cache=False)
     return _checked(model, layout, readers)

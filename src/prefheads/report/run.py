@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
-from prefheads.errors import ArtifactError, PrefheadsError
+from prefheads.errors import ArtifactError, SteeringError
+from prefheads.heads.files import HEADS, STEERER, is_fitted
 from prefheads.heads.scores import HeadScores, HeadWeights
-from prefheads.steerer.files import KIND
-from prefheads.storage import load_tensors, read_json
+from prefheads.steerer.files import load_clusters, read_steerer
+from prefheads.storage import read_json
 from prefheads.users import Clusters
 
 T = TypeVar("T")
@@ -46,31 +45,32 @@ def read(run: Path) -> Contents:
     for path in sorted(run.glob("scores*.safetensors")):
         scores = HeadScores.load(path)
         contents.scores[scores.info.target] = scores
-    if (run / "heads.safetensors").is_file():
-        contents.heads = HeadWeights.load(run / "heads.safetensors")
-    if (run / "steerer.json").is_file():
-        contents.calibration = parsed(run / "steerer.json", Calibration.from_dict, "calibration")
-        tensors, meta = load_tensors(run / "steerer.safetensors", KIND)
-        contents.clusters = Clusters.from_tensors(tensors, meta)
-        maps = tensors.get("maps", torch.empty(0))
-        if len(maps) != contents.clusters.n_clusters:
-            raise ArtifactError(f"{run / 'steerer.safetensors'}: damaged; fit again")
-        contents.active = [int(torch.count_nonzero(m)) for m in maps]
-    if (run / "validation.json").is_file():
-        contents.validation = parsed(run / "validation.json", Validation.from_dict)
+    if (run / HEADS).is_file():
+        contents.heads = HeadWeights.load(run / HEADS)
+    if is_fitted(run):
+        found = read_steerer(run).get("calibration")
+        contents.calibration = parsed(run / STEERER, Calibration.from_dict, found)
+        contents.clusters, maps, _ = load_clusters(run)
+        contents.active = [m.n_active for m in maps]
+    if (path := run / "validation.json").is_file():
+        contents.validation = parsed(path, Validation.from_dict)
     if contents == Contents():
         raise ArtifactError(f"{run}: holds no finished run of `prefheads discover` or `fit`")
     return contents
 
 
-def parsed(path: Path, parse: Callable[[Any], T], part: str | None = None) -> T:
-    """What a JSON file of a run holds, or a part of it.
+def parsed(path: Path, parse: Callable[[Any], T], content: Any = None) -> T:
+    """What a JSON file of a run holds.
+
+    Args:
+        content: Of it, if it has been read.
 
     Raises:
         ArtifactError: It cannot be read, or is damaged.
     """
-    content = read_json(path)
+    if content is None:
+        content = read_json(path)
     try:
-        return parse(content if part is None else content[part])
-    except (LookupError, AttributeError, TypeError, ValueError, PrefheadsError) as error:
+        return parse(content)
+    except (LookupError, AttributeError, TypeError, ValueError, SteeringError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}); run the command again") from error

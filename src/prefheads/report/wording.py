@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from prefheads.stats import Estimate
+if TYPE_CHECKING:
+    from prefheads.stats import Estimate
 
 
 def show(e: Estimate, digits: int = 2, *, sign: bool = False) -> str:
@@ -43,11 +41,6 @@ def quoted(token: str) -> str:
 def columns(e: Estimate, name: str = "value", ends: str = "") -> dict[str, float]:
     """Columns of a table: the figure, and its interval as ``{ends}low`` and ``{ends}high``."""
     return {name: e.mean, f"{ends}low": e.low, f"{ends}high": e.high}
-
-
-def range_of(draws: Sequence[float] | Any) -> Estimate:
-    """The mean of random draws, with the range that holds 95 % of them."""
-    return Estimate(float(np.mean(draws)), *np.quantile(draws, [0.025, 0.975]).tolist())
 
 
 def named(*words: str) -> str:

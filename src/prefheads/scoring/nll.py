@@ -1,8 +1,7 @@
 """Negative log-likelihood of tokens, in nats: from logits, or from what the logits are made of.
 
-All logits of a pass are most of its memory, and a good part of its time is to write them down and
-to read them again. Where they are the output of the vocabulary projection and nothing more, the
-normaliser is summed over parts of the vocabulary that stay in the processor's cache.
+All logits of a pass would take most of its memory. Where they are the output of the vocabulary
+projection and nothing more, the log-sum-exp is summed over parts of the vocabulary instead.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefheads.interventions.forward import forward_set_to
+from prefheads.interventions.hooks import attribute_set_to, forward_hooks
 from prefheads.interventions.intercept import input_device, positions
-from prefheads.interventions.linear import linear
+
+AT_ONCE = 2**24  # logits in memory beside those that are returned
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """NLL in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), float32 (..., T)."""
     chosen = logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0].float()
     rows = logits.flatten(0, -2)
-    few = max(1, _at_once(logits) // logits.shape[-1])
-    normaliser = torch.cat([part.float().logsumexp(-1) for part in rows.split(few)])
-    return normaliser.reshape(chosen.shape) - chosen
+    few = max(1, AT_ONCE // logits.shape[-1])
+    lse = torch.cat([part.float().logsumexp(-1) for part in rows.split(few)])
+    return lse.reshape(chosen.shape) - chosen
 
 
 def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
     """Mean NLL of ``targets`` (T,) under ``logits`` (T, vocab) at each temperature, on the CPU."""
-    degrees = [logits if t == 1 else logits / t for t in temperatures]
-    return torch.stack([token_nll(x, targets).mean() for x in degrees]).cpu()
+    at_each = (logits if t == 1 else logits / t for t in temperatures)
+    return torch.stack([token_nll(x, targets).mean() for x in at_each]).cpu()
 
 
 def projected_nll(
@@ -46,27 +46,17 @@ def projected_nll(
             rounding error.
     """
     change = hidden - known[0]
-    normaliser = hidden.new_full(hidden.shape[:-1], float("-inf"), dtype=torch.float32)
-    chosen = torch.empty_like(normaliser)
-    wanted = targets.tolist()
-    weights = projection.weight.split(max(256, _at_once(hidden) // chosen.numel()))
-    first = 0
-    for weight in weights:
-        end = first + len(weight)
-        logits = (
-            linear(change, weight, None, vocabulary=True).float().add_(known[1][..., first:end])
-        )
-        for position, token in enumerate(wanted):
-            if first <= token < end:
-                chosen[:, position] = logits[:, position, token - first]
-        normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
-        first = end
-    return normaliser - chosen
-
-
-def _at_once(x: Tensor) -> int:
-    """Logits to handle at once: on a CPU as many as stay in its cache."""
-    return 2**21 if x.device.type == "cpu" else 2**28
+    lse = hidden.new_full(hidden.shape[:-1], float("-inf"), dtype=torch.float32)
+    chosen = torch.empty_like(lse)
+    size = max(256, AT_ONCE // lse.numel())
+    for first in range(0, len(projection.weight), size):
+        part = slice(first, first + size)
+        logits = nn.functional.linear(change, projection.weight[part]).float()
+        logits += known[1][..., part]
+        lse = torch.logaddexp(lse, logits.logsumexp(-1))
+        here = ((targets >= first) & (targets < first + size)).nonzero()[:, 0]
+        chosen[:, here] = logits[:, here, targets[here] - first]
+    return lse - chosen
 
 
 _is_last: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (
@@ -75,7 +65,7 @@ _is_last: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (
 
 
 def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
-    """The layer whose output is the model's logits as they are.
+    """The layer whose output is the model's logits, without any change to them.
 
     Found by one run on two tokens, and remembered. None where something is done to the logits
     afterwards (a cap, a scale), or to the layer itself (quantised, adapted, kept elsewhere).
@@ -83,7 +73,7 @@ def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or not head.weight.is_floating_point():
         return None
-    if vars(head).get("forward") or head._forward_hooks or head._forward_pre_hooks:
+    if vars(head).get("forward") or forward_hooks(head):
         return None
     found = _is_last.setdefault(head, {})
     dtype = head.weight.dtype  # a model may turn its logits into float32, which they may be already
@@ -94,16 +84,16 @@ def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
 
 @torch.no_grad()
 def _makes_the_logits(head: nn.Linear, model: PreTrainedModel) -> bool:
-    entered: list[Tensor] = []
-    as_it_was: list[Tensor] = []
+    inputs: list[Tensor] = []
+    copies: list[Tensor] = []
 
-    def note(hidden: Tensor) -> Tensor:
-        entered.append(hidden)
-        as_it_was.append(hidden.clone())
+    def record(hidden: Tensor) -> Tensor:
+        inputs.append(hidden)
+        copies.append(hidden.clone())
         return hidden
 
     ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
-    with forward_set_to(head, note):
+    with attribute_set_to(head, "forward", record):
         logits = model(input_ids=ids, use_cache=False, **positions(model, 0, 2)).logits
-    untouched = len(entered) == 1 and logits is entered[0]
-    return untouched and torch.equal(logits, as_it_was[0])
+    untouched = len(inputs) == 1 and logits is inputs[0]
+    return untouched and torch.equal(logits, copies[0])

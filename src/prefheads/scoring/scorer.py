@@ -1,4 +1,4 @@
-"""Likelihood of responses (Eq. 3): of one under many head maps, of many under one steering."""
+"""Likelihood of responses (Eq. 3): of one under many head maps, or of many under one steering."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.data.encoding import Encoded, encode, pad_batch
 from prefheads.data.example import Example
 from prefheads.errors import DataError, ModelError, SteeringError
-from prefheads.interventions.branching import Pass
-from prefheads.interventions.forward import forward_set_to, skipped
-from prefheads.interventions.hooks import observing
+from prefheads.interventions.branching import BranchedForward
+from prefheads.interventions.hooks import attribute_set_to, hooked
 from prefheads.interventions.intercept import (
     causal_model,
     evaluating,
@@ -23,97 +22,99 @@ from prefheads.interventions.intercept import (
     input_device,
     positions,
 )
-from prefheads.interventions.layout import require_keys_of_tokens
-from prefheads.interventions.plan import ALL, Plan, Target, Where, branch_plan
+from prefheads.interventions.layout import require_keys_of_tokens, takes_positions
+from prefheads.interventions.plan import (
+    ALL_POSITIONS,
+    ActivePositions,
+    BranchPlan,
+    branches_of_one,
+    without_branches,
+)
 from prefheads.interventions.probes import sharing_of
-from prefheads.interventions.shared_prompt import Clean, NewOnly
+from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 from prefheads.models.limits import Budget, context_length
 from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
-from prefheads.steering.context import Scope, active_steering
+from prefheads.steering.context import active_steering
 from prefheads.steering.response import response_from
+from prefheads.types import Scope, Target
 
 
-class Unchanged(Pass):
-    """The pass of the unchanged model over the response, and what it leaves for those that branch
-    off.
+class CleanRun(BranchedForward):
+    """The pass of the unsteered model over the response; it records what branches leave from.
 
     Attributes:
-        inputs: ``(1, n, d)``, the hidden states that entered each layer.
+        recorded: The hidden states that entered each layer, ``(1, n, d)``.
         rest: What else each layer was given.
-        logits: ``(1, T, vocab)`` of the response.
-        hidden: ``(1, T, d)``, what a :func:`vocabulary_projection` made them of, if there is one.
+        logits: Of the response, ``(1, T, vocab)``.
+        hidden: What a :func:`vocabulary_projection` made them of, ``(1, T, d)``; None without one.
     """
 
     logits: Tensor
     hidden: Tensor | None = None
 
-    def __init__(self, plan: Plan, n_keys: int, prompt: Clean | None) -> None:
+    def __init__(self, plan: BranchPlan, n_keys: int, prompt: RecordedPrompt | None) -> None:
         super().__init__(plan, n_keys, prompt=prompt)
-        self.inputs: dict[int, Tensor] = {}
+        self.recorded: dict[int, Tensor] = {}
         self.rest: dict[int, Any] = {}
 
     @property
     def nbytes(self) -> int:
-        """Of what it leaves."""
-        return self.logits.nbytes + sum(x.nbytes for x in self.inputs.values())
+        """Bytes of its logits and of the recorded hidden states."""
+        return self.logits.nbytes + sum(x.nbytes for x in self.recorded.values())
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
-        """Keep the layer's input."""
-        self.inputs[index] = hidden
+        """Record the layer's input."""
+        self.recorded[index] = hidden
         self.rest[index] = rest
         return super().enter_layer(index, hidden, rest)
 
 
 class Scorer:
-    """Scores one response under any number of head maps; what they share is computed once: the
-    prompt, and what enters each layer of the unchanged model.
+    """Scores one response under any number of head maps. What they share is computed once: the
+    prompt, and the clean run from which their rows leave.
 
     Must be used inside :func:`prefheads.interventions.intercept.intercept`, with a backend that
     takes masks.
 
     Args:
         encoded: Prompt, response and profile mask of one example.
-        scope: ``"response"``: gains act at positions that predict the response, and what attention
-            reads of the prompt is shared by all maps, where the model lets them share it
-            (:mod:`prefheads.interventions.probes`). ``"all"``: they act at every position.
-        budget: Tokens a pass, shared between examples so that it adapts once.
+        scope: ``"response"``: gains act at the positions that predict the response, and all maps
+            share the prompt where the model allows it (:mod:`prefheads.interventions.probes`).
+            ``"all"``: gains act at every position.
+        budget: Bound on the tokens of a pass, shared between examples so that it adapts once.
     """
 
     def __init__(
         self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None
     ) -> None:
         self.model = model = causal_model(model)
+        self.layout = head_layout(model)
         self.encoded = encoded
         self.budget = budget or Budget()
         device = input_device(model)
         prompt, self.targets = encoded.prompt_ids.to(device), encoded.response_ids.to(device)
         self.n_keys = len(prompt) + len(self.targets) - 1
         self.profile = nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
-        self.inputs = torch.cat([prompt, self.targets[:-1]])[None]
+        self.ids = torch.cat([prompt, self.targets[:-1]])[None]
+        self._takes_positions = takes_positions(model)
         self.first = 0  # position that passes begin at
-        self.where = Where(len(prompt) - 1) if scope == "response" else ALL
-        self.prompt: Clean | None = None  # what all rows share
+        self.active = ActivePositions(len(prompt) - 1) if scope == "response" else ALL_POSITIONS
+        self.prompt: RecordedPrompt | None = None  # shared by all rows
         sharing = sharing_of(model)
-        self.joins = sharing.joins
+        self.any_layer = sharing.any_layer
         _forget_lengths(model)
-        if self.where.start and sharing.clean:
-            self.first, self.where = self.where.start, ALL
-            # The whole text: where tokens stand may be told by how many there are.
-            self.prompt = Clean(self.first)
-            with torch.no_grad(), observing(self.prompt):
-                model(
-                    input_ids=self.inputs,
-                    use_cache=False,
-                    logits_to_keep=1,
-                    **positions(model, 0, self.n_keys),
-                )
-            self.prompt.inputs.clear()
-            self.inputs = self.inputs[:, self.first :]
+        if self.active.start and sharing.recorded:
+            self.first, self.active = self.active.start, ALL_POSITIONS
+            # The whole text: some models place tokens by how many there are.
+            self.prompt = RecordedPrompt(self.first)
+            with torch.no_grad(), hooked(self.prompt):
+                self._logits(0, 1)
+            self.prompt.layer_inputs.clear()
 
     @property
     def nbytes(self) -> int:
-        """Of what is kept of the prompt and the unchanged model."""
-        return self.unchanged.nbytes + (0 if self.prompt is None else self.prompt.nbytes)
+        """Bytes of what is kept of the prompt and the clean run."""
+        return self.clean_run.nbytes + (0 if self.prompt is None else self.prompt.nbytes)
 
     @torch.no_grad()
     def logits(self, gains: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
@@ -125,87 +126,93 @@ class Scorer:
 
         Yields:
             ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the
-            unchanged model's logits first.
+            logits of the clean run first.
         """
-        for rows, logits in self._changed(gains, target, self.run):
-            yield rows, torch.cat([self.unchanged.logits, logits])
+        for rows, logits in self._branched(gains, target, self.run):
+            yield rows, torch.cat([self.clean_run.logits, logits])
 
-    def _changed(
-        self, gains: Tensor, target: Target, answer: Callable[[Pass], Tensor]
+    def _branched(
+        self, gains: Tensor, target: Target, answer: Callable[[BranchedForward], Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Like :meth:`logits`, without the unchanged model; yields rows and ``answer(pass)``."""
+        """Yield rows of ``gains``, and ``answer`` of the pass that they share."""
         if target == "profile":
-            require_keys_of_tokens(self.model, head_layout(self.model))
+            require_keys_of_tokens(self.model, self.layout)
         # Rows that leave at about the same layer share a pass.
-        order = branch_plan(gains, target)[1]
+        order = branches_of_one(gains, target)[1]
 
         def work(rows: slice) -> Tensor:
-            plan, _ = branch_plan(gains[order[rows]], target, joins=self.joins)
+            plan, _ = branches_of_one(gains[order[rows]], target, any_layer=self.any_layer)
             return answer(self.branch(plan))
 
-        for rows, logits in self.budget.run(len(gains), self.inputs.shape[1], work):
+        for rows, logits in self.budget.run(len(gains), self.n_keys - self.first, work):
             yield order[rows], logits
 
     @cached_property
-    def unchanged(self) -> Unchanged:
-        """The pass of the model as it is, from which all others branch off; run once."""
-        plan = Plan(torch.ones(1, *head_layout(self.model).shape), 1, [], [], "head")
-        unchanged = Unchanged(plan, self.n_keys, prompt=self.prompt)
+    def clean_run(self) -> CleanRun:
+        """The pass of the unsteered model, which runs once."""
+        ones = torch.ones(1, *self.layout.shape)
+        clean = CleanRun(without_branches(ones, "head"), self.n_keys, self.prompt)
         projection = vocabulary_projection(self.model)
         with torch.no_grad():
             if projection is None:
-                unchanged.logits = self.run(unchanged)
+                clean.logits = self.run(clean)
             else:
-                unchanged.hidden = self._hidden(unchanged, projection)
+                clean.hidden = self._hidden(clean, projection)
                 weight, bias = projection.weight, projection.bias
-                unchanged.logits = nn.functional.linear(unchanged.hidden, weight, bias)
-        return unchanged
+                clean.logits = nn.functional.linear(clean.hidden, weight, bias)
+        return clean
 
-    def branch(self, plan: Plan) -> Pass:
-        """A pass of rows that leave the unchanged one."""
-        return Pass(plan, self.n_keys, self.profile, self.prompt, self.unchanged.inputs, self.where)
+    def branch(self, plan: BranchPlan) -> BranchedForward:
+        """A pass of rows that leave the clean run."""
+        recorded = self.clean_run.recorded
+        return BranchedForward(plan, self.n_keys, self.profile, self.prompt, recorded, self.active)
 
-    def run(self, running: Pass) -> Tensor:
+    def run(self, branched: BranchedForward) -> Tensor:
         """Logits of the response ``(rows, T, vocab)`` of a pass, from its first layer on."""
-        layout = head_layout(self.model)
-        first = 0 if running.entered is None else running.plan.first
-        cache = NewOnly(self.first, layout.shape[0]) if self.prompt is not None else None
-        with observing(running), skipped(layout, first):
-            out = self.model(
-                input_ids=self.inputs,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=len(self.targets),
-                **positions(self.model, self.first, self.n_keys),
-            )
-        logits: Tensor = out.logits[:, -len(self.targets) :]  # some models give all of them
+        cache = None if self.prompt is None else self.prompt.cache(self.layout.shape[0])
+        with branched.running(self.layout):
+            return self._logits(self.first, len(self.targets), cache)
+
+    def _logits(self, first: int, n: int, cache: NewTokensCache | None = None) -> Tensor:
+        """Logits of the last ``n`` positions in a call with the tokens from ``first`` on."""
+        options = {}
+        if self._takes_positions:
+            options["position_ids"] = torch.arange(first, self.n_keys, device=self.ids.device)[None]
+        out = self.model(
+            input_ids=self.ids[:, first:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=n,
+            **options,
+        )
+        logits: Tensor = out.logits[:, -n:]  # some models give all of them
         return logits
 
-    def _hidden(self, running: Pass, projection: nn.Linear) -> Tensor:
+    def _hidden(self, branched: BranchedForward, projection: nn.Linear) -> Tensor:
         """What enters the projection where the response is predicted, ``(rows, T, width)``."""
-        with forward_set_to(projection, lambda hidden: hidden):
-            return self.run(running)
+        with attribute_set_to(projection, "forward", lambda hidden: hidden):
+            return self.run(branched)
 
-    def _token_nll(self, running: Pass) -> Tensor:
+    def _token_nll(self, branched: BranchedForward) -> Tensor:
         """NLL of the response's tokens ``(rows, T)`` in a pass."""
-        projection, known = vocabulary_projection(self.model), self.unchanged
-        if projection is None or known.hidden is None:
-            return token_nll(self.run(running), self.targets)
-        hidden = self._hidden(running, projection)
-        return projected_nll(hidden, projection, self.targets, (known.hidden, known.logits))
+        projection, clean = vocabulary_projection(self.model), self.clean_run
+        if projection is None or clean.hidden is None:
+            return token_nll(self.run(branched), self.targets)
+        hidden = self._hidden(branched, projection)
+        return projected_nll(hidden, projection, self.targets, (clean.hidden, clean.logits))
 
     @torch.no_grad()
     def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Mean response NLL (Eq. 3), in nats a token, unchanged ``()`` and under each map of gains
-        ``(R,)``.
+        """Mean response NLL (Eq. 3), in nats a token, of the clean run ``()`` and under each map of
+        gains ``(R,)``.
 
         Raises:
             ModelError: The model's logits are not finite.
         """
         result = torch.empty(len(gains))
-        for rows, nll in self._changed(gains, target, self._token_nll):
+        for rows, nll in self._branched(gains, target, self._token_nll):
             result[rows] = nll.mean(-1).cpu()
-        base = token_nll(self.unchanged.logits[0], self.targets).mean().cpu()
+        base = token_nll(self.clean_run.logits[0], self.targets).mean().cpu()
         if not (torch.isfinite(result).all() and torch.isfinite(base)):
             raise ModelError(
                 f"the model's logits for example {self.encoded.example_id!r} are not finite; "
@@ -215,8 +222,7 @@ class Scorer:
 
 
 def _forget_lengths(model: PreTrainedModel) -> None:
-    """Positions that scale with the longest text seen (dynamic NTK) go back to what they were in
-    the beginning when the model meets a short one."""
+    """Reset positions that scale with the longest text seen (dynamic NTK): a short text does."""
     if "dynamic" in str(getattr(model.config.get_text_config(), "rope_parameters", None)):
         ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
         with torch.no_grad():
@@ -279,7 +285,9 @@ def response_nll(
         batch = pad_batch(encoded[i : i + batch_size], pad)
         ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)[:, :-1].to(device)
         mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)[:, :-1].to(device).long()
-        given: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        options = {}
+        if takes_positions(model):
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         with (
             evaluating(model),
             response_from(batch.prompt_ids.shape[1], profile_mask=batch.profile_mask),
@@ -288,7 +296,7 @@ def response_nll(
                 input_ids=ids,
                 attention_mask=mask,
                 logits_to_keep=batch.response_ids.shape[1],
-                **(given if positions(model, 0, 1) else {}),
+                **options,
             ).logits[:, -batch.response_ids.shape[1] :]
         real = batch.response_mask.to(logits.device)
         nll = token_nll(logits, batch.response_ids.to(logits.device)).masked_fill(~real, 0)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.errors import PrefheadsError
 from prefheads.interventions.intercept import (
+    attention_backend,
     causal_model,
     evaluating,
     head_layout,
@@ -30,11 +31,11 @@ from prefheads.interventions.intercept import (
     intercept,
 )
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Target
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer
 from prefheads.selftest.subject import BATCH, CACHES, ONE, Subject, gap, marks
-from prefheads.steering.context import Mode, Scope, steer
+from prefheads.steering.context import steer
+from prefheads.types import Mode, Scope, Target
 
 NOTHING = 1e-6  # a strength that only rounding can tell from none
 FLOOR = 5e-5  # of the largest logit: what is right in float32
@@ -44,13 +45,13 @@ SLACK = 8  # times the model's own noise: a contrast adds up three numbers
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One comparison.
 
     Attributes:
-        what: What it is.
-        difference: The largest found; None where it could not be looked at.
-        limit: Up to which it is right.
-        note: Why it could not be looked at, or what is wrong.
+        what: What was compared.
+        difference: The largest difference; None where nothing could be compared.
+        limit: The largest difference that counts as right.
+        note: Why nothing could be compared, or what is wrong.
     """
 
     what: str
@@ -60,7 +61,7 @@ class Finding:
 
     @property
     def right(self) -> bool:
-        """Whether it is as it should be, or refused in words."""
+        """Whether the difference is within the limit, or the way was refused with a reason."""
         return self.difference is None or self.difference <= self.limit
 
 
@@ -74,7 +75,7 @@ class Check:
         dtype, device, attention: Of the model.
         noise: How far the model's own decoding is from its full passes, relative to the largest
             logit.
-        findings: One for each thing looked at.
+        findings: One for each comparison.
     """
 
     model: str
@@ -120,20 +121,20 @@ def check(
         shape=layout.shape,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(input_device(model)),
-        attention=str(model.config.get_text_config()._attn_implementation),
+        attention=attention_backend(model),
         noise=max(what.subject.noise.values()),
         findings=tuple(findings),
     )
 
 
 class _Tests:
-    """What is looked at."""
+    """All comparisons."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.model = subject, subject.model
 
     def all(self) -> Iterator[Callable[[], Finding]]:
-        """What is looked at."""
+        """Comparisons to run, one by one."""
         ways = itertools.product(get_args(Mode), get_args(Target), get_args(Scope))
         for mode, target, scope in ways:
             how = {"mode": mode, "target": target, "scope": scope}
@@ -228,8 +229,8 @@ class _Tests:
 
     @property
     def limit(self) -> float:
-        """Up to which a difference is rounding, by the texts that the model itself decodes best:
-        some models take no heed of padding."""
+        """The largest difference that counts as rounding, by the texts that the model itself
+        decodes best: some models ignore padding."""
         return max(FLOOR, SLACK * min(self.subject.noise.values()))
 
     def _found(self, what: str, limit: float, difference: Callable[[], float]) -> Finding:

@@ -13,13 +13,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example
-from prefheads.interventions.branching import Pass
-from prefheads.interventions.hooks import LAYER, STEP, observing
+from prefheads.interventions.branching import BranchedForward
+from prefheads.interventions.hooks import LAYER, STEP, forward_hooks, hooked
 from prefheads.interventions.intercept import head_layout, input_device, intercept, positions
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Plan, Target, Where
+from prefheads.interventions.plan import ActivePositions, without_branches
 from prefheads.scoring.nll import token_nll
 from prefheads.steering.context import active_steering
+from prefheads.types import Target
 
 N_NEW = 4  # tokens
 ONE, BATCH = "one text", "padded batch of different users"
@@ -71,8 +72,8 @@ class Subject:
             self.plain[batch, cache] = new, logits
             own = [self.full(*row) for row in self.texts(batch, new)]
             self.noise[batch] = max(self.noise[batch], *map(gap, logits, own))
-        apart = ((self._nll_in_parts(e) - self.nll(e)).abs().max() for e in self.encoded)
-        self.noise_nats = float(max(apart))
+        gaps = ((self._nll_in_parts(e) - self.nll(e)).abs().max() for e in self.encoded)
+        self.noise_nats = float(max(gaps))
 
     def full(
         self,
@@ -88,11 +89,12 @@ class Subject:
         n, start = len(ids), len(encoded.prompt_ids) - 1
         profile = nn.functional.pad(encoded.profile_mask, (0, n - start - 1))[None]
         gains = torch.ones(self.layout.shape) if gains is None else gains
-        running = Pass(Plan(gains[None], 1, [], [], target), n, profile, where=Where(start))
+        plan, active = without_branches(gains[None], target), ActivePositions(start)
+        branched = BranchedForward(plan, n, profile, active=active)
         backend = masked_backend(self.model) if target == "profile" else None
-        with intercept(self.model, backend, entries=False), observing(running):
-            where = positions(self.model, 0, n)
-            out = self.model(input_ids=ids[None], use_cache=False, **where)
+        with intercept(self.model, backend, entries=False), hooked(branched):
+            places = positions(self.model, 0, n)
+            out = self.model(input_ids=ids[None], use_cache=False, **places)
         return out.logits[0, start:].float()  # type: ignore[no-any-return]
 
     def generate(self, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,7 @@ def marks(model: PreTrainedModel) -> dict[str, Any]:
         "a steering": active_steering(model),
     }
     for name, module in model.named_modules():
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        hooks = list(forward_hooks(module).values())
         own = [k for k in ("forward", "generate", LAYER, STEP) if k in vars(module)]
         found[name or "the model"] = (hooks, own, module.training)
     return found

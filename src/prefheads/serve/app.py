@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 import prefheads
+from prefheads.data.task import task_of
 from prefheads.models.limits import context_length
 from prefheads.serve import answers, people
 from prefheads.serve.database import open_database
@@ -32,7 +33,6 @@ from prefheads.serve.profiles import Profiles
 from prefheads.serve.service import Service, authenticated
 from prefheads.serve.transformers_engine import BatchLimits, TransformersEngine
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.tasks.lamp import task_of
 
 
 def make_service(

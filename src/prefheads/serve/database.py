@@ -27,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from prefheads.errors import ArtifactError, DataError, ModelError
+from prefheads.errors import ArtifactError, DataError
+from prefheads.optional import needs
 
 # SQLite numbers rows by itself only where the column is plainly an INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
@@ -90,7 +91,7 @@ def open_database(where: str) -> Engine:
     Raises:
         DataError: A URL that cannot be used.
         ArtifactError: A file of something else, or a database that cannot be reached.
-        ModelError: The driver is not installed.
+        PrefheadsError: The driver is not installed.
     """
     url = _url(where)
     shown = url.database if url.drivername == "sqlite" else url.render_as_string()
@@ -100,15 +101,12 @@ def open_database(where: str) -> Engine:
             engine = create_engine(url, hide_parameters=True, connect_args={"timeout": 30})
             _set_up_sqlite(engine)
         else:
-            engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, pool_size=20)
+            with needs("postgres"):
+                engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, pool_size=20)
         tables = set(inspect(engine).get_table_names())
         if url.drivername == "sqlite" and tables - Base.metadata.tables.keys():
             raise ArtifactError(f"{shown}: holds something else; give another --db")
         Base.metadata.create_all(engine)
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[postgres]"'
-        ) from None
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
         raise ArtifactError(f"{shown}: cannot be used ({reason})") from None

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from prefheads.data.chat import Turn
 from prefheads.data.encoding import encode
 from prefheads.data.example import Example
+from prefheads.data.retrieve import okapi_scores, retrieve
+from prefheads.data.task import find_task, task_of
 from prefheads.errors import DataError, SteeringError
 from prefheads.serve.engine import Job, Sampling
 from prefheads.serve.profiles import Profiles, StoredItem, StoredProfile
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import room_for_prompt
 from prefheads.steering.setting import PLAIN, Setting
-from prefheads.tasks.lamp import TASKS, task_of
-from prefheads.tasks.retrieve import okapi_scores, retrieve
+from prefheads.types import Mode
 from prefheads.users import ProfileEncoder, route
 
 
@@ -42,7 +43,7 @@ class Wish:
     sampling: Sampling
     user: str | None
     gamma: float | None
-    mode: Literal["contrast", "amplify", "off"] | None
+    mode: Literal[Mode, "off"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def choose(task: str | None, asked: str, items: Sequence[StoredItem], k: int) ->
     """
     number = {id(item.fields): item for item in items}
     fields = [item.fields for item in items]
-    if task in TASKS:
+    if find_task(task) is not None:
         try:
             return [number[id(found)] for found in retrieve(task, asked, fields, k)]
         except DataError:

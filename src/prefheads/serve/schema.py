@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from prefheads.data.chat import Turn
+from prefheads.types import Mode
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._@:|+=-]{0,127}$"
 
@@ -108,7 +109,7 @@ class Request(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     gamma: float | None = Field(None, ge=0)
-    mode: Literal["contrast", "amplify", "off"] | None = None
+    mode: Literal[Mode, "off"] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefheads.serve.engine import Finish, Piece, Sampling
 
@@ -110,9 +110,3 @@ class Transcript:
             shown += self._stops.rest()
         self.done = finish is not None
         return Piece(shown, self.n_tokens, finish) if shown or finish else None
-
-
-def end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)

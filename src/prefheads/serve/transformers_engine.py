@@ -38,11 +38,11 @@ from prefheads.serve.engine import (
     Overloaded,
     Piece,
 )
-from prefheads.serve.text import Transcript, end_tokens
+from prefheads.serve.text import Transcript
 from prefheads.steerer.core import PreferenceSteerer
-from prefheads.steering.context import steer
-from prefheads.steering.generation import complete
-from prefheads.steering.setting import Setting
+from prefheads.steering.context import steer_with
+from prefheads.steering.generation import complete, end_tokens
+from prefheads.steering.setting import PLAIN, Setting
 from prefheads.users import mix
 
 log = logging.getLogger(__name__)
@@ -209,22 +209,11 @@ class TransformersEngine:
         self._run(rows[half:])
 
     def _steering(self, rows: Sequence[_Row], profile: Tensor) -> AbstractContextManager[Any]:
-        form = rows[0].form
-        if form.plain:
+        if rows[0].job.setting.plain:
             return nullcontext()
         maps = [mix(_array(row.job.clusters), self._steerer.maps).values for row in rows]
-        return steer(
-            self._model,
-            torch.stack(maps),
-            torch.tensor([row.job.setting.gamma for row in rows]),
-            mode=form.mode,
-            target=form.target,
-            suppression=form.suppression,
-            scope=self._steerer.scope,
-            profile_mask=profile,
-            schedule=form.schedule,
-            cap=form.cap,
-        )
+        settings = [row.job.setting for row in rows]
+        return steer_with(self._model, torch.stack(maps), settings, profile)
 
 
 class _Row:
@@ -255,7 +244,7 @@ class _Row:
     def form(self) -> Setting:
         """What jobs of a batch share: all of the setting but how strong it is."""
         setting = self.job.setting
-        return Setting() if setting.plain else replace(setting, gamma=1.0)
+        return PLAIN if setting.plain else replace(setting, gamma=1.0)
 
     def choose(self, scores: Tensor) -> int:
         """A token by its score ``(vocab,)``, sampled as the job says."""

@@ -34,8 +34,9 @@ from prefheads.serve.engine import (
     Overloaded,
     Piece,
 )
-from prefheads.serve.text import Transcript, end_tokens
+from prefheads.serve.text import Transcript
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.generation import end_tokens
 from prefheads.vllm import ARCHITECTURES, SERVER
 
 if TYPE_CHECKING:
@@ -217,8 +218,7 @@ def obstacle(steerer: PreferenceSteerer, device: str = "auto") -> str | None:
         ),
         f"vLLM cannot steer target {form.target}, which this run does": form.target != "head",
         f"vLLM cannot steer by {form.schedule}, as this run does": form.schedule != "constant",
-        f"vLLM cannot steer scope {steerer.scope}, which this run does": steerer.scope
-        != "response",
+        f"vLLM cannot steer scope {form.scope}, which this run does": form.scope != "response",
         f"vLLM runs on {here}, not {device}": device not in ("auto", here),
     }
     return next((reason for reason, found in reasons.items() if found), None)

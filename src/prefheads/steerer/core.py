@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefheads.calibration.calibrate import Calibration, Objective, calibrate
-from prefheads.calibration.headsets import candidates, head_sets
+from prefheads.calibration.calibrate import Calibration, calibrate
 from prefheads.calibration.paper import paper_rows
 from prefheads.calibration.validate import Validation, validate
-from prefheads.data.example import Example, split_users, spread
+from prefheads.data.example import Example
 from prefheads.data.people import Seen
-from prefheads.discovery import Reference, discover
-from prefheads.errors import DataError, SteeringError
+from prefheads.discovery import discover
+from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, HeadWeights
-from prefheads.interventions.plan import Target
 from prefheads.scoring.scorer import encode_all
 from prefheads.steerer import files as steerer_files
-from prefheads.steering.context import Mode, Scope
+from prefheads.steerer.fit import cluster_users, divide, maps_by_set, settings_to_try
 from prefheads.steering.generation import generate_texts
 from prefheads.steering.setting import Setting
 from prefheads.storage import writable_dir
-from prefheads.users import Clusters, ProfileEncoder, cluster_heads, fit_clusters, mix, route
-from prefheads.users.embed import require_extra
-
-Routing = Literal["hard", "soft"]
-Profile = Sequence[Mapping[str, str]]
-PARTS = ("discovery", "calibration", "test")
+from prefheads.types import Mode, Objective, Reference, Routing, Scope, Target
+from prefheads.users import Clusters, ProfileEncoder, mix, route
+from prefheads.users.embed import Profile, require_extra
 
 
 @dataclass
@@ -105,11 +100,11 @@ class PreferenceSteerer:
             targets: What ablation takes away in discovery; calibration chooses between the heads
                 found with each.
             reference, scope: As for :func:`prefheads.discover`.
-            settings, objective: As for :func:`prefheads.calibration.calibrate.calibrate`; by
-            default those of
-                :func:`prefheads.calibration.headsets.candidates`. Head sets are named ``"top 4% by
-                head PCS"``:
-                4 or 8 % by head or profile PCS, or 1, 2 or 16 % by head PCS.
+            settings: What calibration chooses between, in this ``scope``; by default
+                :func:`prefheads.calibration.headsets.candidates`. Head sets are named
+                ``"top 4% by head PCS"``: 4 or 8 % by head or profile PCS, or 1, 2 or 16 % by head
+                PCS.
+            objective: As for :func:`prefheads.calibration.calibrate.calibrate`.
             routing, temperature: How users are assigned to clusters when steering.
             encoder: Sentence encoder of profiles.
             run: Folder for checkpoints: a killed fit that is started again goes on from them.
@@ -126,29 +121,15 @@ class PreferenceSteerer:
             )
         require_extra()
         folder = None if run is None else writable_dir(run)
-        parts = dict(zip(PARTS, split_users(examples, fractions, seed), strict=False))
-        found = spread(parts["discovery"], discovery_limit, seed)
-        held = spread(parts["calibration"], calibration_limit, seed)
-        settings = candidates(targets) if settings is None else settings
-        known = {s.name: s for s in head_sets(targets)}
-        if unknown := {s.heads for s in settings if not s.plain} - known.keys():
-            raise SteeringError(
-                f"unknown head set {sorted(unknown)[0]!r}; choose from {', '.join(known)}"
-            )
-        if len({e.user_id for e in held}) < 2:
-            raise DataError("calibration needs samples of at least two users; add users or samples")
-        encode_all(model, tokenizer, [*found, *held])  # what cannot be used is told before the work
-        profiles = {e.user_id: e.profile for e in reversed(parts["discovery"])}
-        names = sorted(profiles)
+        limits = (discovery_limit, calibration_limit)
+        parts, found, held = divide(examples, fractions, limits, seed)
+        settings = settings_to_try(settings, targets, scope)
+        # Samples that cannot be used are refused before the work begins.
+        encode_all(model, tokenizer, [*found, *held])
         embedder = ProfileEncoder(encoder)
-        clusters = fit_clusters(
-            embedder.embed([profiles[name] for name in names]),
-            names,
-            n_clusters,
-            samples_per_user={name: sum(e.user_id == name for e in found) for name in names},
-            min_samples=min_samples,
-            seed=seed,
-        )
+        clusters = cluster_users(embedder, parts["discovery"], found, n_clusters, min_samples, seed)
+        common: dict[str, Any] = {"tokens_per_pass": tokens_per_pass, "seed": seed}
+        common["progress"] = progress
         scores: dict[str, HeadScores] = {
             target: discover(
                 model,
@@ -158,23 +139,13 @@ class PreferenceSteerer:
                 target=target,
                 reference=reference,
                 checkpoint=None if folder is None else folder / f"discovery-{target}.safetensors",
-                tokens_per_pass=tokens_per_pass,
-                seed=seed,
-                progress=progress,
+                **common,
             )
             for target in targets
         }
-        sets = {
-            name: (
-                cluster_heads(scores[each.target], clusters, fraction=each.share),
-                scores[each.target].soft(fraction=each.share),
-            )
-            for name, each in known.items()
-        }
-        first = next(iter(sets))
-        weights = route(
-            embedder.embed([e.profile for e in held]), clusters.centroids, routing, temperature
-        )
+        sets = maps_by_set(scores, clusters, targets)
+        embeddings = embedder.embed([e.profile for e in held])
+        weights = route(embeddings, clusters.centroids, routing, temperature)
         calibration = calibrate(
             model,
             tokenizer,
@@ -184,15 +155,13 @@ class PreferenceSteerer:
                 for name, (maps, _) in sets.items()
             },
             settings,
-            scope=scope,
             objective=objective,
             checkpoint=None if folder is None else folder / "calibration.safetensors",
-            tokens_per_pass=tokens_per_pass,
-            seed=seed,
-            progress=progress,
+            **common,
         )
         # Where nothing helped, the maps are there still, for whoever sets a strength by hand.
-        maps, shared = sets[calibration.setting.heads or calibration.best_tried.heads or first]
+        chosen = calibration.setting.heads or calibration.best_tried.heads or next(iter(sets))
+        maps, shared = sets[chosen]
         return cls(
             model=model,
             tokenizer=tokenizer,
@@ -214,14 +183,14 @@ class PreferenceSteerer:
     @property
     def setting(self) -> Setting:
         """The calibrated way to steer; plain where nothing helped."""
-        return self.calibration.setting
+        return replace(self.calibration.setting, scope=self.scope)
 
     @property
     def form(self) -> Setting:
         """What a strength given by hand applies to; the form that the maps were chosen with."""
         if not self.setting.plain:
             return self.setting
-        return replace(self.calibration.best_tried, gamma=0.0)
+        return replace(self.calibration.best_tried, gamma=0.0, scope=self.scope)
 
     def heads_for(
         self, profiles: Sequence[Profile], routing: Routing | None = None
@@ -288,7 +257,6 @@ class PreferenceSteerer:
             ],
             self.heads_for(profiles, routing),
             setting,
-            self.scope,
             max_new_tokens=max_new_tokens,
             **generate_options,
         )
@@ -321,7 +289,10 @@ class PreferenceSteerer:
             others["one map for all users"] = ([self.shared] * len(test), self.setting)
         if "head" in self.scores:
             weights = self.cluster_weights([e.profile for e in test])
-            others |= paper_rows(self.scores["head"], self.clusters, self.calibration, weights)
+            rows = paper_rows(self.scores["head"], self.clusters, self.calibration, weights)
+            others |= {
+                name: (maps, replace(how, scope=self.scope)) for name, (maps, how) in rows.items()
+            }
         return validate(
             self.model,
             self.tokenizer,
@@ -329,7 +300,6 @@ class PreferenceSteerer:
             self.heads_for([e.profile for e in test]),
             self.setting,
             others=others,
-            scope=self.scope,
             plain_temperature=self.calibration.plain_temperature,
             temperature=self.calibration.temperature,
             checkpoint=checkpoint,
@@ -340,7 +310,7 @@ class PreferenceSteerer:
 
     def save(self, folder: str | Path) -> None:
         """Write everything but the model: ``steerer.json``, maps, clusters and scores."""
-        steerer_files.save(self, writable_dir(folder))
+        steerer_files.save(writable_dir(folder), self.model.config, vars(self))
 
     @classmethod
     def load(
@@ -351,4 +321,6 @@ class PreferenceSteerer:
         Raises:
             ArtifactError: Missing, damaged, or fitted for another model.
         """
-        return cls(model=model, tokenizer=tokenizer, **steerer_files.load(Path(folder), model))
+        return cls(
+            model=model, tokenizer=tokenizer, **steerer_files.load(Path(folder), model.config)
+        )

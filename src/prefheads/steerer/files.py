@@ -2,74 +2,101 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.data.people import Seen
 from prefheads.errors import ArtifactError, PrefheadsError
-from prefheads.heads.scores import HeadScores, HeadWeights, Provenance, fingerprint
-from prefheads.heads.weights import require_model
+from prefheads.heads.files import (
+    SHARED,
+    STEERER,
+    is_fitted,
+    load_steerer_maps,
+    save_steerer_maps,
+)
+from prefheads.heads.provenance import fingerprint
+from prefheads.heads.scores import HeadScores
+from prefheads.heads.weights import HeadWeights, require_model
 from prefheads.models.bundled import model_name
-from prefheads.storage import load_tensors, read_json, save_tensors, write_json
+from prefheads.storage import read_json, write_json
 from prefheads.users import Clusters
 
-if TYPE_CHECKING:
-    from prefheads.steerer.core import PreferenceSteerer
-
-KIND = "steerer"
 SEEN = "seen.json"
 USED = ("discovery", "calibration")
 PLAIN_FIELDS = ("users", "scope", "routing", "temperature", "encoder", "task", "seed")
 
 
-def save(steerer: PreferenceSteerer, folder: Path) -> None:
-    """Write ``steerer.json`` last, so that a folder with it is complete."""
-    tensors, meta = steerer.clusters.to_tensors()
-    tensors |= {
-        "maps": torch.stack([m.values for m in steerer.maps]),
-        "shared": steerer.shared.values,
-    }
-    infos = [asdict(m.info) for m in (steerer.shared, *steerer.maps)]
-    save_tensors(folder / "steerer.safetensors", tensors, KIND, meta | {"infos": infos})
-    for target, scores in steerer.scores.items():
+def save(folder: Path, config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
+    """Write the fields of a steerer, ``steerer.json`` last: a folder with it is complete."""
+    tensors, meta = fields["clusters"].to_tensors()
+    save_steerer_maps(folder, fields["shared"], fields["maps"], tensors, meta)
+    for target, scores in fields["scores"].items():
         scores.save(folder / f"scores-{target}.safetensors")
-    write_json(folder / SEEN, steerer.seen.to_dict())
-    config = steerer.model.config
+    write_json(folder / SEEN, fields["seen"].to_dict())
     data = {
         "model_id": config.name_or_path,
         "fingerprint": fingerprint(config),
-        "calibration": steerer.calibration.to_dict(),
-        "targets": list(steerer.scores),
+        "calibration": fields["calibration"].to_dict(),
+        "targets": list(fields["scores"]),
     }
-    data |= {name: getattr(steerer, name) for name in PLAIN_FIELDS}
-    write_json(folder / "steerer.json", data)
+    data |= {name: fields[name] for name in PLAIN_FIELDS}
+    write_json(folder / STEERER, data)
 
 
-def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """The fields of a saved steerer, checked against the model."""
-    if not (folder / "steerer.json").is_file():
-        raise ArtifactError(f"{folder}: holds no fitted steerer (steerer.json is missing)")
-    data = read_json(folder / "steerer.json")
-    tensors, meta = load_tensors(folder / "steerer.safetensors", KIND)
+def read_steerer(folder: Path, config: PreTrainedConfig | None = None) -> dict[str, Any]:
+    """What ``steerer.json`` holds; quick, since no tensors are read.
+
+    Args:
+        config: Of the model that the steerer is meant for, to check that it is.
+
+    Raises:
+        ArtifactError: No steerer, a damaged one, or another model's.
+    """
+    path = folder / STEERER
+    if not is_fitted(folder):
+        raise ArtifactError(
+            f"{folder}: holds no fitted steerer ({STEERER} is missing); run `prefheads fit` first"
+        )
+    data = read_json(path)
+    if not isinstance(data, dict) or not {"fingerprint", "task"} <= data.keys():
+        raise ArtifactError(f"{path}: damaged; fit again into another folder")
+    if config is not None and data["fingerprint"] != fingerprint(config):
+        raise ArtifactError(
+            f"{folder}: was fitted for {model_name(data.get('model_id'))}, "
+            f"not for {model_name(config.name_or_path)}"
+        )
+    return data
+
+
+def load_clusters(folder: Path) -> tuple[Clusters, list[HeadWeights], HeadWeights]:
+    """The clusters of users, the map of each, and the shared map.
+
+    Raises:
+        ArtifactError: Missing or damaged.
+    """
+    maps, tensors, meta = load_steerer_maps(folder)
+    clusters, shared = Clusters.from_tensors(tensors, meta), maps.pop(SHARED)
+    if len(maps) != clusters.n_clusters:
+        raise ArtifactError(f"{folder}: damaged steerer (its maps are not those of its clusters)")
+    return clusters, list(maps.values()), shared
+
+
+def load(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a saved steerer, checked against the config of the model."""
+    data = read_steerer(folder, config)
+    clusters, maps, shared = load_clusters(folder)
     try:
-        if data["fingerprint"] != fingerprint(model.config):
-            raise ArtifactError(
-                f"{folder}: was fitted for {model_name(data['model_id'])}, "
-                f"not for {model_name(model.config.name_or_path)}"
-            )
-        of_shared, *infos = (Provenance(**info) for info in meta["infos"])
         fields = {
-            "clusters": Clusters.from_tensors(tensors, meta),
-            "maps": [HeadWeights(m, i) for m, i in zip(tensors["maps"], infos, strict=True)],
-            "shared": HeadWeights(tensors["shared"], of_shared),
-            "calibration": Calibration.from_dict(data["calibration"]),
+            "clusters": clusters,
+            "maps": maps,
+            "shared": shared,
+            "calibration": Calibration.from_dict(data["calibration"], data["scope"]),
             "scores": {
-                t: HeadScores.load(folder / f"scores-{t}.safetensors", model)
+                t: HeadScores.load(folder / f"scores-{t}.safetensors", config)
                 for t in data["targets"]
             },
             "seen": load_seen(folder),
@@ -79,30 +106,14 @@ def load(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
         raise
     except (KeyError, TypeError, ValueError, PrefheadsError) as error:
         raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
-    shared = fields["shared"]
-    require_model(folder, shared.values, shared.info, model.config)
+    require_model(folder, shared.values, shared.info, config)
     return fields
 
 
-def fitted_task(folder: Path) -> str | None:
-    """The task that a steerer was fitted for.
-
-    Raises:
-        ArtifactError: No steerer, or a damaged one.
-    """
-    path = folder / "steerer.json"
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: holds no fitted steerer; run `prefheads fit` first")
-    data = read_json(path)
-    if not isinstance(data, dict) or "task" not in data:
-        raise ArtifactError(f"{path}: damaged; fit again into another folder")
-    task = data["task"]
-    return None if task is None else str(task)
-
-
 def load_seen(folder: Path) -> Seen:
-    """The samples and people that a fit saw, which a test must not see again. Of fits by version
-    0.1.0 before it kept them, the names of users alone, which files of LaMP do not give.
+    """The samples and people that a fit saw, which a test must not see again.
+
+    Fits by version 0.1.0 may have kept the names of users alone, which files of LaMP do not give.
 
     Raises:
         ArtifactError: Damaged.
@@ -114,7 +125,7 @@ def load_seen(folder: Path) -> Seen:
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: damaged ({error})") from None
     try:
-        users = read_json(folder / "steerer.json")["users"]
+        users = read_steerer(folder)["users"]
         return Seen(users=frozenset(u for part in USED for u in users.get(part, ())))
     except (AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder}: damaged steerer ({error})") from None

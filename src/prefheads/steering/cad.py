@@ -7,7 +7,6 @@ of their own, which follows the one of ``generate()`` through beams and taken ba
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.forward import Call, Forward, replaced_forward
+from prefheads.interventions.forward import Forward, ForwardCall, replaced_forward
 from prefheads.interventions.intercept import causal_model, intercept
-from prefheads.steering.combine import combine, require_plausibility
+from prefheads.steering.setting import Setting
 
 _ROW_CHANGES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
@@ -83,9 +82,7 @@ class _ContextContrast:
         gamma: float,
         plausibility: float | None,
     ) -> None:
-        if not math.isfinite(gamma) or gamma < 0:
-            raise SteeringError("gamma must be a finite number of at least 0")
-        require_plausibility(plausibility)
+        self.setting = Setting(mode="contrast", gamma=gamma, plausibility=plausibility)
         if bare_ids.dim() != 2 or bare_ids.is_floating_point() or bare_ids.shape != bare_mask.shape:
             raise SteeringError(
                 f"bare_ids and bare_mask must be token ids and mask of one shape (B, P), not of "
@@ -94,11 +91,10 @@ class _ContextContrast:
         real = bare_mask.bool()
         if not real.numel() or not real[:, -1].all() or (real[:, :-1] & ~real[:, 1:]).any():
             raise SteeringError("each bare prompt must end in the last column: pad on the left")
-        self.model, self.gamma, self.plausibility = model, gamma, plausibility
-        self.ids, self.mask = bare_ids, bare_mask.long()
+        self.model, self.ids, self.mask = model, bare_ids, bare_mask.long()
         self._sides: weakref.WeakKeyDictionary[Cache, _Side] = weakref.WeakKeyDictionary()
 
-    def forward(self, forward: Forward, call: Call) -> Any:
+    def forward(self, forward: Forward, call: ForwardCall) -> Any:
         """The answer to a forward call: the model's, its predictions contrasted."""
         if call.cache is None and call.arguments.get("use_cache") is False:
             raise SteeringError("a contrast of prompts needs the cache; keep use_cache on")
@@ -122,7 +118,7 @@ class _ContextContrast:
             generic.append(self._continue(forward, call, side, mask, new))
         other = torch.cat(generic, 1)
         before, logits = out.logits.split([out.logits.shape[1] - other.shape[1], other.shape[1]], 1)
-        logits = combine(logits, other, self.gamma, plausibility=self.plausibility)
+        logits = self.setting.contrasted(logits, other)
         out.logits = torch.cat([before.to(logits.dtype), logits], 1)
         return out
 
@@ -133,7 +129,7 @@ class _ContextContrast:
                 del cache.__dict__[name]
         self._sides.clear()
 
-    def _rows(self, call: Call, begins: bool) -> tuple[Tensor, Tensor]:
+    def _rows(self, call: ForwardCall, begins: bool) -> tuple[Tensor, Tensor]:
         """Bare prompts and mask for the rows of a call, repeated for beams as its rows are."""
         repeats, rest = divmod(call.n_rows, len(self.ids))
         groups = call.inputs[: repeats * len(self.ids)].unflatten(0, (len(self.ids), repeats))
@@ -147,7 +143,7 @@ class _ContextContrast:
         return ids.repeat_interleave(repeats, 0), mask.repeat_interleave(repeats, 0)
 
     def _begin(
-        self, forward: Forward, call: Call, ids: Tensor, mask: Tensor
+        self, forward: Forward, call: ForwardCall, ids: Tensor, mask: Tensor
     ) -> tuple[_Side, Tensor]:
         """Run the bare prompt; its cache goes along with the call's from now on."""
         side = _Side(
@@ -169,7 +165,7 @@ class _ContextContrast:
         getattr(self._sides[cache].cache, name)(*args)
 
     def _continue(
-        self, forward: Forward, call: Call, side: _Side, mask: Tensor, new: int
+        self, forward: Forward, call: ForwardCall, side: _Side, mask: Tensor, new: int
     ) -> Tensor:
         """Run the last ``new`` tokens of a call after the bare prompt."""
         n_bare, past = mask.shape[1], call.past + call.length - new - side.prompt

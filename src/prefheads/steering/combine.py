@@ -1,4 +1,4 @@
-"""Combining opinions about the next token (paper, Eq. 8; baselines). Pure functions on logits."""
+"""Contrasts of two distributions over the next token: of branches (Eq. 8), and of layers (DoLa)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""steer(): generation with some heads suppressed in a second opinion, or amplified in the only one.
+"""steer(): generation against a branch without some heads, or with these heads amplified.
 
-A context manager around stock ``model.generate()``. While it is active the model's
-``forward`` answers as :mod:`prefheads.steering.answer` describes; ``generate`` itself, with its
-sampling,
-beams, streamers and stopping, is transformers' own.
+A context manager around stock ``model.generate()`` (sections 4 and 5.3). While it is active, the
+model's ``forward`` answers as :mod:`prefheads.steering.answer` describes. ``generate`` itself, with
+its sampling, beams, streamers and stopping, is transformers' own.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Real
-from typing import Any, Literal, get_args
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +19,8 @@ from transformers import PreTrainedModel
 
 from prefheads.errors import SteeringError
 from prefheads.heads.scores import HeadWeights, fingerprint
-from prefheads.interventions.forward import Generation, replaced_forward
-from prefheads.interventions.hooks import set_step
+from prefheads.interventions.forward import replaced_forward
+from prefheads.interventions.hooks import set_step_hook
 from prefheads.interventions.intercept import (
     HeadLayout,
     attention_backend,
@@ -33,15 +31,10 @@ from prefheads.interventions.intercept import (
     occupied,
 )
 from prefheads.interventions.layout import require_keys_of_tokens
-from prefheads.interventions.linear import fast_steps
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import ALL, Plan, Target, Where
 from prefheads.steering.answer import SteeredForward
-from prefheads.steering.combine import combine, entropy_strength, require_plausibility
-
-Mode = Literal["contrast", "amplify"]
-Scope = Literal["response", "all"]
-Schedule = Literal["constant", "entropy"]
+from prefheads.steering.setting import Setting, Steering
+from prefheads.types import Mode, Schedule, Scope, Target
 
 
 class ScopeWarning(UserWarning):
@@ -51,7 +44,6 @@ class ScopeWarning(UserWarning):
 _active: weakref.WeakKeyDictionary[PreTrainedModel, Steering] = weakref.WeakKeyDictionary()
 
 
-@contextmanager
 def steer(
     model: PreTrainedModel,
     weights: HeadWeights | Tensor,
@@ -65,7 +57,7 @@ def steer(
     schedule: Schedule = "constant",
     cap: float | None = None,
     plausibility: float | None = None,
-) -> Iterator[Steering]:
+) -> AbstractContextManager[Steering]:
     """Steer whatever ``model`` generates or scores inside the block (paper, sections 4 and 5.3).
 
     Args:
@@ -99,35 +91,51 @@ def steer(
             the block.
         ModelError: The model's heads cannot be reached.
     """
-    model = causal_model(model)
+    settings = [
+        Setting("", mode, target, strength, suppression, schedule, cap, scope, plausibility)
+        for strength in _numbers("gamma", gamma).reshape(-1).tolist()
+    ]
+    return steer_with(model, weights, settings, profile_mask)
+
+
+@contextmanager
+def steer_with(
+    model: PreTrainedModel,
+    weights: HeadWeights | Tensor,
+    settings: Setting | Sequence[Setting],
+    profile_mask: Tensor | None = None,
+) -> Iterator[Steering]:
+    """:func:`steer`, as a setting says.
+
+    Args:
+        settings: One, or one a user of a batch; these differ in gamma alone.
+    """
+    settings = [settings] if isinstance(settings, Setting) else settings
+    model, setting = causal_model(model), settings[0]
     layout = head_layout(model)
-    steering = Steering(
-        model, _as_map(weights, layout), gamma, mode, target, suppression, scope, profile_mask,
-        schedule, cap, plausibility,
-    )  # fmt: skip
+    if profile_mask is not None:
+        profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
+    steering = Steering(model, _as_map(weights, layout), settings, profile_mask)
     if isinstance(weights, HeadWeights):
-        _require_fit(weights, model, scope)
+        _require_fit(weights, model, setting.scope)
     if steering.idle:
         with occupied(model), evaluating(model):  # as one that acts would
             yield steering
         return
-    backend, branches = None, mode == "contrast"
-    if target == "profile" or (branches and attention_backend(model) == "flex_attention"):
+    backend, branches = None, setting.mode == "contrast"
+    if setting.target == "profile" or (branches and attention_backend(model) == "flex_attention"):
         backend = masked_backend(model)
-    if target == "profile":
+    if setting.target == "profile":
         require_keys_of_tokens(model, layout)
     with intercept(model, backend, entries=branches):
         steered = SteeredForward(model, layout, steering)
-        with (
-            replaced_forward(model, steered.answer, steered, steering.admit),
-            fast_steps(model),
-        ):
+        with replaced_forward(model, steered.answer, steered, steering.admit):
             _active[model] = steering
             try:
                 yield steering
             finally:
                 _active.pop(model, None)
-                set_step(layout.modules, None)
+                set_step_hook(layout.modules, None)
 
 
 def _require_fit(weights: HeadWeights, model: PreTrainedModel, scope: Scope) -> None:
@@ -152,7 +160,7 @@ def active_steering(model: PreTrainedModel) -> Steering | None:
 
 def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
     given = weights.values if isinstance(weights, HeadWeights) else weights
-    values = _numbers("weights", given).detach()
+    values = _numbers("weights", given).detach().cpu()
     shape = tuple(values.shape)
     if values.dim() == 2:
         values = values[None]
@@ -179,123 +187,3 @@ def _numbers(name: str, value: Any) -> Tensor:
             f"{name} must be real numbers, at least one; not of shape {tuple(tensor.shape)}"
         )
     return tensor.float()
-
-
-class Steering:
-    """How :func:`steer` acts on a model; made by it.
-
-    Attributes:
-        batch: Users that it is for; 1 for any number.
-        idle: Whether it does nothing.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        weights: Tensor,
-        gamma: float | Sequence[float] | Tensor,
-        mode: Mode,
-        target: Target,
-        suppression: float,
-        scope: Scope,
-        profile_mask: Tensor | None,
-        schedule: Schedule,
-        cap: float | None,
-        plausibility: float | None,
-    ) -> None:
-        for name, value, allowed in (
-            ("mode", mode, Mode), ("target", target, Target), ("scope", scope, Scope), ("schedule",
-            schedule, Schedule)
-        ):  # fmt: skip
-            if value not in get_args(allowed):
-                raise SteeringError(
-                    f"unknown {name} {value!r}; choose from {', '.join(get_args(allowed))}"
-                )
-        numbers = {"suppression": suppression, "cap": cap, "plausibility": plausibility}
-        for option, number in numbers.items():
-            if not isinstance(number, Real) and (number is not None or option == "suppression"):
-                raise SteeringError(f"{option} must be a number, not {number!r}")
-        self.gamma = _numbers("gamma", gamma).reshape(-1)
-        if not torch.isfinite(self.gamma).all() or (self.gamma < 0).any():
-            raise SteeringError("gamma must be a finite number of at least 0")
-        if not 0 <= suppression <= 1:
-            raise SteeringError("suppression must lie in [0, 1]")
-        require_plausibility(plausibility)
-        if cap is not None and (schedule != "entropy" or not cap >= 0):
-            raise SteeringError("cap is a bound of at least 0, of schedule='entropy'")
-        if mode == "amplify" and (schedule != "constant" or plausibility is not None):
-            raise SteeringError("schedule and plausibility are for mode='contrast'")
-        self.model, self.weights = model, weights
-        self.mode, self.target, self.scope = mode, target, scope
-        self.suppression = suppression
-        self.profile_mask = None
-        if profile_mask is not None:
-            self.profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
-        self.schedule, self.cap, self.plausibility = schedule, cap, plausibility
-        sizes = {len(weights), len(self.gamma)} - {1}
-        if len(sizes) > 1:
-            raise SteeringError(
-                f"{len(weights)} maps of weights but {len(self.gamma)} values of gamma"
-            )
-        self.batch = max(sizes, default=1)
-        strength = suppression if mode == "contrast" else 1.0
-        self.idle = not bool((weights.amax((1, 2)) * self.gamma * strength > 0).any())
-        self._plans: dict[tuple[int, bool], Plan] = {}
-
-    def rows(self, per_user: Tensor, n: int) -> Tensor:
-        """One row a user, repeated for beams as ``generate`` repeats its inputs."""
-        if len(per_user) == 1:
-            return per_user.expand(n, *per_user.shape[1:])
-        if n % len(per_user):
-            raise SteeringError(f"a batch of {n} does not fit steering for {len(per_user)} users")
-        return per_user.repeat_interleave(n // len(per_user), 0)
-
-    def plan(self, n: int, *, bottom: bool = False) -> Plan:
-        """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches.
-
-        Args:
-            bottom: Branches leave in the lowest layer, whatever the map.
-        """
-        if (n, bottom) not in self._plans:
-            weights = self.rows(self.weights, n)
-            if self.mode == "amplify":
-                gains = 1 + self.rows(self.gamma, n)[:, None, None] * weights
-                self._plans[n, bottom] = Plan(gains, n, [], [], self.target)
-            else:
-                gains = 1 - self.suppression * weights
-                first = 0 if bottom else int((weights > 0).any(2).any(0).int().argmax())
-                both = torch.cat([torch.ones_like(gains), gains])
-                self._plans[n, bottom] = Plan(both, n, [first] * n, range(n), self.target)
-        return self._plans[n, bottom]
-
-    def admit(self, generation: Generation) -> None:
-        """Refuse a run of ``generate()`` that is not for the users of this steering."""
-        masks = 1 if self.profile_mask is None else len(self.profile_mask)
-        for users in {self.batch, masks} - {1}:
-            if generation.n_rows not in (None, users):
-                raise SteeringError(
-                    f"a batch of {generation.n_rows} does not fit steering for {users} users"
-                )
-
-    def combine(self, logits: Tensor, n: int, where: Where = ALL, length: int = 1) -> Tensor:
-        """The steered logits of a call's last positions ``(n, kept, vocab)``.
-
-        Args:
-            logits: Of the rows of both branches, the last of ``length`` positions.
-            where: Where the call is steered.
-        """
-        first = length - logits.shape[1]
-        plain = max(0, where.start - first)
-        before, logits = logits[:n, :plain], logits[:, plain:]
-        personalised, generic = logits[:n], logits[n:]
-        gamma = self.rows(self.gamma, n).to(logits.device)[:, None, None]
-        active = self.rows(self.weights.amax((1, 2)) > 0, n).to(logits.device)[:, None, None]
-        acts = where.active(first + plain, length, logits.device)
-        if acts is not None:
-            active = active & acts[:, :, None]
-        if self.schedule == "entropy":
-            gamma = entropy_strength(personalised, gamma, self.cap)
-        steered = combine(
-            personalised, generic, gamma, active=active, plausibility=self.plausibility
-        )
-        return torch.cat([before.to(steered.dtype), steered], 1) if plain else steered

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefheads.errors import ModelError, SteeringError
-from prefheads.interventions.forward import Call, Forward, replaced_forward
-from prefheads.interventions.hooks import Observer, observing
+from prefheads.interventions.forward import Forward, ForwardCall, replaced_forward
+from prefheads.interventions.hooks import AttentionHook, hooked
 from prefheads.interventions.intercept import causal_model, intercept
 from prefheads.steering.combine import contrast_layers, require_plausibility
 
@@ -56,9 +56,9 @@ def layer_contrast(
         candidates = candidate_layers(layers, layout.shape[0], _is_tied(model))
         head = model.get_output_embeddings()
 
-        def forward(forward: Forward, call: Call) -> Any:
+        def forward(forward: Forward, call: ForwardCall) -> Any:
             tap = _Tap(candidates, call.keep)
-            with observing(tap):
+            with hooked(tap):
                 out = forward(**call.arguments)
             _require_readable(model, head, tap)
             early = (head(hidden).to(out.logits.device) for hidden in tap.hidden.values())
@@ -100,18 +100,18 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 
 def _require_readable(model: PreTrainedModel, head: Any, tap: _Tap) -> None:
-    """Refuse layers that hand on several streams, or states of a width that only something between
-    the last of them and the output embeddings changes to theirs."""
+    """Refuse layers that pass on several streams, or states whose width is not that of the output
+    embeddings."""
     for hidden in tap.hidden.values():
         if hidden.dim() != 3 or hidden.shape[-1] != getattr(head, "in_features", hidden.shape[-1]):
             raise ModelError(
-                f"{type(model).__name__} hands other things from layer to layer than its output "
+                f"{type(model).__name__} passes other things from layer to layer than its output "
                 "embeddings read: its layers cannot be contrasted"
             )
 
 
-class _Tap(Observer):
-    """Notes what enters some layers, at the positions whose logits are asked for."""
+class _Tap(AttentionHook):
+    """Records what enters some layers, at the positions whose logits are asked for."""
 
     def __init__(self, layers: Sequence[int], keep: int) -> None:
         self.layers, self.keep = set(layers), keep

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     Cache,
     DynamicCache,
@@ -25,7 +23,7 @@ from prefheads.errors import DataError, ModelError
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import input_device
 from prefheads.models.limits import context_length
-from prefheads.steering.context import Scope, steer
+from prefheads.steering.context import steer_with
 from prefheads.steering.setting import Setting
 
 
@@ -43,7 +41,6 @@ def generate_texts(
     examples: Sequence[Example],
     heads: Sequence[HeadWeights],
     setting: Setting,
-    scope: Scope,
     *,
     max_new_tokens: int,
     **options: Any,
@@ -61,7 +58,7 @@ def generate_texts(
     encoded = [encode(tokenizer, e, max_length=room) for e in examples]
     batch = pad_batch(encoded, tokenizer.pad_token_id or 0)
     weights = torch.stack([h.values for h in heads])
-    with steer_with(model, weights, setting, scope, batch.profile_mask):
+    with steer_with(model, weights, setting, batch.profile_mask):
         done = complete(model, tokenizer, batch, max_new_tokens=max_new_tokens, **options)
     return [completion.text for completion in done]
 
@@ -76,30 +73,6 @@ def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
     if limit is not None and max_new_tokens >= limit:
         raise DataError(f"max_new_tokens={max_new_tokens}: the context has only {limit} tokens")
     return None if limit is None else limit - max_new_tokens
-
-
-@contextmanager
-def steer_with(
-    model: PreTrainedModel,
-    weights: Tensor,
-    setting: Setting,
-    scope: Scope,
-    profile_mask: Tensor | None,
-) -> Iterator[None]:
-    """:func:`prefheads.steer`, as a setting says."""
-    with steer(
-        model,
-        weights,
-        setting.gamma,
-        mode=setting.mode,
-        target=setting.target,
-        suppression=setting.suppression,
-        scope=scope,
-        profile_mask=profile_mask,
-        schedule=setting.schedule,
-        cap=setting.cap,
-    ):
-        yield
 
 
 @torch.no_grad()
@@ -154,7 +127,7 @@ def complete(
         **options,
     )
     new = ids[:, batch.prompt_ids.shape[1] :]
-    ends = _end_tokens(model, options)
+    ends = end_tokens(model, options.get("eos_token_id"))
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     return [
         Completion(text.strip(), _length(row, ends))
@@ -162,14 +135,13 @@ def complete(
     ]
 
 
-def _end_tokens(model: PreTrainedModel, options: dict[str, Any]) -> set[int]:
-    ends = options.get("eos_token_id")
-    if ends is None:
-        ends = getattr(model.generation_config, "eos_token_id", None)
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+def end_tokens(model: PreTrainedModel, chosen: int | Sequence[int] | None = None) -> frozenset[int]:
+    """The tokens that end an answer: those chosen, or else the model's own."""
+    ends = getattr(model.generation_config, "eos_token_id", None) if chosen is None else chosen
+    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
 
 
-def _length(row: list[int], ends: set[int]) -> int:
+def _length(row: list[int], ends: Collection[int]) -> int:
     """Tokens up to the first end token, that one included; the rest is padding."""
     return next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
 

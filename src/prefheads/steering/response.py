@@ -1,4 +1,4 @@
-"""Where the response begins in a forward call, for calls outside of ``generate()``."""
+"""Tell a steered model where the response begins, in calls outside of ``generate()``."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ current: ContextVar[Response | None] = ContextVar("prefheads_response", default=
 def response_from(
     n_prompt: int | Sequence[int] | Tensor, *, profile_mask: Tensor | None = None
 ) -> Iterator[None]:
-    """Say where the response begins in forward calls of a steered model, which score it at once.
+    """Say where the response begins in forward calls of a steered model inside the block.
 
-    With scope ``"response"`` the positions that predict it are steered, from the last prompt token
-    on. ``generate()`` needs no such word, and no call of scope ``"all"`` does.
+    With scope ``"response"``, steering acts from the last prompt token on, at the positions that
+    predict the response. Calls by ``generate()`` and calls of scope ``"all"`` do not need this.
 
     Args:
         n_prompt: Tokens before the response, padding on the left included; one number for all rows,

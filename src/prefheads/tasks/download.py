@@ -13,24 +13,17 @@ from typing import Literal, get_args
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from prefheads.data.task import task_name
 from prefheads.errors import DataError
 from prefheads.models.network import unreachable
 from prefheads.progress import track
 from prefheads.storage import writable_dir
-from prefheads.tasks.lamp import (
-    LONGLAMP_NAMES,
-    OUTPUTS,
-    QUESTIONS,
-    TASKS,
-    read_golds,
-    read_lamp,
-    task_name,
-)
-from prefheads.tasks.longlamp import splits_in
+from prefheads.tasks.lamp import LAMP, OUTPUTS, QUESTIONS, read_golds, read_lamp
+from prefheads.tasks.longlamp import FOLDERS, LONGLAMP, splits_in
 
 BASE_URL = "https://ciir.cs.umass.edu/downloads/LaMP/"
 DATASET = "LongLaMP/LongLaMP"
-Setting = Literal["user", "time"]
+Separation = Literal["user", "time"]
 SPLITS = ("train", "dev", "test")
 
 _PRIVATE = {
@@ -47,7 +40,7 @@ def download(
     splits: Sequence[str],
     out: Path,
     *,
-    setting: Setting = "user",
+    setting: Separation = "user",
     base_url: str = BASE_URL,
     retries: int = 5,
     wait: float = 1.0,
@@ -81,8 +74,8 @@ def download(
             raise DataError(f"unknown split {split!r}: use {', '.join(SPLITS)}")
     if not names or not splits:
         raise DataError("name at least one task and one split")
-    if setting not in get_args(Setting):
-        raise DataError(f"unknown setting {setting!r}: use {' or '.join(get_args(Setting))}")
+    if setting not in get_args(Separation):
+        raise DataError(f"unknown setting {setting!r}: use {' or '.join(get_args(Separation))}")
     if not base_url.startswith(("http://", "https://")):
         raise DataError(f"not an address: {base_url!r}; it must begin with https://")
     writable_dir(out)
@@ -90,7 +83,7 @@ def download(
     files: list[Path] = []
     for name in dict.fromkeys(names):
         for split in dict.fromkeys(splits):
-            if name in LONGLAMP_NAMES:
+            if name in FOLDERS:
                 files.append(_longlamp(name, split, out, setting))
             else:
                 files += fetch.lamp(name, split, out, setting)
@@ -99,8 +92,9 @@ def download(
 
 def _public(task: str) -> str:
     name = task_name(task)
-    if name not in TASKS:
-        raise DataError(f"unknown task {task!r}: the tasks are {', '.join(TASKS)}")
+    offered = [t.name for t in (*LAMP, *LONGLAMP)]
+    if name not in offered:
+        raise DataError(f"unknown task {task!r}: the tasks are {', '.join(offered)}")
     if name in _PRIVATE:
         raise DataError(
             f"{name} is made of private e-mails (the Avocado collection) and cannot be downloaded; "
@@ -109,14 +103,14 @@ def _public(task: str) -> str:
     return name
 
 
-def _longlamp(task: str, split: str, out: Path, setting: Setting) -> Path:
+def _longlamp(task: str, split: str, out: Path, setting: Separation) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if why := unreachable(constants.ENDPOINT):
         raise DataError(
             f"the hub ({constants.ENDPOINT}) cannot be reached: {why}; check the network"
         )
-    folder = f"{LONGLAMP_NAMES[task]}_{'temporal' if setting == 'time' else 'user'}"
+    folder = f"{FOLDERS[task]}_{'temporal' if setting == 'time' else 'user'}"
     name = "val" if split == "dev" else split
     patterns = [f"{folder}/{name}[-.]*", f"{folder}/{name}/*"]
     try:
@@ -144,7 +138,7 @@ class _Fetch:
         self.wait = wait
         self.progress = progress
 
-    def lamp(self, task: str, split: str, out: Path, setting: Setting) -> list[Path]:
+    def lamp(self, task: str, split: str, out: Path, setting: Separation) -> list[Path]:
         """One split of LaMP: questions, and golds unless it is the test split."""
         folder = ("time/" if setting == "time" else "") + task.replace("-", "_")
         # The server keeps under LaMP_2 itself an older task, news categorisation.

@@ -7,16 +7,7 @@ how many it found nothing.
 from __future__ import annotations
 
 import re
-
-from prefheads.tasks.lamp import task_name
-from prefheads.tasks.metrics import LABELS, RATING
-
-_CANDIDATE = re.compile(r"\[([12])\]")
-
-# The leftmost match wins, so "dark comedy" is not read as "comedy"; "non-violence" is no tag.
-_TAGS = re.compile(
-    rf"(?<![\w-])(?:{'|'.join(re.escape(tag) for tag in LABELS['LaMP-2'])})(?!\w)", re.IGNORECASE
-)
+from collections.abc import Sequence
 
 _WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 _SCALE = re.compile(
@@ -42,32 +33,28 @@ _OPENING = re.compile(
 _PAIRS = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "**": "**", "*": "*", "`": "`"}  # noqa: RUF001
 
 
-def extract(task: str | None, text: str) -> str | None:
-    """The answer within a text, in the form that the metrics of the task take.
+def only_one(text: str, labels: Sequence[str]) -> str | None:
+    """The one label that a text mentions; none if it mentions several."""
+    found = [label for label in labels if label in text]
+    return found[0] if len(found) == 1 else None
 
-    - LaMP-1: ``[1]`` or ``[2]``, if exactly one of them is mentioned.
-    - LaMP-2: the first tag mentioned: what follows an answer is its explanation.
-    - LaMP-3: the first number 1 to 5, else the first of the words one to five; a scale that is
-      mentioned ("out of 5", "from 1 to 5") is no rating.
-    - Others: the text without announcements ("Here is a title:", "Title:") and wrapping quotes; of
-      LaMP-4 to 7, whose outputs have one line, its first line.
 
-    Returns:
-        The answer, or ``None`` if there is none.
+def first_label(text: str, labels: Sequence[str]) -> str | None:
+    """The label that a text mentions first: what follows an answer is its explanation.
+
+    The leftmost match wins, so "dark comedy" is not read as "comedy"; "non-violence" is no label.
     """
-    name = task_name(task) if task else None
-    if name == "LaMP-1":
-        found = set(_CANDIDATE.findall(text))
-        return f"[{found.pop()}]" if len(found) == 1 else None
-    if name == "LaMP-2":
-        tag = _TAGS.search(text)
-        return tag[0].lower() if tag else None
-    if name == RATING:
-        return _rating(text)
-    return _text(text, one_line=name is not None and name.startswith("LaMP-"))
+    pattern = rf"(?<![\w-])(?:{'|'.join(map(re.escape, labels))})(?!\w)"
+    match = re.search(pattern, text, re.IGNORECASE)
+    spelled = {label.lower(): label for label in labels}
+    return spelled[match[0].lower()] if match else None
 
 
-def _rating(text: str) -> str | None:
+def rating(text: str) -> str | None:
+    """The first number 1 to 5, else the first of the words one to five.
+
+    A scale that is mentioned ("out of 5", "from 1 to 5") is no rating.
+    """
     text = _SCALE.sub(" ", text)
     if digit := _DIGIT.search(text):
         return digit[1]
@@ -75,7 +62,12 @@ def _rating(text: str) -> str | None:
     return _WORDS[word[1].lower()] if word else None
 
 
-def _text(text: str, one_line: bool) -> str | None:
+def bare_text(text: str, one_line: bool) -> str | None:
+    """The text without announcements ("Here is a title:", "Title:") and wrapping quotes.
+
+    Args:
+        one_line: Whether an answer is one line, so that the first line is taken.
+    """
     while opening := _OPENING.match(text):
         text = text[opening.end() :]
     text = text.strip()

@@ -1,192 +1,109 @@
-"""The tasks of LaMP and LongLaMP: how each builds a prompt; reading the files of LaMP."""
+"""LaMP: its seven tasks, and reading its files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
+from prefheads.data.formats import NAMELESS, DataFormat
 from prefheads.data.stream import read_json_items, starts_with_list
+from prefheads.data.task import Task, task_name
 from prefheads.errors import DataError
+from prefheads.tasks.answers import LabelAnswer, RatingAnswer, TextAnswer
+from prefheads.tasks.extract import only_one
 
-Item = Mapping[str, str]
 QUESTIONS = "_questions.json"
 OUTPUTS = "_outputs.json"
-Kind = Literal["Gen.", "Cls.", "Reg."]
-NAMELESS = object()
-"""The key of a row whose user the file does not name; no field of a file has it."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """How one task writes its prompt and finds the profile items that matter.
-
-    Attributes:
-        item: Pattern of one profile item.
-        long: The field of an item that may be cut to fit a context.
-        closing: What stands between the profile and the input.
-        corpus: The fields of an item that retrieval reads.
-        query: Retrieval asks for what follows this in the input; ``""``: for the whole input;
-            ``None``: for its two candidates.
-        inside: The profile follows this word of the input, instead of preceding the whole input.
-        kind: Generation, classification or regression.
-        dated: Items have a ``date``; otherwise they stand in the order of time.
-        frame: What the benchmark counts as an item without its long text: a pattern, a number of
-            tokens, or ``None`` for ``item`` with a space as its text.
-        counted: What the benchmark counts of ``closing``, besides one token for a full stop.
-        personal: Items are texts of one person alone, so who shares one is the same person (movies
-            and papers have many people).
-    """
-
-    item: str
-    long: str
-    closing: str
-    corpus: tuple[str, ...]
-    query: str | None = ":"
-    inside: str | None = None
-    kind: Kind = "Gen."
-    dated: bool = True
-    frame: str | int | None = None
-    counted: str = ""
-    personal: bool = False
-
-    @property
-    def fields(self) -> list[str]:
-        """The fields that an item needs for the prompt."""
-        return [field for _, field, _, _ in Formatter().parse(self.item) if field]
+def _candidates(input: str) -> str:
+    """The titles of the two papers to choose between, which the input quotes."""
+    quoted = re.findall(r'"([^"]*)"', input)
+    if len(quoted) < 3:
+        raise DataError("the input must quote a title and two candidates")
+    return f"{quoted[1]} {quoted[2]}"
 
 
-# The spaces before commas and full stops are the benchmarks' own.
-TASKS = {
-    "LaMP-1": Task(
-        '"{title}"',
-        "title",
-        "",
-        ("title", "abstract"),
-        query=None,
-        inside="title",
-        kind="Cls.",
-        frame=2,
+TAGS = (
+    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy",
+    "classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary",
+    "violence", "true story",
+)  # fmt: skip
+_LINE = TextAnswer(one_line=True)
+# The spaces before commas and full stops are the benchmark's own.
+LAMP = (
+    Task(
+        "LaMP-1", '"{title}"', "title", ("title", "abstract"), closing="", query=_candidates,
+        inside="title", frame=2, answers=LabelAnswer(("[1]", "[2]"), only_one),
     ),
-    "LaMP-2": Task(
-        'the tag for the movie: "{description}" is "{tag}" ',
-        "description",
-        ". ",
-        ("description",),
-        "description:",
-        kind="Cls.",
+    Task(
+        "LaMP-2", 'the tag for the movie: "{description}" is "{tag}" ', "description",
+        ("description",), query="description:", answers=LabelAnswer(TAGS),
     ),
-    "LaMP-3": Task(
-        '{score} is the score for "{text}" ',
-        "text",
-        ". ",
-        ("text",),
-        "review:",
-        kind="Reg.",
-        personal=True,
+    Task(
+        "LaMP-3", '{score} is the score for "{text}" ', "text", ("text",), query="review:",
+        personal=True, answers=RatingAnswer(1, 5),
     ),
-    "LaMP-4": Task(
-        '"{title}" is the title for "{text}" ',
-        "text",
-        ". ",
-        ("title", "text"),
-        "article:",
-        personal=True,
+    Task(
+        "LaMP-4", '"{title}" is the title for "{text}" ', "text", ("title", "text"),
+        query="article:", personal=True, answers=_LINE,
     ),
-    "LaMP-5": Task(
-        '"{title}" is a title for "{abstract}" ',
-        "abstract",
-        ". Following the given patterns ",
-        ("title", "abstract"),
-        "paper:",
-        frame='"{title}" is a title " " ',
-        counted="Following the given patterns",
+    Task(
+        "LaMP-5", '"{title}" is a title for "{abstract}" ', "abstract", ("title", "abstract"),
+        closing=". Following the given patterns ", query="paper:",
+        frame='"{title}" is a title " " ', counted="Following the given patterns", answers=_LINE,
     ),
-    "LaMP-6": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",), personal=True),
-    "LaMP-7": Task(
-        '"{text}" ',
-        "text",
-        " are written by a person. Following the given patterns ",
-        ("text",),
-        frame='"" ',
+    Task(
+        "LaMP-6", '"{title}" is the title for "{text}" ', "text", ("text",), personal=True,
+        answers=_LINE,
+    ),
+    Task(
+        "LaMP-7", '"{text}" ', "text", ("text",), frame='"" ', personal=True, answers=_LINE,
+        closing=" are written by a person. Following the given patterns ",
         counted="are written by user. Following the given patterns",
-        personal=True,
     ),
-    "LongLaMP-1": Task('"{title}" is the title for "{text}" ', "text", ". ", ("text",)),
-    "LongLaMP-2": Task(
-        '"{abstract}" is the abstract for the title "{title}"',
-        "abstract",
-        ". Use the above abstracts as context to understand the style and language of the user "
-        "and, ",
-        ("title", "abstract"),
-        "items:",
-        dated=False,
-    ),
-    "LongLaMP-3": Task(
-        '"{overall}" is a rating for the product with description "{description}". '
-        '"{summary}" is summary for "{reviewText}" ',
-        "reviewText",
-        ". Following the given patterns ",
-        ("overall", "summary", "description", "reviewText"),
-        query="",
-        dated=False,
-    ),
-    "LongLaMP-4": Task(
-        '"{summary}" is a summary for "{content}" ',
-        "content",
-        ". Following the given patterns, ",
-        ("summary", "content"),
-        query="",
-        dated=False,
-    ),
-}
-GENERIC = Task('"{text}"', "text", " are written by a person. ", ("text",))
-
-LONGLAMP_NAMES = {
-    "LongLaMP-1": "email_completion",
-    "LongLaMP-2": "abstract_generation",
-    "LongLaMP-3": "product_review",
-    "LongLaMP-4": "topic_writing",
-}
-"""What the data set of LongLaMP calls its tasks; ``_user`` or ``_temporal`` names the setting."""
+)  # fmt: skip
 
 
-def task_name(name: str) -> str:
-    """The usual spelling of a task's name; names that are no task's stay as they are.
+class LampFormat(DataFormat):
+    """A file of questions, with its golds in another file beside it."""
 
-    ``LaMP_7`` is ``LaMP-7``; ``longlamp_4``, ``topic_writing`` and ``topic_writing_user`` are
-    ``LongLaMP-4``.
+    name = "LaMP"
+    holds = f"*{QUESTIONS}"
 
-    Raises:
-        DataError: A task that LaMP or LongLaMP does not have.
-    """
-    plain = re.sub("_(user|temporal)$", "", name)
-    for task, alias in LONGLAMP_NAMES.items():
-        if plain == alias:
-            return task
-    match = re.fullmatch(r"(long)?lamp[-_ ]?(.+)", name, re.IGNORECASE)
-    if match is None:
-        return name
-    known = f"{'Long' if match[1] else ''}LaMP-{match[2]}"
-    if known not in TASKS:
-        raise DataError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}")
-    return known
+    def reads(self, source: Path) -> bool:
+        """Files of questions, and folders of no other format."""
+        return source.name.endswith(QUESTIONS) or source.is_dir()
+
+    def rows(
+        self, source: Path, outputs: Path | None, require_output: bool
+    ) -> Iterator[tuple[str, Any]]:
+        """As :func:`read_lamp` reads them."""
+        return read_lamp(source, outputs, require_output)
+
+    def sources(self, folder: Path, files: Sequence[str]) -> Iterable[Path]:
+        """The files of questions."""
+        return [folder / name for name in files if name.endswith(QUESTIONS)]
+
+    def task(self, source: Path) -> str | None:
+        """What the nearest folder says, such as ``LaMP_4``."""
+        for part in reversed(source.resolve().parts):
+            if match := re.search(r"LaMP[-_]\d", part):
+                return task_name(match[0])
+        return None
+
+    def split(self, source: Path) -> str:
+        """What the file's name begins with."""
+        return source.name.removesuffix(QUESTIONS)
+
+    def has_golds(self, source: Path) -> bool:
+        """Whether the other file is there; the test split comes without."""
+        return source.with_name(self.split(source) + OUTPUTS).is_file()
 
 
-def task_of(name: str | None) -> Task:
-    """The task of that name; examples of no known task share the generic form."""
-    return TASKS.get(name, GENERIC) if name else GENERIC
-
-
-def require_fields(profile: Sequence[Item], fields: Sequence[str], where: str) -> None:
-    """Raise a ``DataError`` that begins with ``where`` unless every item has all the fields."""
-    for index, item in enumerate(profile):
-        for field in fields:
-            if field not in item:
-                raise DataError(f'{where}: profile[{index}] lacks the field "{field}"')
+FORMAT = LampFormat()
 
 
 def read_lamp(

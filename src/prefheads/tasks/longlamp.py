@@ -1,34 +1,105 @@
-"""Reading the files of LongLaMP: one table a task, setting and split, as Parquet, JSON or JSONL."""
+"""LongLaMP: its four tasks, and reading its files.
+
+There is one table for each task, setting and split, as Parquet, JSON or JSONL.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from prefheads.data.stream import optional, read_json_items, read_json_lines, starts_with_list
+from prefheads.data.formats import DataFormat
+from prefheads.data.stream import read_json_items, read_json_lines, starts_with_list
+from prefheads.data.task import Task, task_name
 from prefheads.errors import DataError
-from prefheads.tasks.lamp import LONGLAMP_NAMES, OUTPUTS, QUESTIONS, task_name
+from prefheads.optional import require
+from prefheads.tasks.answers import TextAnswer
+from prefheads.tasks.lamp import OUTPUTS, QUESTIONS
+
+FOLDERS = {
+    "LongLaMP-1": "email_completion",
+    "LongLaMP-2": "abstract_generation",
+    "LongLaMP-3": "product_review",
+    "LongLaMP-4": "topic_writing",
+}
+"""What the data set calls its tasks; ``_user`` or ``_temporal`` names the setting."""
+
+
+_FORMS = (
+    Task("LongLaMP-1", '"{title}" is the title for "{text}" ', "text", ("text",)),
+    Task(
+        "LongLaMP-2", '"{abstract}" is the abstract for the title "{title}"', "abstract",
+        ("title", "abstract"), query="items:", dated=False,
+        closing=". Use the above abstracts as context to understand the style and language of the "
+        "user and, ",
+    ),
+    Task(
+        "LongLaMP-3",
+        '"{overall}" is a rating for the product with description "{description}". '
+        '"{summary}" is summary for "{reviewText}" ',
+        "reviewText", ("overall", "summary", "description", "reviewText"),
+        closing=". Following the given patterns ", query="", dated=False,
+    ),
+    Task(
+        "LongLaMP-4", '"{summary}" is a summary for "{content}" ', "content",
+        ("summary", "content"), closing=". Following the given patterns, ", query="", dated=False,
+    ),
+)  # fmt: skip
+LONGLAMP = tuple(
+    replace(
+        form,
+        aliases=tuple(FOLDERS[form.name] + setting for setting in ("", "_user", "_temporal")),
+        answers=TextAnswer(new_tokens=512),
+    )
+    for form in _FORMS
+)
 
 # A split is one file, `test.json`, or several: `test-00000-of-00002.parquet` and so on.
 _FILE = re.compile(r"(.+?)(?:-\d+-of-\d+)?\.(?:parquet|jsonl?)")
-_TASK = re.compile(rf"longlamp[-_]?\d|({'|'.join(LONGLAMP_NAMES.values())})(_user|_temporal)?")
+_TASK = re.compile(rf"longlamp[-_]?\d|({'|'.join(FOLDERS.values())})(_user|_temporal)?")
 # Each task calls its users something else.
 _USER_FIELDS = ("user_id", "reviewerId", "author", "name")
 ABSTRACT_WORDS = 750
 """Words of an abstract that the benchmark shows."""
 
 
-def longlamp_task(path: Path) -> str | None:
-    """The task of LongLaMP that the name of a file or of a folder above it says, if one does."""
-    for part in reversed(path.resolve().parts[-3:]):
-        name = part.partition(".")[0].lower()
-        if _TASK.fullmatch(name):
-            return task_name(name)
-    return None
+class LongLampFormat(DataFormat):
+    """Tables in a folder that is called as the task, a file or several for each split."""
+
+    name = "LongLaMP"
+    holds = "split of LongLaMP"
+
+    def reads(self, source: Path) -> bool:
+        """What lies in a folder of a task, but no file of LaMP's questions."""
+        return not source.name.endswith(QUESTIONS) and self.task(source) is not None
+
+    def rows(
+        self, source: Path, outputs: Path | None, require_output: bool
+    ) -> Iterator[tuple[str, Any]]:
+        """As :func:`read_longlamp` reads them."""
+        if outputs is not None:
+            raise DataError(f"outputs belong to a LaMP *{QUESTIONS}; {source} holds its own golds")
+        return read_longlamp(source, str(self.task(source)))
+
+    def sources(self, folder: Path, files: Sequence[str]) -> Iterable[Path]:
+        """The splits of a task's folder."""
+        return () if self.task(folder) is None else [folder / name for name in splits_in(folder)]
+
+    def task(self, source: Path) -> str | None:
+        """What the name of a file or of a folder above it says."""
+        for part in reversed(source.resolve().parts[-3:]):
+            name = part.partition(".")[0].lower()
+            if _TASK.fullmatch(name):
+                return task_name(name)
+        return None
+
+
+FORMAT = LongLampFormat()
 
 
 def splits_in(folder: Path) -> dict[str, list[Path]]:
@@ -91,12 +162,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[Any]:
-    arrow = optional("pyarrow.parquet")
-    if arrow is None:
-        raise DataError(
-            f'{path}: to read Parquet install the extra: pip install "prefheads[parquet]"; or '
-            "export it as JSON lines"
-        )
+    arrow = require("pyarrow.parquet", "parquet")
     try:
         file = arrow.ParquetFile(path)
         for batch in file.iter_batches(batch_size=16):  # profiles are long

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefheads.data.example import Example, marks_of, parse_example
+from prefheads.data.formats import NAMELESS, find_sources, format_of, read_rows
 from prefheads.data.people import People
-from prefheads.tasks.data import find_sources, read_rows
-from prefheads.tasks.lamp import NAMELESS, QUESTIONS, Kind, task_of
+from prefheads.tasks.answers import Kind, answers_of
 
 
 class Spread(NamedTuple):
@@ -104,7 +104,7 @@ class _Counts:
         return TaskStatistics(
             task=task,
             setting=setting,
-            kind=task_of(task).kind,
+            kind=answers_of(task).kind,
             splits=tuple(self.splits),
             users=len(self.users) + len({self.people.of(sample) for sample in self.unnamed}),
             instances=len(self.profile_items),
@@ -119,7 +119,7 @@ def _spread(counts: Sequence[Any]) -> Spread:
 
 
 def _split(source: Path) -> str:
-    return source.name.removesuffix(QUESTIONS).partition("-")[0].partition(".")[0]
+    return format_of(source).split(source).partition("-")[0].partition(".")[0]
 
 
 def _setting(source: Path) -> str:

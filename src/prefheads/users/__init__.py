@@ -1,6 +1,6 @@
 """Users with different preferences (section 5): embed profiles, cluster them, route to clusters.
 
-Embedding and clustering need the extra `cluster`; routing needs numpy alone.
+Embedding and clustering need the extra ``cluster``; routing needs numpy alone.
 """
 
 from prefheads.users.cluster import Clusters, cluster_heads, fit_clusters

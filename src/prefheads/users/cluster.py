@@ -3,16 +3,17 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefheads.errors import ArtifactError, DataError, SteeringError
-from prefheads.heads.scores import HeadScores, HeadWeights, select_heads
-from prefheads.users.embed import require, unit_rows
+from prefheads.errors import ArtifactError, DataError
+from prefheads.heads.scores import HeadScores, HeadWeights
+from prefheads.optional import require
+from prefheads.users.embed import unit_rows
 from prefheads.users.route import route
 
 MAX_CLUSTERS = 16  # when the number is chosen; a given one may be larger
@@ -23,8 +24,8 @@ class Clusters:
     """Groups of users, the largest first.
 
     Attributes:
-        centroids: `(C, d)` float32, unit rows.
-        assignment: the cluster of each user, 0 .. C-1; always the nearest, as `route` finds it.
+        centroids: ``(C, d)`` float32, unit rows.
+        assignment: the cluster of each user, 0 .. C-1; always the nearest, as ``route`` finds it.
     """
 
     centroids: NDArray[np.float32]
@@ -46,14 +47,14 @@ class Clusters:
         return [user for user, own in self.assignment.items() if own == cluster]
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON-serialisable metadata, as `storage.save_tensors` takes them."""
+        """Tensors and JSON-serialisable metadata, as ``storage.save_tensors`` takes them."""
         return {"centroids": torch.from_numpy(self.centroids)}, {
             "assignment": dict(self.assignment)
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The inverse of `to_tensors`; ArtifactError if something is missing or does not fit."""
+        """The inverse of ``to_tensors``; ArtifactError if something is missing or does not fit."""
         try:
             centroids = tensors["centroids"].to("cpu", torch.float32)
             assignment = {str(user): int(own) for user, own in meta["assignment"].items()}
@@ -79,10 +80,10 @@ def fit_clusters(
     The result does not depend on the order of the users.
 
     Args:
-        embeddings: `(n_users, d)`.
+        embeddings: ``(n_users, d)``.
         user_ids: one id per row, each once.
-        n_clusters: how many; None chooses the number up to `MAX_CLUSTERS` with the best
-            silhouette among those that leave every cluster `min_samples`, and 1 if there is none.
+        n_clusters: how many; None chooses the number up to ``MAX_CLUSTERS`` with the best
+            silhouette among those that leave every cluster ``min_samples``, and 1 if there is none.
         samples_per_user: discovery samples of each user; None counts each user as one sample.
         min_samples: discovery samples a cluster needs for heads of its own; a single cluster,
             which holds all there are, is exempt.
@@ -119,7 +120,7 @@ def fit_clusters(
         clusters = _k_means(points, users, k, seed)
         if min(samples(clusters)) >= max(min_samples, 1):
             labels = [clusters.assignment[user] for user in users]
-            score = require("sklearn.metrics").silhouette_score(points, labels)
+            score = require("sklearn.metrics", "cluster").silhouette_score(points, labels)
             if score >= best_score:
                 best, best_score = clusters, score
     return best
@@ -131,31 +132,24 @@ def cluster_heads(
     *,
     k: int | None = None,
     fraction: float | None = None,
-    weights: Literal["binary", "soft"] = "soft",
-    shrinkage: float = 0.0,
 ) -> list[HeadWeights]:
     """Preference Heads of each cluster, from the scores of its users alone (5.2).
 
-    The per-example scores hold all that is needed; nothing is discovered again.
+    A head's weight is its PCS over the cluster's largest. Nothing is discovered again.
 
     Args:
         scores: of users that all belong to a cluster.
         clusters: the groups.
         k: heads per cluster; or
-        fraction: share of all heads per cluster. "soft" weights also do without either.
-        weights: "soft" keeps importance weights (PCS over the cluster's largest), "binary" ones.
-        shrinkage: weight of the mean over all users, in samples: a cluster with as many samples
-            of its own takes half of its scores from there. Steadies small clusters.
+        fraction: share of all heads per cluster; with neither, all with a positive PCS.
 
     Returns:
         One map per cluster, in the order of the clusters.
 
     Raises:
         DataError: a user without a cluster, or a cluster without samples.
-        SteeringError: `k`, `fraction` or `shrinkage` out of range.
+        SteeringError: ``k`` or ``fraction`` out of range.
     """
-    if not 0 <= shrinkage < float("inf"):
-        raise SteeringError(f"shrinkage={shrinkage}: it must be 0 or more samples")
     scored = set(scores.user_ids)
     if strangers := sorted(scored.difference(clusters.assignment)):
         raise DataError(f"user {strangers[0]!r} has scores but belongs to no cluster")
@@ -164,10 +158,7 @@ def cluster_heads(
         users = scored.intersection(clusters.members(cluster))
         if not users:
             raise DataError(f"cluster {cluster} has no discovery samples; use fewer clusters")
-        own = scores.select(users=users)
-        share = own.n_examples / (own.n_examples + shrinkage)
-        mean = share * own.mean + (1 - share) * scores.mean
-        maps.append(select_heads(mean, k, fraction, weights=weights, info=own.info))
+        maps.append(scores.select(users=users).soft(k, fraction))
     return maps
 
 
@@ -187,10 +178,11 @@ def _sorted_users(
 
 
 def _k_means(points: NDArray[np.float64], users: list[str], n_clusters: int, seed: int) -> Clusters:
-    estimator = require("sklearn.cluster").KMeans(n_clusters, n_init=10, random_state=seed)
+    k_means = require("sklearn.cluster", "cluster").KMeans
+    estimator = k_means(n_clusters, n_init=10, random_state=seed)
     with warnings.catch_warnings():
         # Fewer distinct profiles than clusters: the empty cluster is reported by the caller.
-        warnings.simplefilter("ignore", require("sklearn.exceptions").ConvergenceWarning)
+        warnings.simplefilter("ignore", require("sklearn.exceptions", "cluster").ConvergenceWarning)
         centroids = unit_rows(estimator.fit(points).cluster_centers_).astype(np.float32)
     # Training users go where routing would send them; k-means' own labels may differ at borders.
     labels = route(points, centroids).argmax(axis=1)

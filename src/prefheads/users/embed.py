@@ -1,15 +1,15 @@
 """A user's profile as one vector (5.1)."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads.errors import DataError, ModelError, PrefheadsError
+from prefheads.errors import DataError, ModelError
 from prefheads.models import bundled
 from prefheads.models.network import no_hub
+from prefheads.optional import require
 
 Profile = Sequence[Mapping[str, Any]]
 
@@ -24,12 +24,12 @@ class ProfileEncoder:
         name: "bundled" (all-MiniLM-L6-v2), a local folder, or a hub id of sentence-transformers.
 
     Raises:
-        PrefheadsError: the extra `cluster` is not installed.
+        PrefheadsError: the extra ``cluster`` is not installed.
         ModelError: the encoder cannot be found or read.
     """
 
     def __init__(self, name: str = "bundled") -> None:
-        library = require("sentence_transformers")
+        library = require("sentence_transformers", "cluster")
         self.name = name
         source = str(bundled.encoder_dir()) if name == "bundled" else name
         why = no_hub(source)
@@ -47,11 +47,11 @@ class ProfileEncoder:
         """Embed each profile: the mean of its items' unit embeddings, scaled to length 1.
 
         Args:
-            profiles: one list of items per user, e.g. `[{"text": "..."}]`. All of an item's text
+            profiles: one list of items per user, e.g. ``[{"text": "..."}]``. All of an item's text
                 fields are joined.
 
         Returns:
-            `(n_users, d)` float32, unit rows.
+            ``(n_users, d)`` float32, unit rows.
 
         Raises:
             DataError: no profiles, or one without text.
@@ -80,23 +80,13 @@ def item_text(item: Mapping[str, Any]) -> str:
 
 
 def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    """Scale vectors `(..., d)` to length 1; a zero vector stays zero."""
+    """Scale vectors ``(..., d)`` to length 1; a zero vector stays zero."""
     exact = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(exact, axis=-1, keepdims=True)
     return np.asarray(exact / np.where(length > 0, length, 1.0))
 
 
 def require_extra() -> None:
-    """Raise unless the extra `cluster` is installed, so that a lack shows before a long run."""
+    """Raise unless the extra ``cluster`` is installed, so that a lack shows before a long run."""
     for name in ("sentence_transformers", "sklearn.cluster"):
-        require(name)
-
-
-def require(module: str) -> Any:
-    """Import a module of the extra `cluster`, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise PrefheadsError(
-            f'{error.name} is not installed; install the extra: pip install "prefheads[cluster]"'
-        ) from error
+        require(name, "cluster")

@@ -1,7 +1,7 @@
-"""Which clusters a user belongs to, and the one map of heads that follows (5.3, Algorithm 1)."""
+"""Route a user to clusters, and mix the clusters' maps into the user's (5.3, Algorithm 1)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -9,32 +9,33 @@ from numpy.typing import NDArray
 
 from prefheads.errors import SteeringError
 from prefheads.heads.scores import HeadWeights
+from prefheads.types import Routing
 from prefheads.users.embed import unit_rows
 
 
 def route(
     embedding: NDArray[Any],
     centroids: NDArray[Any],
-    mode: Literal["hard", "soft"] = "hard",
+    mode: Routing = "hard",
     temperature: float = 0.1,
 ) -> NDArray[np.float64]:
     """Weights of the clusters for a user, by cosine similarity to the centroids (5.3).
 
     Args:
-        embedding: `(d,)` for one user or `(n, d)` for several.
-        centroids: `(C, d)`.
+        embedding: ``(d,)`` for one user or ``(n, d)`` for several.
+        centroids: ``(C, d)``.
         mode: "hard" gives the nearest cluster everything (of equally near ones, the first);
             "soft" is a softmax of similarity / temperature.
         temperature: above 0, for "soft"; towards 0 it becomes "hard".
 
     Returns:
-        `(C,)` or `(n, C)`, each row non-negative with sum 1.
+        ``(C,)`` or ``(n, C)``, each row non-negative with sum 1.
 
     Raises:
         SteeringError: unknown mode, temperature out of range, or embeddings that do not fit.
     """
     embedding, centroids = np.asarray(embedding), np.asarray(centroids)
-    if mode not in ("hard", "soft"):
+    if mode not in get_args(Routing):
         raise SteeringError(f"routing is 'hard' or 'soft', not {mode!r}")
     if not (0 < temperature < float("inf")):
         raise SteeringError(f"temperature={temperature}: it must be above 0")
@@ -56,10 +57,10 @@ def route(
 
 
 def mix(weights: NDArray[Any], maps: Sequence[HeadWeights]) -> HeadWeights:
-    """The clusters' maps in one: `sum_c w_c * map_c` (Algorithm 1, line 17).
+    """The clusters' maps in one: ``sum_c w_c * map_c`` (Algorithm 1, line 17).
 
     Args:
-        weights: `(C,)`, non-negative, with sum 1, as `route` gives them for one user.
+        weights: ``(C,)``, non-negative, with sum 1, as ``route`` gives them for one user.
         maps: one map per cluster, of equal shape.
 
     Raises:

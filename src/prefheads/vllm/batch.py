@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefheads.vllm.request import Steering
+from prefheads.vllm.request import RequestSteering
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -96,7 +96,7 @@ class Batch:
 
     # -- rows --
 
-    def add(self, row: int, steering: Steering | None, n_prompt: int) -> None:
+    def add(self, row: int, steering: RequestSteering | None, n_prompt: int) -> None:
         """A request enters a row, and replaces what was there."""
         self.remove(row)
         if steering is None:
@@ -108,7 +108,7 @@ class Batch:
         self.table[:, slot] = mine.to(self.table)
         self._slot[row] = slot
         self._start[row] = n_prompt - 1
-        self._gamma[row], self._contrast[row] = steering.gamma, steering.contrasts
+        self._gamma[row], self._contrast[row] = steering.setting.gamma, steering.contrasts
 
     def remove(self, row: int) -> None:
         """A row becomes empty."""

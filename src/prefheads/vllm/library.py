@@ -16,19 +16,16 @@ it into a listed folder (under another name first, then rename it; ``save`` does
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
-
-from prefheads.errors import ArtifactError, PrefheadsError, SteeringError
+from prefheads.errors import ArtifactError, SteeringError
+from prefheads.heads.files import maps_in
 from prefheads.heads.provenance import Provenance
 from prefheads.heads.weights import HeadWeights, require_model
-from prefheads.steerer.files import KIND
-from prefheads.storage import load_tensors
 
 _SHOWN = 8  # ids named in an error message
 
@@ -102,46 +99,13 @@ class Library:
         for path in self._paths:
             if not path.exists():
                 raise ArtifactError(f"{path}: no such file or folder")
-            found = [path] if path.is_file() or _is_run(path) else sorted(path.iterdir())
-            for entry in found:
-                for name, load in _maps_in(entry):
+            several = path.is_dir() and not any(maps_in(path))
+            for entry in sorted(path.iterdir()) if several else [path]:
+                for name, load in maps_in(entry):
                     if name in files:
                         raise ArtifactError(f"{entry}: a second head map {name!r}; rename one")
                     files[name] = load
         return files
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "heads.safetensors").is_file() or (folder / "steerer.json").is_file()
-
-
-def _maps_in(path: Path) -> Iterator[tuple[str, Callable[[], HeadWeights]]]:
-    if path.is_file():
-        if path.suffix == ".safetensors" and not path.name.startswith("."):
-            yield path.stem, partial(HeadWeights.load, path)
-        return
-    if (path / "heads.safetensors").is_file():
-        yield path.resolve().name, partial(HeadWeights.load, path / "heads.safetensors")
-    if (path / "steerer.json").is_file():
-        for name in _steerer_maps(path):
-            yield f"{path.resolve().name}/{name}", partial(_steerer_map, path, name)
-
-
-def _steerer_map(folder: Path, name: str) -> HeadWeights:
-    return _steerer_maps(folder)[name]
-
-
-def _steerer_maps(folder: Path) -> Mapping[str, HeadWeights]:
-    """The maps of a fitted steerer, which needs no model: ``shared``, and one a cluster."""
-    tensors, meta = load_tensors(folder / "steerer.safetensors", KIND)
-    try:
-        values = torch.cat([tensors["shared"][None], tensors["maps"]])
-        infos = [Provenance(**info) for info in meta["infos"]]
-        names = ["shared", *map(str, range(len(values) - 1))]
-        maps = [HeadWeights(v, i) for v, i in zip(values, infos, strict=True)]
-    except (KeyError, TypeError, ValueError, RuntimeError, PrefheadsError) as error:
-        raise ArtifactError(f"{folder}: damaged steerer ({error})") from error
-    return dict(zip(names, maps, strict=True))
 
 
 def _same_model(a: Provenance, b: Provenance) -> bool:

@@ -4,53 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefheads.errors import SteeringError
 from prefheads.heads.weights import HeadWeights
-from prefheads.steering.context import Mode
+from prefheads.steering.setting import Setting
 from prefheads.vllm.library import Library
 
 KEY = "prefheads"
 # Beside the request as it came; workers read only this, so that they need no files and all of them
 # steer with the map that was checked.
 _RESOLVED = "prefheads.resolved"
-_FIELDS = ("map", "gamma", "mode", "suppression", "target", "scope")
+_OF_SETTING = ("gamma", "mode", "suppression")
+_FIELDS = ("map", *_OF_SETTING, "target", "scope")
 
 
 @dataclass(frozen=True)
-class Steering:
+class RequestSteering:
     """How one request is steered.
 
     Attributes:
-        mode, gamma, suppression: As in :func:`prefheads.steer`.
+        setting: Its mode and strength.
         heads: Heads with a non-zero weight, as ``layer * n_heads + head``.
         weights: Their weights in (0, 1].
     """
 
-    mode: Mode
-    gamma: float
-    suppression: float
+    setting: Setting
     heads: tuple[int, ...]
     weights: tuple[float, ...]
 
     @property
     def contrasts(self) -> bool:
         """Whether it needs the second branch."""
-        return self.mode == "contrast"
+        return self.setting.mode == "contrast"
 
     def gains(self, shape: tuple[int, int]) -> Tensor:
         """Gains ``(n_layers, n_heads)`` of the branch that is changed."""
         values = torch.zeros(shape[0] * shape[1])
         values[list(self.heads)] = torch.tensor(self.weights)
-        strength = -self.suppression if self.contrasts else self.gamma
-        return 1 + strength * values.reshape(shape)
+        return self.setting.gains(values.reshape(shape))
 
     @property
     def digest(self) -> str:
@@ -83,13 +80,14 @@ def resolve(extra_args: Mapping[str, Any] | None, library: Library | None, contr
     return rest if steering is None else rest | {_RESOLVED: asdict(steering)}
 
 
-def steering_of(extra_args: Mapping[str, Any] | None) -> Steering | None:
+def steering_of(extra_args: Mapping[str, Any] | None) -> RequestSteering | None:
     """How a request that passed :func:`resolve` is steered; None if it is not."""
     found = (extra_args or {}).get(_RESOLVED)
     if found is None:
         return None
     # Tuples come out of the message to the engine as lists.
-    return Steering(**found | {k: tuple(found[k]) for k in ("heads", "weights")})
+    heads, weights = (tuple(found[k]) for k in ("heads", "weights"))
+    return RequestSteering(Setting(**found["setting"]), heads, weights)
 
 
 def _as_dict(asked: Any) -> Mapping[str, Any]:
@@ -106,13 +104,10 @@ def _as_dict(asked: Any) -> Mapping[str, Any]:
     return asked
 
 
-def _parse(asked: Mapping[str, Any], library: Library, contrast: bool) -> Steering | None:
+def _parse(asked: Mapping[str, Any], library: Library, contrast: bool) -> RequestSteering | None:
     for name in ("map", "gamma"):
         if name not in asked:
             raise SteeringError(f"{KEY}: {name} is missing")
-    mode = asked.get("mode", "contrast")
-    if mode not in get_args(Mode):
-        raise SteeringError(f"{KEY}: mode is contrast or amplify, not {mode!r}")
     if asked.get("target", "head") != "head":
         raise SteeringError(
             f"{KEY}: target {asked['target']!r} is not served by vLLM, whose paged attention takes "
@@ -120,24 +115,27 @@ def _parse(asked: Mapping[str, Any], library: Library, contrast: bool) -> Steeri
         )
     if asked.get("scope", "response") != "response":
         raise SteeringError(f"{KEY}: vLLM steers the response only; scope is 'response'")
-    gamma = _number(asked, "gamma", math.inf)
-    suppression = _number(asked, "suppression", 1.0) if "suppression" in asked else 1.0
+    given = {"mode": "contrast"} | {k: v for k, v in asked.items() if k in _OF_SETTING}
+    try:
+        setting = Setting(**given)
+    except SteeringError as error:
+        raise SteeringError(f"{KEY}: {error}") from None
     weights = _weights(asked["map"], library)
-    if mode == "contrast" and not contrast:
+    if setting.mode == "contrast" and not contrast:
         raise SteeringError(
             f"{KEY}: this server only amplifies; start it without PREFHEADS_CONTRAST=0"
         )
-    if gamma == 0 or not weights.n_active or (mode == "contrast" and suppression == 0):
+    if setting.plain or not setting.change(weights.values).any():
         return None
     lowest = weights.heads[0][0]
-    if mode == "contrast" and lowest < library.fork:
+    if setting.mode == "contrast" and lowest < library.fork:
         raise SteeringError(
             f"{KEY}: the map suppresses a head of layer {lowest}, but the second branch begins at "
             f"layer {library.fork}; start the server with PREFHEADS_FORK={lowest} or lower"
         )
     flat = weights.values.flatten()
     heads = flat.nonzero().flatten()
-    return Steering(mode, gamma, suppression, tuple(heads.tolist()), tuple(flat[heads].tolist()))
+    return RequestSteering(setting, tuple(heads.tolist()), tuple(flat[heads].tolist()))
 
 
 def _weights(asked: Any, library: Library) -> HeadWeights:
@@ -145,7 +143,7 @@ def _weights(asked: Any, library: Library) -> HeadWeights:
         return library.get(asked)
     if not isinstance(asked, Mapping) or not asked or not all(isinstance(k, str) for k in asked):
         raise SteeringError(f"{KEY}: map is an id, or an object of ids and their shares")
-    shares = {name: _number(asked, name, 1.0) for name in asked}
+    shares = {name: _share(name, value) for name, value in asked.items()}
     if sum(shares.values()) > 1 + 1e-6:
         raise SteeringError(f"{KEY}: the shares of maps add up to more than 1")
     (weights, *others) = (share * library.get(name) for name, share in shares.items())
@@ -154,10 +152,8 @@ def _weights(asked: Any, library: Library) -> HeadWeights:
     return weights
 
 
-def _number(asked: Mapping[str, Any], name: str, highest: float) -> float:
-    value = asked[name]
+def _share(name: str, value: Any) -> float:
     right = isinstance(value, int | float) and not isinstance(value, bool)
-    if not right or not math.isfinite(value) or not 0 <= value <= highest:
-        limits = "at least 0" if highest == math.inf else f"from 0 to {highest:g}"
-        raise SteeringError(f"{KEY}: {name} is a number {limits}, not {value!r}")
+    if not right or not 0 <= value <= 1:
+        raise SteeringError(f"{KEY}: {name} is a number from 0 to 1, not {value!r}")
     return float(value)

@@ -12,13 +12,14 @@ import pytest
 from support import results
 
 from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.headsets import grid
 from prefheads.report.measure.tokens import PromptTexts, Readings, Token
 from prefheads.report.page import heads, steering
 from prefheads.report.page.demo import write_report
 from prefheads.report.page.discovery import Discovery
 from prefheads.report.page.entry import Entry, write
 from prefheads.report.page.page import write_page
-from prefheads.steering.setting import Setting, grid
+from prefheads.steering.setting import Setting
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.headsets import percent
 from prefheads.calibration.validate import Validation
 from prefheads.report.figures.style import (
     BLUE,
@@ -39,7 +40,6 @@ from prefheads.report.statistics.sweeps import (
     head_set,
 )
 from prefheads.stats import Estimate
-from prefheads.steering.setting import percent
 
 CHANGE = "change of NLL, nats a token (below 0 helps)"
 

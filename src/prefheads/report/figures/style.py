@@ -16,20 +16,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads.errors import PrefheadsError
+from prefheads.optional import needs
 from prefheads.stats import Array, Estimate
 from prefheads.storage import PathLike, write_atomic
 
-try:
+with needs("plots"):
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-except ModuleNotFoundError as error:
-    raise PrefheadsError(
-        f'{error.name} is not installed; install the extra: pip install "prefheads[plots]"'
-    ) from error
 
 WIDTH = 5.2  # inches
 INK = "#1f2328"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class _TextCache:
         made_from += [config.name_or_path, fingerprint(config)]
         maps = []
         if not setting.plain:
-            made_from += [steerer.scope, asdict(setting)]
+            made_from += [steerer.scope, setting.to_dict()]
             maps = [m.values for m in steerer.heads_for([example.profile])]
         key = digest(made_from, tensors=maps)
         if key not in self.known:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.data.encoding import Encoded
@@ -15,16 +15,20 @@ from prefheads.data.example import Example
 from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
 from prefheads.heads.weights import Head
-from prefheads.interventions.hooks import Listener, layer_index, observing, shown
+from prefheads.interventions.hooks import (
+    AttentionCall,
+    AttentionRecorder,
+    hooked,
+    require_weights,
+)
 from prefheads.interventions.intercept import input_device, intercept
 from prefheads.interventions.masks import masked_backend
-from prefheads.interventions.plan import Target
 from prefheads.models.limits import Budget
 from prefheads.progress import track
 from prefheads.scoring.nll import token_nll
 from prefheads.scoring.scorer import Scorer, encode_all
-from prefheads.steering.context import Scope
 from prefheads.steering.divergence import divergence, require_numbers
+from prefheads.types import Scope, Target
 
 FLOOR = 1e-4  # mean probability below which a token is no candidate, and its change no finding
 N_TOKENS = 12
@@ -146,8 +150,8 @@ def profile_attention(
     with intercept(model, "eager") as layout:
         for e in track(encoded, "attention", unit="example", disable=not progress):
             ids, targets = torch.cat([e.prompt_ids, e.response_ids[:-1]]), e.response_ids
-            look = _Look(len(targets), e.profile_mask)
-            with observing(look):
+            look = _ProfileShare(len(targets), e.profile_mask)
+            with hooked(look):
                 # Without a cache, so that sliding windows too have a key for each token.
                 logits = model(
                     input_ids=ids[None].to(input_device(model)),
@@ -167,17 +171,17 @@ def profile_attention(
     return HeadScores(torch.stack(shares), torch.stack(losses), *ids_of, info)
 
 
-class _Look(Listener):
-    """Notes how much each head attends to the profile from the last ``n`` positions."""
+class _ProfileShare(AttentionRecorder):
+    """Records how much each head attends to the profile from the last ``n`` positions."""
 
     def __init__(self, n: int, profile: Tensor) -> None:
         self.n, self.profile = n, profile
         self.share: dict[int, Tensor] = {}
 
-    def hear(self, module: nn.Module, query: Tensor, out: Tensor, weights: Tensor | None) -> None:
-        seen = shown(module, weights)[0, :, -self.n :, : len(self.profile)].float()
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        seen = require_weights(call, weights)[0, :, -self.n :, : len(self.profile)].float()
         share = seen[..., self.profile.to(seen.device)].sum(-1).mean(-1)  # of (heads, n, prompt)
-        self.share[layer_index(module)] = share.cpu()
+        self.share[call.layer] = share.cpu()
 
 
 def _even_share(encoded: Encoded) -> Tensor:

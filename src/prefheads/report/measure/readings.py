@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.data.encoding import Encoded, encode
 from prefheads.data.example import Example, spread, without_profile
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.methods import Method, make_decoder
+from prefheads.evaluation.decoder import make_decoder
+from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import answer_length
 from prefheads.evaluation.samples import read_samples
@@ -24,9 +25,10 @@ from prefheads.heads.scores import HeadWeights
 from prefheads.models.limits import context_length
 from prefheads.report.measure.comparison import compare, shown_setting
 from prefheads.report.measure.tokens import PromptTexts, Readings, Token, trace
-from prefheads.steerer.core import PARTS, PreferenceSteerer
-from prefheads.steering.context import Scope
-from prefheads.steering.generation import room_for_prompt, steer_with
+from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steerer.fit import PARTS
+from prefheads.steering.context import steer_with
+from prefheads.steering.generation import room_for_prompt
 from prefheads.steering.setting import Setting
 
 PREFERRED = ("calibrated", "dps-cluster", "dps")  # whose texts are shown, the first that steers
@@ -92,7 +94,7 @@ def of_evaluation(
             "steered": record.prediction,
             "written": example.output,
         }
-        how = _steering(model, decoder.maps[0], decoder.setting, decoder.scope)
+        how = _steering(model, decoder.maps[0], decoder.setting)
         traces.append(_trace(loaded, example, prompt, texts, how))
     settings = {records[method.name][e.id].setting for e in shown}
     return Readings(
@@ -166,7 +168,7 @@ def of_steerer(
         own = replace(example, task=steerer.task, output=None)
         prompt = encode(steerer.tokenizer, own, max_length=room)
         heads = steerer.heads_for([example.profile])[0]
-        how = _steering(steerer.model, heads, setting, steerer.scope)
+        how = _steering(steerer.model, heads, setting)
         loaded = steerer.model, steerer.tokenizer
         traces.append(_trace(loaded, example, prompt, found.texts, how))
     return side_by_side(steerer, traces)
@@ -181,11 +183,9 @@ def side_by_side(steerer: PreferenceSteerer, texts: Sequence[PromptTexts]) -> Re
     return Readings(method, str(shown_setting(steerer)), differing, len(texts), ordered)
 
 
-def _steering(
-    model: PreTrainedModel, heads: HeadWeights, setting: Setting, scope: Scope
-) -> Steered:
+def _steering(model: PreTrainedModel, heads: HeadWeights, setting: Setting) -> Steered:
     weights = torch.as_tensor(heads.values)[None]
-    return lambda e: steer_with(model, weights, setting, scope, e.profile_mask[None])
+    return lambda e: steer_with(model, weights, setting, e.profile_mask[None])
 
 
 def _trace(

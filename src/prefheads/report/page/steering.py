@@ -7,7 +7,7 @@ from itertools import groupby
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
-from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.evaluation.methods import Method
 from prefheads.report.figures import steering as figures
 from prefheads.report.page.entry import Entry
 from prefheads.report.statistics import evaluated, sweeps
@@ -187,7 +187,7 @@ def _controls(found: Evaluation, command: str) -> list[Entry]:
     pairs = [
         (method.name, control.name)
         for method in found.methods
-        if method.kind not in CONTROLS
+        if not method.is_control
         for control in found.controls(method)
     ]
     title, paper = "Quality beside random heads and masks", "Fig. 5, 6.4, quality"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.calibration.validate import Validation
-from prefheads.errors import ArtifactError
+from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.draws import over_draws
-from prefheads.evaluation.methods import CONTROLS, Method
-from prefheads.evaluation.records import Record
-from prefheads.evaluation.run import LIKELIHOOD
+from prefheads.evaluation.methods import Method
+from prefheads.evaluation.records import Record, read_records
+from prefheads.evaluation.results import read_results
+from prefheads.evaluation.run import LIKELIHOOD, RECORDS
 from prefheads.evaluation.significance import difference as paired_difference
 from prefheads.evaluation.tables import Cell
 from prefheads.report.run import parsed
 from prefheads.report.wording import columns
 from prefheads.stats import Estimate
 from prefheads.storage import read_json
-from prefheads.tasks.metrics import metrics_of, sample_scores
+from prefheads.tasks.answers import answers_of
+from prefheads.tasks.metrics import sample_scores
 
 NLL = "change of NLL"
 NOTHING = 1e-5  # a difference below this is rounding
@@ -53,17 +54,16 @@ class Evaluation:
         Raises:
             ArtifactError: Missing (the evaluation has not ended) or damaged.
         """
+        told, parts = read_results(folder)
+        cells = tuple(cell for part in parts.values() for cell in part)
+        try:
+            methods = tuple(Method.parse(name) for name in dict.fromkeys(c.method for c in cells))
+        except DataError as error:
+            raise ArtifactError(f"{folder}: of another version ({error})") from error
+        notes = {task: str(about["note"]) for task, about in told.items() if about["note"]}
         run = folder / "run.json"
         options = read_json(run).get("options", {}) if run.is_file() else {}
-
-        def parse(content: Any) -> Evaluation:
-            cells = tuple(Cell(**_known(cell)) for cell in content["cells"])
-            methods = tuple(Method.parse(name) for name in dict.fromkeys(c.method for c in cells))
-            tasks = content.get("tasks", {}).items()
-            notes = {task: str(told["note"]) for task, told in tasks if told.get("note")}
-            return cls(folder, cells, methods, notes, int(options.get("seed", 0)))
-
-        return parsed(folder / "results.json", parse)
+        return cls(folder, cells, methods, notes, int(options.get("seed", 0)))
 
     def draws(self, method: str) -> list[str]:
         """The names under which a method's texts are kept: those of its draws."""
@@ -91,7 +91,7 @@ class Evaluation:
         return [
             m
             for m in self.methods
-            if m.kind in CONTROLS
+            if m.is_control
             and m.base == method.kind
             and options <= {k: v for k, v in m.options.items() if k not in SAME}.items()
         ]
@@ -102,16 +102,9 @@ class Evaluation:
         Raises:
             ArtifactError: The file is no file of records.
         """
-        path = self.folder / task / "records.jsonl"
+        path = self.folder / task / RECORDS
         found: dict[str, dict[str, Record]] = {}
-        if not path.is_file():
-            return found
-        lines = path.read_bytes().split(b"\n")[:-1]
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = Record(**json.loads(line))
-            except (ValueError, TypeError):
-                raise ArtifactError(f"{path}:{number}: not a record of an evaluation") from None
+        for record in read_records(path) if path.is_file() else ():
             if record.reference is not None:
                 found.setdefault(record.method, {})[record.id] = record
         return found
@@ -124,10 +117,6 @@ class Evaluation:
         """
         path = self.folder / task / LIKELIHOOD
         return parsed(path, Validation.from_dict) if path.is_file() else None
-
-
-def _known(cell: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in cell.items()}
 
 
 def estimate(cell: Cell) -> Estimate:
@@ -218,5 +207,5 @@ def _of_texts(
         m.name: paired_difference(a[0][m.name], b[0][m.name], m, users)
         if alone
         else over_draws([r[m.name] for r in a], [r[m.name] for r in b], m, users)
-        for m in metrics_of(task)
+        for m in answers_of(task).metrics
     }

@@ -11,10 +11,10 @@ import numpy as np
 
 from prefheads.calibration.paper import BEST
 from prefheads.calibration.validate import Row, Validation
+from prefheads.optional import require
 from prefheads.report.wording import interval, known
 from prefheads.stats import Estimate, holm
 from prefheads.users.cluster import Clusters
-from prefheads.users.embed import require
 
 Verdict = Literal["shown", "not shown", "contradicted", "too few to tell"]
 LEVEL = 0.05
@@ -167,7 +167,7 @@ class Agreement:
 def agreement(clusters: Clusters, kinds: Mapping[str, str]) -> Agreement:
     """Compare the clusters of discovery users with their kinds, one of each user."""
     users = sorted(clusters.assignment)
-    rand = require("sklearn.metrics").adjusted_rand_score(
+    rand = require("sklearn.metrics", "cluster").adjusted_rand_score(
         [kinds[user] for user in users], [clusters.assignment[user] for user in users]
     )
     counts = [

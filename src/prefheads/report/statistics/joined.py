@@ -20,13 +20,12 @@ from prefheads.evaluation.records import Record
 from prefheads.evaluation.significance import paired_test
 from prefheads.evaluation.tables import LEVEL
 from prefheads.models.bundled import model_name
+from prefheads.optional import require
 from prefheads.report.statistics.evaluated import Evaluation
 from prefheads.stats import Array, holm
 from prefheads.storage import read_json, write_atomic
-from prefheads.tasks.extract import extract
-from prefheads.tasks.lamp import task_of
-from prefheads.tasks.metrics import Metric, metrics_of, sample_scores
-from prefheads.tasks.wordnet import require
+from prefheads.tasks.answers import Metric, answers_of
+from prefheads.tasks.metrics import sample_scores
 
 ALIKE = (  # options of a run
     "split", "items", "retrieval", "prompt_length", "max_new_tokens", "label_tokens", "encoder"
@@ -109,7 +108,7 @@ def table_of(task: str) -> str:
         return f"{'LongLaMP' if task.startswith('LongLaMP') else 'Other tasks'} (not in the paper)"
     if task == "LaMP-6":
         return "E-mail subjects (not in the paper)"
-    if task_of(task).kind == "Gen.":
+    if answers_of(task).kind == "Gen.":
         return "Table 1: LaMP, generation"
     return "Table 2: LaMP, classification and regression"
 
@@ -158,13 +157,13 @@ def _scores(part: _TaskOfRun, extracted: bool, seed: int) -> list[Score]:
         for records in draws:
             texts = [records[key].prediction for key in golds]
             if extracted:
-                texts = [extract(part.task, text) or text for text in texts]
+                texts = [answers_of(part.task).extract(text) or text for text in texts]
             found = sample_scores(part.task, texts, list(golds.values()))
             rows.setdefault(method, []).append(found)
     first = next(iter(part.texts.values()))[0]
     users = [first[key].user_id for key in golds]
     scores = []
-    for metric in metrics_of(part.task):
+    for metric in answers_of(part.task).metrics:
         made = [
             Score(table_of(part.task), part.model, method, part.task, metric.name,
                   metric.higher_is_better,
@@ -203,7 +202,7 @@ def frames(scores: Sequence[Score], bold: str = "{}") -> dict[str, Any]:
     Args:
         bold: What a best value is written in.
     """
-    pandas = require("pandas")
+    pandas = require("pandas", "eval")
     tables = {}
     for table in sorted({s.table for s in scores}):
         cells: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
@@ -222,7 +221,7 @@ def frames(scores: Sequence[Score], bold: str = "{}") -> dict[str, Any]:
 
 def write(out: Path, scores: Sequence[Score]) -> None:
     """Write ``tables.md``, ``tables.tex`` and ``tables.csv`` (a line a score)."""
-    pandas = require("pandas")
+    pandas = require("pandas", "eval")
     markdown = []
     for title, frame in frames(scores, "**{}**").items():
         frame.columns = [" ".join(column) for column in frame.columns]

@@ -18,7 +18,7 @@ from scipy.stats import hypergeom
 
 from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores
-from prefheads.report.wording import columns, range_of
+from prefheads.report.wording import columns
 from prefheads.stats import Array, Estimate, pairs_jackknife, user_means, user_totals
 from prefheads.users import Clusters
 
@@ -120,6 +120,11 @@ def user_maps(scores: HeadScores) -> tuple[tuple[str, ...], Array]:
     """Users in sorted order and the mean PCS of each, ``(n_users, n_layers * n_heads)``."""
     maps = user_means(scores.values.numpy(), scores.user_ids)
     return tuple(sorted(set(scores.user_ids))), maps.reshape(len(maps), -1)
+
+
+def range_of(draws: Sequence[float] | Any) -> Estimate:
+    """The mean of random draws, with the range that holds 95 % of them."""
+    return Estimate(float(np.mean(draws)), *np.quantile(draws, [0.025, 0.975]).tolist())
 
 
 def head_totals(scores: HeadScores) -> tuple[Array, NDArray[np.int64]]:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from prefheads.calibration.calibrate import Calibration
+from prefheads.calibration.headsets import percent
 from prefheads.calibration.paper import GAMMA, SHARE, is_paper
 from prefheads.report.statistics.sweeps import changes, head_set
 from prefheads.report.wording import columns, show
 from prefheads.stats import Estimate
-from prefheads.steering.setting import percent
 
 PAPER_FORM = "The paper's form over K and gamma"
 AUTHORS = (SHARE, "entropy", None, 1.0)  # share of heads, schedule, cap, gamma: the authors' code

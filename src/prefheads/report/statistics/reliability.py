@@ -20,10 +20,11 @@ from prefheads.report.statistics.overlap import (
     head_totals,
     jaccard,
     pooled,
+    range_of,
     sizes,
     top_sets,
 )
-from prefheads.report.wording import columns, range_of
+from prefheads.report.wording import columns
 from prefheads.stats import Array, Estimate, Jackknife, pair_means, pairs_jackknife
 
 N_SPLITS = 200

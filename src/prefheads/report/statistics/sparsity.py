@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from prefheads.heads.scores import HeadScores
-from prefheads.report.statistics.overlap import head_totals, pooled
+from prefheads.report.statistics.overlap import head_totals, pooled, range_of
 from prefheads.report.statistics.significance import random_signs
-from prefheads.report.wording import columns, range_of
+from prefheads.report.wording import columns
 from prefheads.stats import Array, Estimate, jackknife, user_means, user_totals
 
 N_SPLITS = 200

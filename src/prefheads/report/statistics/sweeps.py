@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.headsets import HeadSet
-from prefheads.evaluation.methods import CONTROLS, Method
+from prefheads.evaluation.methods import Method
 from prefheads.report.statistics.evaluated import Evaluation, estimate
 from prefheads.report.wording import columns
 from prefheads.stats import Estimate
@@ -109,7 +109,7 @@ def find_sweeps(methods: Sequence[Method]) -> list[Sweep]:
     """All sets of methods of one kind that differ in one option only."""
     groups: dict[tuple[str, str, str], dict[Any, Method]] = {}
     for method in methods:
-        if method.kind in CONTROLS:
+        if method.is_control:
             continue
         for option in method.options:
             rest = [f"{k}={v}" for k, v in sorted(method.options.items()) if k != option]
