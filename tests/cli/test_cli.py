@@ -56,6 +56,24 @@ def test_discover_passes_its_options_on(
     )  # fmt: skip
 
 
+def test_mean_ablation_is_shown_beside_zero(
+    cli, tiny_folder: Path, people_file: Path, tmp_path: Path
+) -> None:
+    where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path, "--limit", 6)
+    command = ("discover", *where, "--ablation", "mean", "--quiet")
+    result = cli(*command)
+    assert (result.code, result.err) == (0, "")
+    assert "by zero ablation" in result.out and "rank the heads with correlation" in result.out
+    mean = HeadScores.load(tmp_path / "scores.safetensors")
+    zero = HeadScores.load(tmp_path / "scores-zero.safetensors")
+    assert (mean.info.ablation, zero.info.ablation) == ("mean", "zero")
+    assert HeadWeights.load(tmp_path / "heads.safetensors") == mean.top(fraction=0.04)
+    found = json.loads(cli(*command, "--json").out)
+    layer, head = found["heads"][0]["layer"], found["heads"][0]["head"]
+    assert found["heads"][0]["zero"] == pytest.approx(zero.values[:, layer, head].mean().item())
+    assert -1 <= found["agreement"]["rank_correlation"] <= 1
+
+
 def test_same_command_again_changes_nothing(
     cli, tiny_folder: Path, people_file: Path, discovered: Path
 ) -> None:

@@ -109,7 +109,7 @@ The attention modules are those that ask transformers' `AttentionInterface` for 
 function; each needs a `layer_idx`, and each decoder layer is a `GradientCheckpointingLayer`, as in
 transformers' own models. Layers that are not marked so are named by hand:
 
-```python
+```python no-run
 prefheads.set_layers(model, "transformer.h")  # the path of the list of layers, or the modules
 ```
 

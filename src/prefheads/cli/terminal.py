@@ -24,8 +24,10 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def head_rows(scores: HeadScores, n: int) -> list[dict[str, Any]]:
-    """The ``n`` heads of highest PCS with standard errors and 95 % intervals."""
+def head_rows(scores: HeadScores, n: int, zero: HeadScores | None = None) -> list[dict[str, Any]]:
+    """The ``n`` heads of highest PCS with standard errors and 95 % intervals, and PCS by zero
+    ablation where that was measured beside."""
+    beside = None if zero is None else zero.values.mean(0)
     low, high = scores.interval()
     return [
         {
@@ -36,25 +38,30 @@ def head_rows(scores: HeadScores, n: int) -> list[dict[str, Any]]:
             "low": low[layer, head].item(),
             "high": high[layer, head].item(),
         }
+        | ({} if beside is None else {"zero": beside[layer, head].item()})
         for layer, head, mean, stderr in scores.ranked()[:n]
     ]
 
 
-def head_table(scores: HeadScores, n: int) -> Table:
+def head_table(scores: HeadScores, n: int, zero: HeadScores | None = None) -> Table:
     """The strongest heads; PCS in thousandths of a nat a token, where most of them lie."""
     users = len(set(scores.user_ids))
     title = (
         f"Heads of highest PCS, target {scores.info.target}: {scores.n_examples} examples, "
         f"{users} users, NLL {scores.nll.mean():.3f} nats a token"
     )
-    table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval")
-    for row in head_rows(scores, n):
+    if zero is not None:
+        title = title.replace("PCS", "PCS by mean ablation")
+    columns = [] if zero is None else ["by zero ablation"]
+    table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval", *columns)
+    for row in head_rows(scores, n, zero):
         pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
         table.add_row(
             f"{row['layer']}.{row['head']}",
             f"{pcs:+z.2f}",
             known(f"{error:.2f}"),
             known(f"[{low:+z.2f}, {high:+z.2f}]"),
+            *([f"{1000 * row['zero']:+z.2f}"] if zero is not None else []),
         )
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from prefheads.calibration import paper
 from prefheads.calibration.headsets import percent
@@ -16,7 +16,7 @@ from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.context import steer_with
 from prefheads.steering.setting import Setting
-from prefheads.types import Mode, Routing, Schedule, Scope, Target
+from prefheads.types import Control, Mode, Routing, Schedule, Scope, Target
 from prefheads.users import cluster_heads, mix
 
 ROUTING = {"routing": Option("soft", get_args(Routing))}
@@ -129,7 +129,7 @@ class RandomControl(SteeredMethod):
     those of the other method.
     """
 
-    def __init__(self, kind: str, shuffles: Literal["heads", "mask"]) -> None:
+    def __init__(self, kind: str, shuffles: Control) -> None:
         self.kind, self.shuffles = kind, shuffles
         super().__init__()
 

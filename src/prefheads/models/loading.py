@@ -39,8 +39,8 @@ def load_model(
     Only safetensors are read, and code that comes with a checkpoint is never run.
 
     Args:
-        name: "bundled", a name of :data:`prefheads.models.presets.PRESETS`, a local folder, or a
-        hub id.
+        name: "bundled", a name of :data:`prefheads.models.presets.PRESETS`, a local folder, or
+            a hub id.
         device: "cpu", "cuda", "cuda:1", ...; None or "auto" takes a GPU where there is one.
         dtype: "float32", "bfloat16", "float16" or a torch dtype; None takes the checkpoint's own,
             on a CPU float32.

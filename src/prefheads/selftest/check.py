@@ -72,7 +72,9 @@ class Check:
     Attributes:
         model: Its name.
         shape: Layers and heads.
-        dtype, device, attention: Of the model.
+        dtype: What the model runs in.
+        device: Where it takes its tokens.
+        attention: Its attention implementation.
         noise: How far the model's own decoding is from its full passes, relative to the largest
             logit.
         findings: One for each comparison.
