@@ -126,7 +126,7 @@ def discover(
         f"{heads.n_active} heads in {out / HEADS}",
     ]
     if zero is not None:
-        from prefheads.report.roles import relate
+        from prefheads.report.statistics.correlation import relate
 
         found = relate(scores, zero, ("mean ablation", "zero ablation"), heads.n_active)
         result["agreement"] = found.row()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, HeadWeights
@@ -22,6 +20,7 @@ from prefheads.report.figures.style import (
     chart,
     colour_bar,
     forest,
+    frame,
     head_map,
     intervals,
     legend_below,
@@ -35,6 +34,9 @@ from prefheads.report.statistics.significance import LEVEL, MIN_USERS, HeadTests
 from prefheads.report.statistics.sparsity import Sparsity
 from prefheads.report.statistics.transfer import Transfer
 from prefheads.stats import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Dots = Mapping[str, tuple[Any, float]]  # by label: which heads have one, and how large it is
 SMALL, LARGE = 2.6, 5.5
@@ -100,8 +102,7 @@ def _pcs_maps(
             for label, (heads, size) in dots.items():
                 axes.plot(*np.nonzero(heads), ".", color=INK, ms=size, label=label)
             for layer, head in framed[i] if framed else ():
-                place = (layer - 0.5, head - 0.5), 1, 1
-                axes.add_patch(Rectangle(*place, fill=False, ec=INK, lw=1.3, clip_on=False))
+                frame(axes, layer, head)
             axes.set_title(name)
         grid[-1].set_xlabel(legend)
         colour_bar(figure, image, grid, "rise of NLL when ablated, nats a token", extend="both")

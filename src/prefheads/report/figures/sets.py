@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.figure import Figure
 
 from prefheads.report.figures.style import (
     BLUE,
@@ -25,6 +26,9 @@ from prefheads.report.statistics.reliability import (
     ScaleOverlap,
     UserReliability,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def overlap_figure(found: UserOverlap, title: str) -> Figure:

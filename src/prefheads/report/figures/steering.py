@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.headsets import percent
@@ -42,6 +41,9 @@ from prefheads.report.statistics.sweeps import (
 from prefheads.stats import Estimate
 
 CHANGE = "change of NLL, nats a token (below 0 helps)"
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def calibration_curves(calibration: Calibration) -> Figure:

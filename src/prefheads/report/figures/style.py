@@ -25,6 +25,7 @@ with needs("plots"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 
 WIDTH = 5.2  # inches
@@ -99,6 +100,12 @@ def head_map(axes: Any, values: Array, limit: float, colours: Any = DIVERGING) -
     axes.set_yticks(range(0, n_heads, max(1, n_heads // 4)))
     axes.set_xticks(range(0, n_layers, max(1, n_layers // 10)))
     return image
+
+
+def frame(axes: Any, layer: int, head: int) -> None:
+    """A frame around a head of a map."""
+    corner = layer - 0.5, head - 0.5
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=INK, lw=1.3, clip_on=False))
 
 
 def map_height(shape: tuple[int, int]) -> float:
