@@ -139,12 +139,12 @@ def run(
     unseen = steerer.unseen(examples)
     validation = steerer.validate(
         spread(unseen, size.test, seed),
-        checkpoint=out / "test.safetensors",
+        checkpoint=out / "test.jsonl",
         progress=progress,
     )
     write_json(out / "validation.json", plain(validation.to_dict()))
     say("3/4  Writing texts, plain and steered")
-    texts = compare(steerer, unseen, size.people, out / "texts.json", max_new_tokens)
+    texts = compare(steerer, unseen, size.people, out / "texts.jsonl", max_new_tokens)
     say("4/4  Writing the report")
     report = write_report(
         out,

@@ -22,8 +22,8 @@ from prefheads.storage import read_json, write_json
 from prefheads.types import Ablation, DiscoveryMethod
 
 SHOWN = 20
-SCORES, UNFINISHED = "scores.safetensors", "unfinished.safetensors"
-ZERO, ZERO_UNFINISHED = "scores-zero.safetensors", "unfinished-zero.safetensors"
+SCORES, UNFINISHED = "scores.safetensors", "unfinished.jsonl"
+ZERO, ZERO_UNFINISHED = "scores-zero.safetensors", "unfinished-zero.jsonl"
 
 
 def discover(

@@ -105,7 +105,7 @@ def llm(
     ] = "OPENAI_API_KEY",
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", help="SQLite file of answers; judge-answers.sqlite in RUN."),
+        typer.Option("--cache", help="File of answers; judge-answers.jsonl in RUN."),
     ] = None,
     form: Annotated[
         Literal["json_schema", "json_object", "text"],
@@ -134,7 +134,7 @@ def llm(
     prices = _prices(price)
     endpoint = Endpoint(base_url, os.environ.get(key_env, "").strip(), timeout=timeout)
     study = _study(run, methods, task, n, seed)
-    answers = Answers(cache or run / "judge-answers.sqlite")
+    answers = Answers(cache or run / "judge-answers.jsonl")
     total = len(ORDERS) * len(study.differing)
     with track(total=total, desc="judging", unit="rating", disable=quiet) as bar:
         ratings = rate(

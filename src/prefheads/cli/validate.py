@@ -62,7 +62,7 @@ def validate(
             select=choose,
         )
     writable_dir(run)
-    checkpoint = run / "unfinished-validation.safetensors"
+    checkpoint = run / "unfinished-validation.jsonl"
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         steerer = PreferenceSteerer.load(run, network, tokenizer)

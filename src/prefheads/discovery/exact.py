@@ -32,7 +32,6 @@ from prefheads.interventions.intercept import HeadLayout, causal_model, head_lay
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.probes import sharing_of
 from prefheads.models.limits import Budget
-from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.types import Ablation, DiscoveryMethod, Reference, Scope, Target
 
@@ -140,11 +139,13 @@ def discover(
     with (
         torch.inference_mode(without_gradients),
         intercept(model, masked_backend(model)),
-        Checkpoint(checkpoint, run) as store,
     ):
-        if ablation == "mean" and len(store.rows) < len(encoded):
-            scorers.means = mean_outputs(model, encoded, scope, progress)
-        done, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
+        store = Checkpoint(checkpoint, run)
+        if ablation == "mean":
+            scorers.means = store.once(
+                "means", lambda: mean_outputs(model, encoded, scope, progress)
+            )
+        first, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
         if screened:
             if not sharing_of(model).any_layer:
                 raise ModelError(
@@ -156,14 +157,14 @@ def discover(
                 return estimate_scores(scorers.lend(e), layout, target, seed)
 
             estimates = _fill(
-                store, done, f"screening, target {target}", estimate, encoded, others, progress
+                store, first, f"screening, target {target}", estimate, encoded, others, progress
             )
-            done, heads = len(examples), choose_candidates(estimates["values"], candidates)
+            first, heads = len(examples), choose_candidates(estimates["values"], candidates)
 
         def ablate(e: Encoded) -> tuple[Tensor, Tensor]:
             return _pcs(scorers, layout, e, target, heads)
 
-        result = _fill(store, done, f"PCS, target {target}", ablate, encoded, others, progress)
+        result = _fill(store, first, f"PCS, target {target}", ablate, encoded, others, progress)
     return HeadScores(
         result["values"],
         result["nll"],
@@ -183,15 +184,14 @@ def _fill(
     progress: bool,
 ) -> dict[str, Tensor]:
     """Fill the rows of a checkpoint from ``first`` on, one an example; those rows, stacked."""
-    n = len(encoded)
-    done = min(len(store.rows) - first, n)
-    bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
-    for i in bar:
+
+    def row(i: int) -> dict[str, Tensor]:
         values, nll = score(encoded[i])
         if others is not None:
             values = values - score(others[i])[0]
-        store.add(values=values, nll=nll)
-    return {name: rows[first : first + n] for name, rows in store.stacked().items()}
+        return {"values": values, "nll": nll}
+
+    return store.fill(range(first, first + len(encoded)), row, label, progress)
 
 
 class _Scorers:

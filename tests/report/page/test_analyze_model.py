@@ -16,6 +16,7 @@ from support.judged import scored
 from support.judged import write_run as write_judged_run
 from support.saved import Cli, save_model
 
+from prefheads.checkpoint import Checkpoint
 from prefheads.cli import session
 from prefheads.errors import ArtifactError
 from prefheads.evaluation.records import Records
@@ -71,8 +72,8 @@ def never(*_: object, **__: object) -> Any:
 
 
 def texts_of(run: Path, name: str) -> Readings:
-    kept = json.loads((run / "measured" / f"{name}-texts.json").read_text())
-    return Readings.from_dict(kept["content"])
+    kept = Checkpoint(run / "measured" / "measured.jsonl", "measurements").done
+    return Readings.from_dict(kept[f"{name}-texts"]["content"])
 
 
 def test_analyze_a_fit_in_the_model_once(
@@ -173,8 +174,26 @@ def test_what_cannot_be_used_is_refused(cli: Cli, fit_run: Path, tmp_path: Path)
     assert_one_error(cli("analyze", fit_run, "--model", other), "is a run of", "not of")
     assert_one_error(cli("analyze", fit_run, "--data", tmp_path / "no"), "no such file")
     (fit_run / "measured").mkdir()
-    (fit_run / "measured" / "run-heads.json").write_text('{"content": 1}')
-    assert_one_error(cli("analyze", fit_run), "run-heads.json: damaged")
+    (fit_run / "measured" / "measured.jsonl").write_text('{"content": 1}\n')
+    assert_one_error(cli("analyze", fit_run), "measured.jsonl: damaged")
+
+
+def test_measurements_of_earlier_versions_are_used(
+    cli: Cli, fit_run: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were a JSON file each, and the texts of a fit one more."""
+    asking = ("analyze", fit_run, "--model", tiny_folder, *FEW)
+    assert cli(*asking).code == 0
+    folder = fit_run / "measured"
+    for name, run in (("measured", "measurements"), ("texts", "texts")):
+        done = Checkpoint(folder / f"{name}.jsonl", run).done
+        (folder / f"{name}.jsonl").unlink()
+        for key, part in done.items() if name == "measured" else [(name, done)]:
+            (folder / f"{key}.json").write_text(json.dumps(part))
+    monkeypatch.setattr(session, "load", never)
+    assert cli(*asking).code == 0 and cli("analyze", fit_run).code == 0
+    shown = (fit_run / "analysis" / "report.html").read_text()
+    assert "Point at a token" in shown and "Missing: measurements" not in shown
 
 
 def test_heads_of_another_fit_are_part_of_the_page(

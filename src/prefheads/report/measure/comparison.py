@@ -8,12 +8,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from prefheads.checkpoint import digest
+from prefheads.checkpoint import Checkpoint, digest
 from prefheads.data.example import Example
 from prefheads.heads.scores import fingerprint
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.setting import PLAIN, Setting
-from prefheads.storage import read_json, write_json
+from prefheads.storage import read_json
 
 TRIES = 3  # samples of a person, until one shows a difference
 
@@ -59,7 +59,7 @@ def compare(
 
     Args:
         examples: Samples of people that fitting has not seen; people of each kind take turns.
-        cache: JSON file of finished texts, so that a stopped run goes on from there.
+        cache: Checkpoint of finished texts, so that a stopped run goes on from there.
 
     Raises:
         ArtifactError: The cache is damaged or cannot be written.
@@ -110,8 +110,10 @@ class _TextCache:
     """Generated texts, kept in a file by what they were generated from."""
 
     def __init__(self, steerer: PreferenceSteerer, path: Path, max_new_tokens: int) -> None:
-        self.steerer, self.path, self.max_new_tokens = steerer, path, max_new_tokens
-        self.known: dict[str, str] = read_json(path) if path.exists() else {}
+        self.steerer, self.max_new_tokens = steerer, max_new_tokens
+        self.kept = Checkpoint(path, "texts")
+        if (old := path.with_suffix(".json")).is_file():  # of an earlier version
+            self.kept.done |= read_json(old)
 
     def write(self, example: Example, setting: Setting) -> str:
         steerer, config = self.steerer, self.steerer.model.config
@@ -127,8 +129,9 @@ class _TextCache:
             made_from += [steerer.scope, setting.to_dict()]
             maps = [m.values for m in steerer.heads_for([example.profile])]
         key = digest(made_from, tensors=maps)
-        if key not in self.known:
-            self.known[key] = steerer.generate(
+
+        def generate() -> str:
+            return steerer.generate(
                 example.input,
                 list(example.profile),
                 gamma=setting.gamma,
@@ -138,5 +141,5 @@ class _TextCache:
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )
-            write_json(self.path, self.known)
-        return self.known[key]
+
+        return str(self.kept.once(key, generate))

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from prefheads.checkpoint import digest
+from prefheads.checkpoint import Checkpoint, digest
 from prefheads.data.example import Example, spread
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads.scores import HeadScores, fingerprint
@@ -18,7 +18,7 @@ from prefheads.heads.weights import Head
 from prefheads.report.measure.effects import Group, HeadRoles, measure_roles
 from prefheads.report.measure.readings import Loaded
 from prefheads.report.measure.tokens import Readings
-from prefheads.storage import read_json, writable_dir, write_json
+from prefheads.storage import read_json, writable_dir
 
 N_HEADS = 8  # top heads whose effect is measured, and as many random ones
 
@@ -46,6 +46,7 @@ class Measurements:
         progress: bool = True,
     ) -> None:
         self.folder, self.config, self._load = folder, config, load
+        self._kept = Checkpoint(folder / "measured.jsonl", "measurements")
         self.n_samples, self.n_texts, self.seed = n_samples, n_texts, seed
         self.progress = progress
         self.n_prompts = 0  # that went through the model
@@ -125,31 +126,32 @@ class Measurements:
         )
 
     def kept(self, name: str, made_from: Any = None, make: Callable[[], Any] | None = None) -> Any:
-        """The content of a file; made anew if there is none or it was made from something else.
+        """What is kept of this name; made anew if there is none or it was made of something else.
 
         Args:
-            made_from: What the content depends on, for JSON.
-            make: Makes the content, for JSON; None to take what there is, be it None.
+            made_from: What it depends on, for JSON.
+            make: Makes it, for JSON; None to take what there is, be it None.
 
         Raises:
-            ArtifactError: The file is damaged or cannot be written.
+            ArtifactError: The folder cannot be written.
         """
-        path, key = self.folder / f"{name}.json", digest(made_from)
-        if path.is_file():
-            found = read_json(path)
-            if not isinstance(found, dict) or found.keys() != {"made_from", "content"}:
-                raise self._damaged(name, "not what was written")
-            if make is None or found["made_from"] == key:
-                return found["content"]
+        key, found = digest(made_from), self._kept.done.get(name)
+        old = self.folder / f"{name}.json"  # where earlier versions kept it
+        if found is None and old.is_file():
+            found = read_json(old)
+        if not isinstance(found, dict) or found.keys() != {"made_from", "content"}:
+            found = None
+        if found is not None and (make is None or found["made_from"] == key):
+            return found["content"]
         if make is None:
             return None
         writable_dir(self.folder)
         content = make()
-        write_json(path, {"made_from": key, "content": content})
+        self._kept.add(name, {"made_from": key, "content": content})
         return content
 
     def _damaged(self, name: str, why: object) -> ArtifactError:
-        return ArtifactError(f"{self.folder / name}.json: damaged ({why}); delete it")
+        return ArtifactError(f"{self.folder}: {name} is damaged ({why}); delete the folder")
 
 
 Examples = Callable[[], Sequence[Example]]

@@ -148,7 +148,7 @@ def of_steerer(
 
     Args:
         examples: Samples to choose from.
-        cache: JSON file of finished texts.
+        cache: Checkpoint of finished texts.
 
     Raises:
         DataError: No samples of unseen users, or nothing to steer with.

@@ -183,7 +183,7 @@ class _Collector:
         if not (self.run / "steerer.json").is_file():
             raise DataError(f"a way to steer: `{self.hints.fit()}`")
         steerer = PreferenceSteerer.load(self.run, *self.measurements.model)
-        cache = self.measurements.folder / "texts.json"
+        cache = self.measurements.folder / "texts.jsonl"
         return readings.of_steerer(steerer, examples(), cache, self.measurements.n_texts)
 
     def _read_task(self, task: str, fits: list[Path]) -> Readings:

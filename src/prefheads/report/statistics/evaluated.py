@@ -12,7 +12,7 @@ from prefheads.calibration.validate import Validation
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.records import Record, read_records
+from prefheads.evaluation.records import Record, Records
 from prefheads.evaluation.results import read_results
 from prefheads.evaluation.run import LIKELIHOOD, RECORDS
 from prefheads.evaluation.significance import difference as paired_difference
@@ -104,7 +104,7 @@ class Evaluation:
         """
         path = self.folder / task / RECORDS
         found: dict[str, dict[str, Record]] = {}
-        for record in read_records(path) if path.is_file() else ():
+        for record in Records(path).done.values():
             if record.reference is not None:
                 found.setdefault(record.method, {})[record.id] = record
         return found
