@@ -77,17 +77,11 @@ class Journal:
 
 
 class Checkpoint:
-    """Finished parts of long work, by their keys.
+    """Finished parts of long work, by their keys, in the order in which they came.
 
     Args:
         path: A :class:`Journal` to keep them in; None keeps nothing.
         run: What is computed, in words or as a :func:`digest`. A file of another run is refused.
-
-    Attributes:
-        done: The parts, in the order in which they came.
-
-    Raises:
-        ArtifactError: The file is damaged, or of another run.
     """
 
     def __init__(self, path: PathLike | None, run: str) -> None:

@@ -81,7 +81,7 @@ class Jackknife:
         return Jackknife(self.value, np.asarray(np.sqrt(total)), df)
 
     def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
-        """Lower and upper end, each ``(...)``."""
+        """Lower and upper end, each ``(...)``; a DataError unless 0 < level < 1."""
         if not 0 < level < 1:
             raise DataError(f"an interval needs 0 < level < 1: {level}")
         reach = _t(self.df, level) * self.stderr
@@ -223,7 +223,8 @@ class Estimate:
 
 
 def holm(p_values: Sequence[float]) -> Array:
-    """p values of several tests, adjusted by Holm's step-down method, in the given order."""
+    """p values of several tests, adjusted by Holm's step-down method, in the given order; a
+    DataError if one is outside [0, 1]."""
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise DataError(f"p values must lie in [0, 1]: {list(p_values)}")

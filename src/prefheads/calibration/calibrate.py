@@ -45,7 +45,8 @@ def score_settings(
     """Mean NLL of one example's response under many settings ``(n_settings, n_temperatures)``, in
     nats a token, and the mean divergence from plain decoding, KL(plain || steered),
     ``(n_settings,)``. Infinite for a setting that rules out a token of the response, or any that
-    plain decoding does not.
+    plain decoding does not; a DataError where the model itself rules out a token of the response,
+    a ModelError where logits are no numbers.
 
     Args:
         maps: Weights ``(n_layers, n_heads)`` of each head set.

@@ -206,12 +206,8 @@ class _Scorers:
 def _pcs(
     scorer: Scorer, layout: HeadLayout, target: Target, heads: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """PCS on one example ``(n_layers, n_heads)``, 0 for heads that are not asked for, and the
-    unablated NLL ``()``.
-
-    Args:
-        heads: Indices ``(n,)`` into the flattened heads.
-    """
+    """PCS on one example ``(n_layers, n_heads)``, 0 but for ``heads``, indices ``(n,)`` into the
+    flattened ones; and the unablated NLL ``()``."""
     scores = torch.zeros(layout.shape[0] * layout.shape[1])
     gains = torch.ones(len(heads), len(scores))
     gains[torch.arange(len(heads)), heads] = 0  # one head less in each
@@ -237,27 +233,15 @@ class _Sums(AttentionRecorder):
 def mean_outputs(
     model: PreTrainedModel, encoded: Sequence[Encoded], scope: Scope, progress: bool = True
 ) -> list[Tensor]:
-    """The mean output of every head where ablation acts, over all examples alike by position.
-
-    Must be used inside :func:`prefheads.interventions.intercept.intercept`.
-
-    Args:
-        scope: ``"response"``: at the positions that predict responses; ``"all"``: at every one.
-
-    Returns:
-        For each layer ``(n_heads, head_dim)``, float32.
-    """
+    """The mean output of every head where ablation of a scope acts, over all positions of all
+    examples alike: for each layer ``(n_heads, head_dim)``, float32."""
     sums, device = _Sums(), input_device(model)
     for e in track(encoded, "mean outputs", unit="example", disable=not progress):
         ids = torch.cat([e.prompt_ids, e.response_ids[:-1]]).to(device)[None]
         sums.start = len(e.prompt_ids) - 1 if scope == "response" else 0
         sums.count += ids.shape[1] - sums.start
+        places = positions(model, 0, ids.shape[1])
         with hooked(sums):
-            model(
-                input_ids=ids,
-                use_cache=False,
-                logits_to_keep=1,
-                **positions(model, 0, ids.shape[1]),
-            )
+            model(input_ids=ids, use_cache=False, logits_to_keep=1, **places)
     layers = range(head_layout(model).shape[0])
     return [(sums.sums[i] / sums.count).float().to(device) for i in layers]

@@ -52,9 +52,6 @@ def fork_cache(
         share: Hold the prompt once where the layer can.
         new: Keys and values ``(n_rows, kv_heads, n, d)`` of each layer that replace the last ones
             held in the second branch; the branches are alike if None.
-
-    Raises:
-        SteeringError: A layer is filled and of a kind that cannot be forked.
     """
     layers: list[Any] = cache.layers
     offloading = getattr(cache, "offloading", False)  # which moves keys and values, nothing else
@@ -132,19 +129,11 @@ def _is_forked(layer: Any) -> bool:
 
 
 class BranchedLayer(DynamicLayer):
-    """Keys and values of a prompt, and of the new tokens of two branches that go on from it.
+    """Keys and values of a prompt, and of the new tokens of two branches that go on from it
+    ``(2 B, kv_heads, n_new, d)``, the first branch first. ``new``: those of the prompt's last
+    tokens in the second branch."""
 
-    Args:
-        prompt: The layer of the prompt, ``(B, kv_heads, n, d)``.
-        new: Keys and values of its last tokens in the second branch.
-
-    Attributes:
-        keys, values: Those of the prompt.
-        own_keys, own_values: Those of the new tokens, ``(2 B, kv_heads, n_new, d)``, the first
-            branch first.
-    """
-
-    keys: Tensor
+    keys: Tensor  # of the prompt, (B, kv_heads, n, d)
     values: Tensor
 
     def __init__(self, prompt: DynamicLayer, new: tuple[Tensor, Tensor] | None = None) -> None:

@@ -21,15 +21,10 @@ from prefheads.interventions.hooks import attention_backend, attribute_set_to
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of ``generate()``, as its arguments describe it.
+    """One run of ``generate()``, as its arguments describe it; None is unknown."""
 
-    Attributes:
-        n_rows: Number of prompts, before beams or several answers repeat them; None if unknown.
-        n_prompt: Tokens of a prompt, padding included; None if unknown.
-    """
-
-    n_rows: int | None
-    n_prompt: int | None
+    n_rows: int | None  # prompts, before beams or several answers repeat them
+    n_prompt: int | None  # tokens of a prompt, padding included
 
 
 _running: ContextVar[Generation | None] = ContextVar("prefheads_generation", default=None)

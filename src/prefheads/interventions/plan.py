@@ -90,15 +90,10 @@ def branches_of_one(
 
 @dataclass(frozen=True)
 class ActivePositions:
-    """The positions of a call at which gains act: all from a first one on.
+    """The positions of a call at which gains act: all from a first one on."""
 
-    Attributes:
-        start: The first one of any row.
-        row_starts: The first one of each base row ``(n_base,)``, where rows differ.
-    """
-
-    start: int = 0
-    row_starts: Tensor | None = None
+    start: int = 0  # the first one of any row
+    row_starts: Tensor | None = None  # that of each base row (n_base,), where rows differ
 
     def after(self, start: int) -> ActivePositions:
         """The same positions in a call that begins at the position ``start`` of this one."""

@@ -29,18 +29,12 @@ N_TOKENS, N_LAST = 12, 2  # of the probe
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the branches of a model may share.
+    """What the branches of a model may share."""
 
-    Attributes:
-        recorded: The prompt of a clean run, as attention read it.
-        cached: The prompt in a cache, because attention reads what the cache returns, as it
-            returns it.
-        any_layer: Whether branches may leave in any layer; otherwise all leave in the lowest,
-            because layers pass on more than hidden states.
-    """
-
-    recorded: bool
-    cached: bool
+    recorded: bool  # the prompt of a clean run, as attention read it
+    cached: bool  # the prompt in a cache: attention reads what the cache returns, as it returns it
+    # Whether they may leave in any layer; otherwise all leave in the lowest, because layers pass
+    # on more than hidden states.
     any_layer: bool
 
 

@@ -27,15 +27,10 @@ from prefheads.interventions.layout import HeadLayout, input_device, positions
 
 @dataclass(frozen=True)
 class Projection:
-    """The module that mixes a layer's heads: it reads their outputs, head after head.
+    """The module that mixes a layer's heads: it reads their outputs, head after head."""
 
-    Attributes:
-        name: Its path in the model.
-        module: ``nn.Linear``, or ``Conv1D``, which stores its weight the other way round.
-    """
-
-    name: str
-    module: nn.Linear | Conv1D
+    name: str  # its path in the model
+    module: nn.Linear | Conv1D  # which stores its weight the other way round
 
     @property
     def transposed(self) -> bool:

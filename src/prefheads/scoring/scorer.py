@@ -59,14 +59,10 @@ def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> 
 def projected_nll(
     hidden: Tensor, projection: nn.Linear, targets: Tensor, known: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """NLL of ``targets`` (T,) under the logits that a :func:`vocabulary_projection` makes of
-    ``hidden`` (rows, T, width), few rows at a time, float32 (rows, T).
-
-    Args:
-        known: Hidden states ``(1, T, width)`` close to all of them, and their logits
-            ``(1, T, vocab)``. Only the difference is projected: it is small, and so is its
-            rounding error.
-    """
+    """NLL of ``targets`` (T,) under the logits that a projection makes of ``hidden`` (rows, T,
+    width), float32 (rows, T). ``known``: hidden states ``(1, T, width)`` close to all of them, and
+    their logits."""
+    # Only the difference is projected: it is small, and so is its rounding error.
     parts = (hidden - known[0]).split(max(1, AT_ONCE // known[1].numel()))
     logits = (known[1] + nn.functional.linear(x, projection.weight).float() for x in parts)
     return torch.cat([token_nll(x, targets) for x in logits])
