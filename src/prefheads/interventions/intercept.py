@@ -9,8 +9,9 @@ copied and no module is addressed by a guessed name.
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -137,21 +138,18 @@ def intercept(
                 vars(module)[LAYER] = index
                 stack.callback(vars(module).pop, LAYER, None)
         for index, layer in enumerate(layout.layers if entries else ()):
-            hook = _entry_hook(index)
+            hook = functools.partial(_enter, index)
             stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield layout
 
 
-def _entry_hook(index: int) -> Callable[..., Any]:
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hook = hook_of(module)
-        if hook is None:
-            return None
-        if args:
-            hidden, (rest, kwargs) = hook.enter_layer(index, args[0], (args[1:], kwargs))
-            return (hidden, *rest), kwargs
-        kwargs = dict(kwargs)
-        hidden, kwargs = hook.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
-        return (), kwargs | {"hidden_states": hidden}
-
-    return enter
+def _enter(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    hook = hook_of(module)
+    if hook is None:
+        return None
+    if args:
+        hidden, (rest, kwargs) = hook.enter_layer(index, args[0], (args[1:], kwargs))
+        return (hidden, *rest), kwargs
+    kwargs = dict(kwargs)
+    hidden, kwargs = hook.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
+    return (), kwargs | {"hidden_states": hidden}

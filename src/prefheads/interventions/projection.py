@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -63,16 +64,13 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
     seen = _Outputs()
     readers: dict[int, list[nn.Module]] = {}
 
-    def note(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            out = seen.of_layer.get(index)
-            given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            if out is None or given is None or given.numel() != out.numel():
-                return
-            if torch.equal(given.flatten(), out.flatten()) and out.any():
-                readers.setdefault(index, []).append(module)
-
-        return hook
+    def note(index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        out = seen.of_layer.get(index)
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if out is None or given is None or given.numel() != out.numel():
+            return
+        if torch.equal(given.flatten(), out.flatten()) and out.any():
+            readers.setdefault(index, []).append(module)
 
     with ExitStack() as stack:
         layout = stack.enter_context(intercept(model))
@@ -81,7 +79,8 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
                 # A module without parts computes, except dropout, which passes on its input.
                 if list(module.children()) or isinstance(module, nn.Dropout | nn.Identity):
                     continue
-                stack.callback(module.register_forward_pre_hook(note(i), with_kwargs=True).remove)
+                hook = functools.partial(note, i)
+                stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         stack.enter_context(hooked(seen))
         ids = torch.arange(8, device=input_device(model))[None]
         model(input_ids=ids, use_cache=False)

@@ -297,16 +297,10 @@ def response_nll(
         options = {}
         if takes_positions(model):
             options["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-        with (
-            evaluating(model),
-            response_from(batch.prompt_ids.shape[1], profile_mask=batch.profile_mask),
-        ):
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                logits_to_keep=batch.response_ids.shape[1],
-                **options,
-            ).logits[:, -batch.response_ids.shape[1] :]
+        n_prompt, n = batch.prompt_ids.shape[1], batch.response_ids.shape[1]
+        with evaluating(model), response_from(n_prompt, profile_mask=batch.profile_mask):
+            out = model(input_ids=ids, attention_mask=mask, logits_to_keep=n, **options)
+        logits = out.logits[:, -n:]
         real = batch.response_mask.to(logits.device)
         nll = token_nll(logits, batch.response_ids.to(logits.device)).masked_fill(~real, 0)
         values.append((nll.sum(1) / real.sum(1)).cpu())
