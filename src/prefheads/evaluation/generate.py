@@ -97,9 +97,13 @@ class _Work:
     ) -> Iterator[list[Record]]:
         """Yield the records of each method; the batch is halved where memory runs out."""
         todo = list(decoders)
+        prompt, seconds = None, 0.0
         try:
             batch = self._batch([s.encoded for s in samples])
-            prompt, seconds = self._prompt(batch, todo)
+            if any(d.shares_prompt for d in todo):
+                start = time.perf_counter()
+                prompt = encode_prompt(self.model, batch)
+                seconds = _since(start)
             while todo:
                 yield self._texts(samples, batch, todo[0], prompt, seconds)
                 todo.pop(0)
@@ -114,14 +118,6 @@ class _Work:
 
     def _batch(self, encoded: Sequence[Encoded]) -> Batch:
         return pad_batch(encoded, self.tokenizer.pad_token_id or 0)
-
-    def _prompt(self, batch: Batch, decoders: Sequence[Decoder]) -> tuple[Cache | None, float]:
-        """The prompts' keys and values, if methods share them, and the seconds they took."""
-        if not any(d.shares_prompt for d in decoders):
-            return None, 0.0
-        start = time.perf_counter()
-        prompt = encode_prompt(self.model, batch)
-        return prompt, _since(start)
 
     def _texts(
         self,
@@ -141,14 +137,8 @@ class _Work:
         set_seed(int(_sha256(f"{self.seed} {method.name} {first}")[:8], 16))
         start = time.perf_counter()
         with decoder.acting(Prompts(self.model, slice(first, first + n), batch, bare)):
-            done = complete(
-                self.model,
-                self.tokenizer,
-                batch,
-                max_new_tokens=self.max_new_tokens,
-                prompt=shared,
-                **method.generate_options,
-            )
+            options = {"max_new_tokens": self.max_new_tokens, **method.generate_options}
+            done = complete(self.model, self.tokenizer, batch, prompt=shared, **options)
         seconds = _since(start)
         return [
             Record(

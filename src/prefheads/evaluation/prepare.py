@@ -11,13 +11,27 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from prefheads.data.encoding import shorten_prompt
-from prefheads.data.example import Example, load_examples, spread
+from prefheads.data.example import Example, load_examples, split_users, spread
 from prefheads.data.people import Seen
 from prefheads.errors import DataError
-from prefheads.evaluation.folds import Fold, make_folds
 from prefheads.evaluation.splits import find_sibling, split_name
 
 TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Samples to evaluate, with what discovery and calibration may use for them.
+
+    Attributes:
+        test: Samples to evaluate.
+        pool: Samples for discovery and calibration; nobody's sample is in both.
+        share: Share of the pool's users for discovery.
+    """
+
+    test: list[Example]
+    pool: list[Example]
+    share: float
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ def choose_samples(
         if seen is not None or not needs_heads:
             folds.append(Fold(_left(examples, seen, choice), [], 0.0))
         else:
-            folds.extend(_folds(examples, train, choice))
+            folds.extend(make_folds(examples, train, choice))
         for sample in (e for f in folds for e in f.pool if train is None and not e.output):
             raise DataError(f"sample {sample.id!r} has no response to find heads with: give golds")
         return [e for f in folds for e in (f.test if train is not None else [*f.test, *f.pool])]
@@ -151,18 +165,6 @@ def _left(examples: list[Example], seen: Seen | None, choice: Choice) -> list[Ex
     return spread(left, choice.limit, choice.seed)
 
 
-def _folds(examples: list[Example], train: list[Example] | None, choice: Choice) -> Sequence[Fold]:
-    return make_folds(
-        examples,
-        train,
-        discovery=choice.discovery,
-        calibration=choice.calibration,
-        limit=choice.limit,
-        force=choice.force,
-        seed=choice.seed,
-    )
-
-
 def _filled(folds: Sequence[Fold], tests: Sequence[Example], pool: Sequence[Example]) -> list[Fold]:
     """The same folds, of examples with their profiles."""
     of_test, of_pool = ({e.id: e for e in part} for part in (tests, pool))
@@ -188,3 +190,86 @@ def _split_for_heads(path: Path, choice: Choice) -> Path | None:
     if other is None:
         raise DataError(f"{path.parent}: no split {wanted!r} with golds to find heads on")
     return other
+
+
+def make_folds(
+    examples: Sequence[Example],
+    train: Sequence[Example] | None,
+    choice: Choice,
+) -> list[Fold]:
+    """One fold, or two where users are few.
+
+    With a training split, heads are found there, on people of whom nothing is evaluated. Without
+    one, ``discovery + calibration`` users are set aside. Where these and ``limit`` samples to
+    evaluate are more than there are, the users are halved, and each half is evaluated with heads
+    found on the other; on its samples in the training split, if all people are in both.
+
+    Args:
+        examples: The evaluation split.
+        train: Samples of another split.
+
+    Raises:
+        DataError: Fewer than eight users, too few to find heads and evaluate.
+    """
+    wanted, limit, seed = choice.discovery + choice.calibration, choice.limit, choice.seed
+    share = choice.discovery / wanted
+    users = len({e.user_id for e in examples})
+    if train is not None:
+        if not choice.force:
+            _require_apart(train, examples)
+        test = spread(examples, limit, seed)
+        left = list(train) if choice.force else _of_others(train, test, examples)
+        n_left = len({e.user_id for e in left})
+        # Few strangers are left where both splits are of the same people: these are halved then.
+        if choice.force or n_left >= wanted or (n_left >= 4 and 2 * n_left >= users):
+            return [Fold(test, _drawn(left, wanted, seed), share)]
+    if users < 8:
+        raise DataError(
+            f"{users} users are too few to find heads and to evaluate: give a training split "
+            "(--discovery-split) of others, or a fitted folder (--fitted)"
+        )
+    if train is None and users - wanted >= (limit or users / 2):
+        pool, rest = _part(examples, wanted / users, seed)
+        return [Fold(spread(rest, limit, seed), pool, share)]
+    a, b = _part(examples, 0.5, seed)
+    halves = spread(a, limit and limit - limit // 2, seed), spread(b, limit and limit // 2, seed)
+    if train is None:
+        return [Fold(halves[0], b, share), Fold(halves[1], a, share)]
+    pools = [_of_others(train, half, examples) for half in halves]
+    if min(len({e.user_id for e in pool}) for pool in pools) < 4:
+        raise DataError(
+            "too few people of the split that heads are found on are not among those to evaluate; "
+            "name another split, or force it"
+        )
+    return [
+        Fold(half, _drawn(pool, wanted, seed), share)
+        for half, pool in zip(halves, pools, strict=True)
+    ]
+
+
+def _of_others(
+    train: Sequence[Example], test: Sequence[Example], examples: Sequence[Example]
+) -> list[Example]:
+    """Training samples of people of whom nothing is evaluated; any sample may join two of one."""
+    ids = {e.id for e in examples}
+    return [e for e in Seen.of(test).unseen([*examples, *train]) if e.id not in ids]
+
+
+def _require_apart(train: Sequence[Example], examples: Sequence[Example]) -> None:
+    """Refuse samples that are in both."""
+    ids = {e.id for e in examples}
+    if twice := sorted(ids.intersection(e.id for e in train)):
+        raise DataError(
+            f"sample {twice[0]!r} is in the split that heads are found on and in the one to "
+            "evaluate; name another split, or force it"
+        )
+
+
+def _drawn(examples: Sequence[Example], wanted: int, seed: int) -> list[Example]:
+    """The samples of ``wanted`` users, or of all."""
+    users = len({e.user_id for e in examples})
+    return list(examples) if users <= wanted else list(_part(examples, wanted / users, seed)[0])
+
+
+def _part(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], ...]:
+    return split_users(examples, (share, 1 - share), seed)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
-from prefheads.evaluation.significance import interval, paired_test
+from prefheads.evaluation.significance import interval, over_draws, paired_test
 from prefheads.stats import Array, holm
 from prefheads.tasks.answers import Metric, answers_of
 from prefheads.tasks.metrics import OFFICIAL, sample_scores
