@@ -176,7 +176,7 @@ def test_what_cannot_be_used_is_refused(cli: Cli, fit_run: Path, tmp_path: Path)
     assert_one_error(cli("analyze", fit_run, "--data", tmp_path / "no"), "no such file")
     (fit_run / "measured").mkdir()
     (fit_run / "measured" / "measured.jsonl").write_text('{"content": 1}\n')
-    assert_one_error(cli("analyze", fit_run), "measured.jsonl:1: damaged")
+    assert_one_error(cli("analyze", fit_run), "measured.jsonl: damaged")
 
 
 def test_measurements_of_earlier_versions_are_used(
