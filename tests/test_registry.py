@@ -20,7 +20,7 @@ from prefheads.data.prompts import build_prompt
 from prefheads.data.task import GENERIC, TASKS, find_task, register_task, task_name, task_of
 from prefheads.errors import DataError
 from prefheads.evaluation.methods import BASELINES, METHODS, Method, register_method
-from prefheads.evaluation.records import read_records
+from prefheads.evaluation.records import Records
 from prefheads.registry import Registry
 
 POINTS = "[prefheads.tasks]\nverse = verse:VERSE\n[prefheads.methods]\nflat = flat:FLAT\n"
@@ -48,7 +48,7 @@ def check_run(out: Path) -> None:
     assert list(texts) == list(nll) == ["plain", "flat", "flat:by=1"]
     assert nll["flat:by=1"] == pytest.approx(nll["plain"], abs=1e-5)
     assert nll["flat"] != pytest.approx(nll["plain"], abs=1e-3)
-    records = list(read_records(out / "Verse-2" / "records.jsonl"))
+    records = Records(out / "Verse-2" / "records.jsonl").done.values()
     assert len(records) == 3 * 6 and all(0 < r.new_tokens <= 5 for r in records)
     assert {r.setting for r in records if r.method != "plain"} == {"flat"}
 

@@ -56,8 +56,7 @@ def paper_estimate(config: PreTrainedConfig, prompt: int, new: int) -> tuple[int
     one figure would differ: 13.44 instead of 13.43).
 
     Args:
-        prompt: Tokens of the prompt, n.
-        new: Generated tokens, T.
+        prompt, new: Tokens of the prompt, n, and generated ones, T.
 
     Returns:
         Baseline and DPS; None for a config that does not name its MLP's width.
@@ -190,10 +189,8 @@ class ModelCost:
         Eager attention multiplies each row's queries with the other rows' keys too, which are
         masked; sdpa's on a CPU, which the count does not see, leaves them out.
         """
-        if scope == "all":
+        if scope == "all" or prompt == 1:
             return self._ablations(prompt + response - 1, 0, response, False, tokens_per_pass)
-        if prompt == 1:
-            return self._ablations(response, 0, response, False, tokens_per_pass)
         whole = self.forward(prompt + response - 1)
         return whole + self._ablations(response, prompt - 1, response, True, tokens_per_pass)
 

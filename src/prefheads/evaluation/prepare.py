@@ -82,7 +82,6 @@ def choose_samples(
     """Choose samples to evaluate, and those that heads are found on; only their profiles are made.
 
     Args:
-        path: The split to evaluate.
         needs_heads: Whether any method needs what discovery finds.
         seen: What the fit has seen whose heads are used; None to find heads here.
         require_output: Whether samples need a gold.
@@ -92,11 +91,13 @@ def choose_samples(
             be found on what is evaluated.
     """
     loading = {"require_output": require_output, **choice.loading}
+    found_before = seen is not None or not needs_heads
+    other = None if found_before else _split_for_heads(path, choice)
     folds: list[Fold] = []
 
     def choose(examples: list[Example], train: list[Example] | None = None) -> list[Example]:
         _require_task(examples, task, path)
-        if seen is not None or not needs_heads:
+        if found_before:
             folds.append(Fold(_left(examples, seen, choice), [], 0.0))
         else:
             folds.extend(make_folds(examples, train, choice))
@@ -104,25 +105,28 @@ def choose_samples(
             raise DataError(f"sample {sample.id!r} has no response to find heads with: give golds")
         return [e for f in folds for e in (f.test if train is not None else [*f.test, *f.pool])]
 
-    split = split_name(path)
-    if seen is not None or not needs_heads:
-        tests = load_examples(path, select=choose, **loading)
-        return TaskSamples(_filled(folds, tests, []), split, "" if seen is None else "a fit")
-    other = _split_for_heads(path, choice)
-    if other is None:
-        tests = pool = load_examples(path, select=choose, **loading)
-        where = "users set aside" if len(folds) == 1 else "users of the other fold"
-        return TaskSamples(_filled(folds, tests, pool), split, where)
-    tests = []
+    tests: list[Example] = []
 
     def beside(train: list[Example]) -> list[Example]:
         _require_task(train, task, other)
         tests.extend(load_examples(path, select=partial(choose, train=train), **loading))
         return [e for f in folds for e in f.pool]
 
-    pool = load_examples(other, select=beside, **choice.loading)
-    where = f"{split_name(other)}{' (forced)' if choice.force else ''}"
-    return TaskSamples(_filled(folds, tests, pool), split, where)
+    if other is not None:
+        pool = load_examples(other, select=beside, **choice.loading)
+        where = f"{split_name(other)}{' (forced)' if choice.force else ''}"
+    else:
+        tests = pool = load_examples(path, select=choose, **loading)
+        where = "users set aside" if len(folds) == 1 else "users of the other fold"
+        if found_before:
+            where = "" if seen is None else "a fit"
+    # The same folds, of examples with their profiles.
+    of_test, of_pool = ({e.id: e for e in part} for part in (tests, pool))
+    filled = [
+        replace(f, test=[of_test[e.id] for e in f.test], pool=[of_pool[e.id] for e in f.pool])
+        for f in folds
+    ]
+    return TaskSamples(filled, split_name(path), where)
 
 
 def shortened(
@@ -150,7 +154,7 @@ def shortened(
     return replace(prepared, folds=folds, without_profile=len(empty))
 
 
-def _require_task(examples: Sequence[Example], task: str, path: Path) -> None:
+def _require_task(examples: Sequence[Example], task: str, path: Path | None) -> None:
     if examples[0].task != task:
         raise DataError(f"{path}: holds {examples[0].task or 'no benchmark task'}, not {task}")
 
@@ -163,15 +167,6 @@ def _left(examples: list[Example], seen: Seen | None, choice: Choice) -> list[Ex
             "all users of the split took part in fitting: evaluate another split, or --force it"
         )
     return spread(left, choice.limit, choice.seed)
-
-
-def _filled(folds: Sequence[Fold], tests: Sequence[Example], pool: Sequence[Example]) -> list[Fold]:
-    """The same folds, of examples with their profiles."""
-    of_test, of_pool = ({e.id: e for e in part} for part in (tests, pool))
-    return [
-        replace(f, test=[of_test[e.id] for e in f.test], pool=[of_pool[e.id] for e in f.pool])
-        for f in folds
-    ]
 
 
 def _split_for_heads(path: Path, choice: Choice) -> Path | None:
@@ -215,8 +210,12 @@ def make_folds(
     share = choice.discovery / wanted
     users = len({e.user_id for e in examples})
     if train is not None:
-        if not choice.force:
-            _require_apart(train, examples)
+        twice = sorted({e.id for e in examples}.intersection(e.id for e in train))
+        if twice and not choice.force:
+            raise DataError(
+                f"sample {twice[0]!r} is in the split that heads are found on and in the one to "
+                "evaluate; name another split, or force it"
+            )
         test = spread(examples, limit, seed)
         left = list(train) if choice.force else _of_others(train, test, examples)
         n_left = len({e.user_id for e in left})
@@ -253,16 +252,6 @@ def _of_others(
     """Training samples of people of whom nothing is evaluated; any sample may join two of one."""
     ids = {e.id for e in examples}
     return [e for e in Seen.of(test).unseen([*examples, *train]) if e.id not in ids]
-
-
-def _require_apart(train: Sequence[Example], examples: Sequence[Example]) -> None:
-    """Refuse samples that are in both."""
-    ids = {e.id for e in examples}
-    if twice := sorted(ids.intersection(e.id for e in train)):
-        raise DataError(
-            f"sample {twice[0]!r} is in the split that heads are found on and in the one to "
-            "evaluate; name another split, or force it"
-        )
 
 
 def _drawn(examples: Sequence[Example], wanted: int, seed: int) -> list[Example]:
