@@ -19,14 +19,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a chat.
+    """One turn of a chat."""
 
-    Attributes:
-        role: ``"system"``, ``"user"`` or ``"assistant"``, as the template knows them.
-        content: What was said.
-    """
-
-    role: str
+    role: str  # "system", "user" or "assistant", as the template knows them
     content: str
 
 
@@ -38,7 +33,7 @@ def apply_template(
     Raises:
         ModelError: The template does not take these turns.
     """
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    messages = [vars(turn) for turn in turns]
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)

@@ -34,8 +34,7 @@ class Encoded:
         profile_mask: ``(P,)``, true at the tokens of the profile.
         text: The prompt as it was rendered.
         truncated: Whether the profile was cut.
-        example_id: The example's id.
-        user_id: The example's user.
+        example_id, user_id: Of the example.
     """
 
     prompt_ids: LongTensor
@@ -102,9 +101,10 @@ def encode(
     if not len(ids):
         raise DataError(f'example {example.id!r}: the prompt has no tokens; fill "input"')
     response = _response_ids(tokenizer, text, ids, example.output, templated, end_of_turn)
-    limit = max_length if max_length is not None else _default_length(tokenizer)
-    truncated = limit is not None and len(ids) + len(response) > limit
-    if limit is not None and truncated:
+    # Tokenizers that know no context say a huge number.
+    limit = int(tokenizer.model_max_length) if max_length is None else max_length
+    truncated = len(ids) + len(response) > limit
+    if truncated:
         text, ids, mask = _fit(tokenizer, tokens, example, mask, limit, len(response))
         message = f"example {example.id!r}: the profile was cut to fit {limit} tokens"
         warnings.warn(message, TruncationWarning, stacklevel=2)
@@ -129,8 +129,6 @@ def shorten_prompt(
     (:func:`prefheads.data.prompts.shorten_to`).
 
     Args:
-        tokenizer: A fast tokenizer.
-        example: The example, with the profile items that retrieval chose.
         max_tokens: Tokens that the prompt may have; the paper's experiments allow 2,048.
 
     Returns:
@@ -147,33 +145,20 @@ def shorten_prompt(
 
 
 def pad_batch(encodeds: Sequence[Encoded], pad_id: int) -> Batch:
-    """Put encoded examples into one batch.
-
-    Args:
-        encodeds: At least one.
-        pad_id: The token id to pad with.
-
-    Raises:
-        DataError: Nothing to batch.
-    """
+    """Put encoded examples, at least one, into one batch; a ``DataError`` if there is none."""
     if not encodeds:
         raise DataError("a batch needs at least one example")
-    prompts = [e.prompt_ids for e in encodeds]
-    responses = [e.response_ids for e in encodeds]
 
-    def left(rows: Sequence[Tensor], value: float) -> Tensor:
-        return pad_sequence(list(rows), True, value, padding_side="left")
+    def padded(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
+        return pad_sequence(list(rows), True, value, padding_side=side)
 
-    def right(rows: Sequence[Tensor], value: float) -> Tensor:
-        return pad_sequence(list(rows), True, value)
+    def ids_and_mask(rows: Sequence[Tensor], side: str) -> tuple[Tensor, Tensor]:
+        there = [torch.ones_like(ids, dtype=torch.bool) for ids in rows]
+        return padded(rows, pad_id, side), padded(there, 0, side)
 
-    return Batch(
-        prompt_ids=left(prompts, pad_id),
-        prompt_mask=left([torch.ones_like(ids, dtype=torch.bool) for ids in prompts], 0),
-        profile_mask=left([e.profile_mask for e in encodeds], 0),
-        response_ids=right(responses, pad_id),
-        response_mask=right([torch.ones_like(ids, dtype=torch.bool) for ids in responses], 0),
-    )
+    prompts = ids_and_mask([e.prompt_ids for e in encodeds], "left")
+    profiles = padded([e.profile_mask for e in encodeds], 0, "left")
+    return Batch(*prompts, profiles, *ids_and_mask([e.response_ids for e in encodeds], "right"))
 
 
 def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -255,12 +240,6 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _default_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The tokenizer's context; tokenizers that know none say a huge number."""
-    length = int(tokenizer.model_max_length)
-    return length if length < 1_000_000 else None
-
-
 def _fit(
     tokenizer: PreTrainedTokenizerBase,
     tokens: Callable[[Prompt], Tokenized],
@@ -271,21 +250,15 @@ def _fit(
 ) -> Tokenized:
     """The prompt with its profile cut so that it fits, tokenised by ``tokens``."""
     _, bare, _ = tokens(build_prompt(without_profile(example)))
-    named = f"example {example.id!r}"
+    problem = ""
     if response >= limit:
-        raise DataError(
-            f"{named}: the response alone ({response} tokens) is longer than the context ({limit})"
-        )
-    if len(bare) > limit:
-        raise DataError(
-            f"{named}: the input alone ({len(bare)} tokens) is longer than the context ({limit})"
-        )
-    if len(bare) + response > limit:
-        raise DataError(
-            f"{named}: input ({len(bare)} tokens) and response ({response} tokens) together are "
-            f"longer than the context ({limit})"
-        )
-
+        problem = f"the response alone ({response} tokens) is"
+    elif len(bare) > limit:
+        problem = f"the input alone ({len(bare)} tokens) is"
+    elif len(bare) + response > limit:
+        problem = f"input ({len(bare)} tokens) and response ({response} tokens) together are"
+    if problem:
+        raise DataError(f"example {example.id!r}: {problem} longer than the context ({limit})")
     count, cut = _measures(tokenizer, special=False)
     room = limit - response
     budget = room - (len(mask) - sum(mask))

@@ -94,7 +94,11 @@ def load_examples(
         raise DataError("items and limit must be at least 1")
 
     def rows(require: bool) -> Iterator[tuple[str, Any]]:
-        return _rows(source, None if outputs is None else Path(outputs), require)
+        if isinstance(source, str | Path):
+            return read_rows(Path(source), None if outputs is None else Path(outputs), require)
+        if outputs is not None:
+            raise DataError("outputs belong to a file of LaMP questions; a list holds its own")
+        return ((f"example [{index}]", row) for index, row in enumerate(source))
 
     known = _survey(rows, limit, require_output)
     if not known:
@@ -116,11 +120,7 @@ def load_examples(
 def _survey(
     rows: Callable[[bool], Iterator[tuple[str, Any]]], limit: int | None, require_output: bool
 ) -> dict[str, Example]:
-    """The first ``limit`` examples by id, checked, without their profiles.
-
-    Args:
-        rows: Reads them, which need an output or not.
-    """
+    """The first ``limit`` examples by id, checked, without their profiles."""
     known: dict[str, Example] = {}
     people, nameless = People(), list[str]()
 
@@ -158,9 +158,7 @@ def split_users(
     within a part that order is kept.
 
     Args:
-        examples: The examples.
         fractions: Share of the users in each part; positive, with sum 1. No part stays empty.
-        seed: Seed of the shuffle.
 
     Raises:
         DataError: Fractions that are no shares, or fewer users than parts.
@@ -228,19 +226,6 @@ def _shuffled_users(examples: Sequence[Example], seed: int) -> list[str]:
     users = sorted({example.user_id for example in examples})
     random.Random(seed).shuffle(users)
     return users
-
-
-def _rows(
-    source: str | Path | Sequence[Mapping[str, Any] | Example],
-    outputs: Path | None,
-    require_output: bool,
-) -> Iterator[tuple[str, Any]]:
-    """What the source holds, row by row, with the place of each for error messages."""
-    if isinstance(source, str | Path):
-        return read_rows(Path(source), outputs, require_output)
-    if outputs is not None:
-        raise DataError("outputs belong to a file of LaMP questions; a list holds its own")
-    return ((f"example [{index}]", row) for index, row in enumerate(source))
 
 
 def parse_example(row: Any, where: str) -> Example:

@@ -63,7 +63,6 @@ def shorten(example: Example, budget: int, *, count: Count, cut: Cut) -> Example
     of it, the last (least relevant) item is dropped and the budget split anew.
 
     Args:
-        example: An example with a profile.
         budget: Tokens that the profile block may take.
         count: Number of tokens of a text.
         cut: ``cut(text, n)`` is the beginning of the text, at most ``n`` tokens long.
@@ -94,10 +93,8 @@ def shorten_to(example: Example, max_tokens: int, *, count: Count, cut: Cut) -> 
     falls by 0.1.
 
     Args:
-        example: The example.
         max_tokens: Tokens of the whole prompt, before any chat template.
-        count: Number of tokens of a text, with those that the tokenizer adds to every text.
-        cut: As in :func:`shorten`, by such numbers.
+        count, cut: As in :func:`shorten`, with the tokens that the tokenizer adds to every text.
 
     Returns:
         The example with its items cut; without a profile if no factor leaves room for it.

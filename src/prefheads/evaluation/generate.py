@@ -40,7 +40,6 @@ def generate_records(
     ends with the texts of one that was not.
 
     Args:
-        decoders: Made for these very examples.
         batch_size: Samples decoded together; halved for a batch that does not fit the memory.
 
     Raises:
@@ -136,7 +135,7 @@ class _Work:
         shared = prompt if decoder.shares_prompt else None
         set_seed(int(_sha256(f"{self.seed} {method.name} {first}")[:8], 16))
         start = time.perf_counter()
-        with decoder.acting(Prompts(self.model, slice(first, first + n), batch, bare)):
+        with method.acting(decoder, Prompts(self.model, slice(first, first + n), batch, bare)):
             options = {"max_new_tokens": self.max_new_tokens, **method.generate_options}
             done = complete(self.model, self.tokenizer, batch, prompt=shared, **options)
         seconds = _since(start)
@@ -149,7 +148,7 @@ class _Work:
                 prompt_sha256=sample.prompt_sha256,
                 prediction=text.text,
                 reference=sample.example.output,
-                setting=decoder.described,
+                setting=method.described(decoder.setting),
                 gamma=decoder.strength,
                 prompt_tokens=len(sample.encoded.prompt_ids),
                 new_tokens=text.n_tokens,

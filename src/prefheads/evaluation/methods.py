@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -39,15 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """What an option of a method may be.
-
-    Attributes:
-        default: Its value where none is typed.
-        choices: The words to choose from; none for a number.
-        highest: Of a number; the lowest is 0.
-        positive: Whether a number must be above 0.
-        whole: Whether a number has no decimals.
-    """
+    """What an option of a method may be: one of some words, or a number from 0 to ``highest``."""
 
     default: Any
     choices: tuple[str, ...] = ()
@@ -72,36 +64,22 @@ class Option:
 
 @dataclass(frozen=True)
 class Sources:
-    """Whose heads are wanted, and where a method may take them from.
-
-    Attributes:
-        examples: One map of heads is wanted for each.
-        steerer: What discovery found.
-        retrieval_heads: The retrieval heads that are a given share of all.
-        seed: Of random draws.
-    """
+    """The examples to find a map of heads for, and where a method may take heads from."""
 
     examples: Sequence[Example]
     steerer: PreferenceSteerer | None = None
-    retrieval_heads: Callable[[float], HeadWeights] | None = None
+    retrieval_heads: Callable[[float], HeadWeights] | None = None  # a given share of all heads
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch to decode.
-
-    Attributes:
-        model: What decodes it.
-        rows: Which of the decoder's examples are in the batch.
-        batch: Their prompts.
-        bare: Makes the same batch without profiles.
-    """
+    """A batch to decode."""
 
     model: PreTrainedModel
-    rows: slice
+    rows: slice  # which of the decoder's examples they are
     batch: Batch
-    bare: Callable[[], Batch]
+    bare: Callable[[], Batch]  # makes the same batch without profiles
 
 
 class Method:
@@ -212,8 +190,7 @@ class Method:
 
     def scope(self, steerer: PreferenceSteerer | None) -> Scope:
         """The positions where it acts."""
-        scope: Scope = self.options.get("scope", "response")
-        return scope
+        return cast(Scope, self.options.get("scope", "response"))
 
     def described(self, setting: Setting) -> str:
         """How it decodes, in a few words."""
@@ -224,12 +201,8 @@ class Method:
         return nullcontext()
 
     def logits(self, own: Tensor, bare: Tensor) -> Tensor:
-        """Logits ``(T, vocab)`` of a text, for ``likelihood = "logits"``.
-
-        Args:
-            own: The model's logits after the prompt, ``(T, vocab)``.
-            bare: The same after the prompt without the profile.
-        """
+        """Logits ``(T, vocab)`` of a text, for ``likelihood = "logits"``, from the model's after
+        the prompt and after the prompt without the profile."""
         raise NotImplementedError
 
 

@@ -15,15 +15,12 @@ class Record:
     """One generated text.
 
     Attributes:
-        task, id, user_id, method: What was generated, for whom, and how.
         prompt_sha256: Of the prompt as it was rendered, chat template included.
         prediction, reference: The text, and the user's own (None where it is not known).
-        setting: How heads were steered.
-        gamma: Strength of the steering or contrast; 0 where there is none.
+        setting, gamma: How heads were steered, and how strongly (0 without steering or contrast).
         prompt_tokens, new_tokens: Lengths; the end of the turn counts as a token.
         seconds: Share of the batch's time for decoding.
         prompt_seconds: Share of its time for encoding the prompt, where methods share that.
-        batch_size: Samples decoded together.
         steering: Hash of the method's options and of this user's heads.
     """
 

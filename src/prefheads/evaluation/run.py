@@ -41,13 +41,11 @@ class EvaluationPlan:
 
     Attributes:
         methods: What is compared; the first is the baseline.
-        generation, likelihood: What is measured.
         max_new_tokens: By default what the task's answers need.
         label_tokens: The same for tasks whose answer is a label or a rating (LaMP-1, 2 and 3);
             more where a model talks before it answers, and the answer is extracted.
         clusters: Clusters of users; chosen from the data if None.
         min_samples: Discovery samples that a cluster needs.
-        encoder: Sentence encoder of profiles.
     """
 
     methods: tuple[Method, ...]
@@ -151,7 +149,7 @@ def evaluate_task(
                 for m in methods.values()
             ]
             for decoder in decoders:
-                settings[decoder.method.name].append(decoder.described)
+                settings[decoder.method.name].append(decoder.method.described(decoder.setting))
             common = (model, tokenizer, fold.test, decoders)
             how: dict[str, Any] = {"seed": plan.seed, "progress": plan.progress}
             if plan.likelihood:

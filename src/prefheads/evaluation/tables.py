@@ -25,8 +25,6 @@ class Cell:
         value: The metric, with its 95 % interval over users from ``low`` to ``high``.
         p: Of the paired test against the baseline (``results.LEGEND``), corrected by Holm over the
             task's table; NaN for the baseline itself and for columns without a test.
-        better: Whether the value is better than the baseline's.
-        n: Samples.
         official: What the benchmark's own evaluation prints instead (of ROUGE); NaN where it is
             the value.
     """
@@ -72,7 +70,6 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
     Args:
         extracted: Add the metrics of the answers that ``answers_of(task).extract`` takes out of
             the texts. A text without an answer stays as it is.
-        seed: Of the permutations.
     """
     found = [
         _cell(measured.task, column, method, seed)

@@ -58,14 +58,9 @@ def download(
     ``out/<task>_<setting>/`` as the hub has it. Each is a source for ``load_examples``.
 
     Args:
-        tasks: Names of tasks.
-        splits: Of ``train``, ``dev`` and ``test``.
-        out: Folder to put the files into.
         setting: ``"user"``: other users in each split; ``"time"``: later texts of the same users.
-        base_url: Where the folders of LaMP are.
         retries: How often in a row a transfer may fail without a byte more; then it is given up.
         wait: Seconds before the first retry, doubled for each further one.
-        progress: Whether to draw a bar for each file.
 
     Returns:
         The files of LaMP, and of LongLaMP the splits.

@@ -80,7 +80,6 @@ class LampFormat(DataFormat):
     def rows(
         self, source: Path, outputs: Path | None, require_output: bool
     ) -> Iterator[tuple[str, Any]]:
-        """As :func:`read_lamp` reads them."""
         return read_lamp(source, outputs, require_output)
 
     def sources(self, folder: Path, files: Sequence[str]) -> Iterable[Path]:
@@ -90,7 +89,7 @@ class LampFormat(DataFormat):
     def task(self, source: Path) -> str | None:
         """What the nearest folder says, such as ``LaMP_4``."""
         for part in reversed(source.resolve().parts):
-            if match := re.search(r"LaMP[-_]\d", part):
+            if match := re.search(r"(?<!Long)LaMP[-_]\d", part):
                 return task_name(match[0])
         return None
 
@@ -124,13 +123,24 @@ def read_lamp(
     Raises:
         DataError: Files that are missing or malformed, or a question without a gold.
     """
-    questions = _questions_in(source) if source.is_dir() else source
+    questions = source
+    if source.is_dir():
+        found = sorted(source.glob("*" + QUESTIONS))
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or "none"
+            raise DataError(
+                f"{source}: needs exactly one *{QUESTIONS} ({names} found); name the file"
+            )
+        questions = found[0]
     if not starts_with_list(questions):
         raise DataError(f"{questions}: must be a list of questions")
     golds: dict[str, str] = {}
+    task: str | None
     golds_at = outputs or questions.with_name(questions.name.removesuffix(QUESTIONS) + OUTPUTS)
     if outputs is None and not require_output and not golds_at.exists():
-        task = _task_in_path(questions)
+        task = FORMAT.task(questions)  # the official folders carry the name
+        if task is None:
+            raise DataError(f"{questions}: no *{OUTPUTS} names its task; call the folder LaMP_<n>")
     else:
         task, golds = read_golds(golds_at)
     for index, question in enumerate(read_json_items(questions, "item")):
@@ -171,19 +181,3 @@ def _id(row: Any, field: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) else None
-
-
-def _questions_in(folder: Path) -> Path:
-    found = sorted(folder.glob("*" + QUESTIONS))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise DataError(f"{folder}: needs exactly one *{QUESTIONS} ({names} found); name the file")
-    return found[0]
-
-
-def _task_in_path(questions: Path) -> str:
-    """Test questions come without golds, so without a task name: the official folders carry it."""
-    found = re.findall(r"(?<!Long)LaMP[-_]\d", "/".join(questions.resolve().parts[-3:]))
-    if not found:
-        raise DataError(f"{questions}: no *{OUTPUTS} names its task; call the folder LaMP_<n>")
-    return task_name(found[-1])

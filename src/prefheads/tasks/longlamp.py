@@ -81,7 +81,6 @@ class LongLampFormat(DataFormat):
     def rows(
         self, source: Path, outputs: Path | None, require_output: bool
     ) -> Iterator[tuple[str, Any]]:
-        """As :func:`read_longlamp` reads them."""
         if outputs is not None:
             raise DataError(f"outputs belong to a LaMP *{QUESTIONS}; {source} holds its own golds")
         return read_longlamp(source, str(self.task(source)))

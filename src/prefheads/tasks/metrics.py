@@ -35,11 +35,6 @@ def sample_scores(
     The types of answers say what rows hold (:mod:`prefheads.tasks.answers`). Golds of which ROUGE
     sees nothing get a ``MetricWarning``.
 
-    Args:
-        task: Name of the task.
-        predictions: n texts.
-        references: n gold texts, in the same order.
-
     Returns:
         ``(n,)`` or ``(n, k)`` float64 for each metric's name.
 

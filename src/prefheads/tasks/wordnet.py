@@ -35,9 +35,6 @@ def unpack(archive: PathLike) -> Path:
     Args:
         archive: The archive, or a folder that holds it under its usual name.
 
-    Returns:
-        The folder with the files.
-
     Raises:
         DataError: Not that archive, byte for byte.
         ModelError: The cache folder cannot be written.
@@ -49,7 +46,8 @@ def unpack(archive: PathLike) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(_data_dir().with_name("nltk_data.lock")):
-            if not _holds(folder, files):
+            sizes = {path.name: path.stat().st_size for path in folder.glob("*")}
+            if any(sizes.get(name) != len(content) for name, content in files.items()):
                 _replace(folder, files)
     except OSError as error:
         raise ModelError(
@@ -102,13 +100,6 @@ def _files_in(archive: Path) -> dict[str, bytes]:
             if str(path.parent) == _INSIDE and (file := tar.extractfile(member)) is not None:
                 files[path.name] = file.read()
     return files
-
-
-def _holds(folder: Path, files: dict[str, bytes]) -> bool:
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == len(content)
-        for name, content in files.items()
-    )
 
 
 def _replace(folder: Path, files: dict[str, bytes]) -> None:
