@@ -100,7 +100,11 @@ def encode(
     text, ids, mask = tokens(build_prompt(example))
     if not len(ids):
         raise DataError(f'example {example.id!r}: the prompt has no tokens; fill "input"')
-    response = _response_ids(tokenizer, text, ids, example.output, templated, end_of_turn)
+    response = []
+    if example.output is not None:
+        output = example.output if templated else " " + example.output
+        response = _continuation(tokenizer, text, ids, output, special=not templated)
+        response += [_end_id(tokenizer)] if end_of_turn else []
     # Tokenizers that know no context say a huge number.
     limit = int(tokenizer.model_max_length) if max_length is None else max_length
     truncated = len(ids) + len(response) > limit
@@ -203,24 +207,15 @@ def _tokenize(
     return text, ids, mask
 
 
-def _response_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    prompt_ids: list[int],
-    output: str | None,
-    templated: bool,
-    end_of_turn: bool,
+def _continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], text: str, special: bool
 ) -> list[int]:
-    if output is None:
-        return []
-    response = output if templated else " " + output
+    """Token ids of a text that goes on after a prompt."""
     # A tokenizer that begins every text with a space of its own (SentencePiece) must not do so in
-    # the middle, so the response is taken from the whole, unless a token would span the border.
-    whole = [] if templated else opening(tokenizer)
-    whole += _ids(tokenizer, prompt + response)
+    # the middle, so the text is taken from the whole, unless a token would span the border.
+    whole = [*(opening(tokenizer) if special else ()), *_ids(tokenizer, prompt + text)]
     border = len(prompt_ids)
-    ids = whole[border:] if whole[:border] == prompt_ids else _ids(tokenizer, response)
-    return [*ids, _end_id(tokenizer)] if end_of_turn else ids
+    return whole[border:] if whole[:border] == prompt_ids else _ids(tokenizer, text)
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:

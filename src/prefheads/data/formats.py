@@ -109,23 +109,14 @@ def find_sources(path: Path) -> list[Path]:
         return [people_path()]
     if not path.is_dir():
         return [path]
-    formats = FORMATS.all().values()
-    found = {
-        source for folder, files in _folders(path) for f in formats
-        for source in f.sources(folder, files)
-    }  # fmt: skip
-    if not found:
-        raise DataError(f"{path}: holds no {' and no '.join(f.holds for f in formats if f.holds)}")
-    return sorted(found)
-
-
-def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and all below it with the names of their files, behind links too, each once."""
-    seen: set[str] = set()
+    formats, found, seen = FORMATS.all().values(), set[Path](), set[str]()
     for folder, below, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen:  # by another link
             below.clear()
             continue
         seen.add(real)
-        yield Path(folder), files
+        found.update(source for f in formats for source in f.sources(Path(folder), files))
+    if not found:
+        raise DataError(f"{path}: holds no {' and no '.join(f.holds for f in formats if f.holds)}")
+    return sorted(found)

@@ -117,7 +117,12 @@ class Method:
         if kind not in known:
             raise DataError(f"unknown method {kind!r}: the methods are {', '.join(known)}")
         try:
-            typed = dict(map(_pair, pairs))
+            typed: dict[str, str] = {}
+            for pair in pairs:
+                key, equals, value = (part.strip() for part in pair.partition("="))
+                if not equals:
+                    raise DataError(f"write options as name=value, not {pair!r}")
+                typed[key] = value
             allowed = known[kind].accepted(typed)
             options = {key: option.default for key, option in allowed.items()}
             for key, value in typed.items():
@@ -250,26 +255,10 @@ class LayerContrast(Method):
 
 
 BASELINES = (Plain(), ContextAware(), LayerContrast())
-
-
 METHODS = Registry(
     "prefheads.methods",
     Method,
     ("prefheads.evaluation.methods:BASELINES", "prefheads.evaluation.steered:STEERED"),
 )
-
-
-def register_method(method: Method) -> None:
-    """Make a kind of method known in this process, for instance in a notebook.
-
-    Raises:
-        DataError: Its name belongs to a method that is built in or installed.
-    """
-    METHODS.register(method)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise DataError(f"write options as name=value, not {text!r}")
-    return key.strip(), value.strip()
+register_method = METHODS.register
+"""Make a kind of method known in this process, for instance in a notebook."""

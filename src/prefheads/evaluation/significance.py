@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,9 @@ def difference(rows_a: Any, rows_b: Any, metric: Metric, users: Sequence[str]) -
         DataError: Rows and users differ in number, there are none, or rows that are not finite.
     """
     both = _paired(rows_a, rows_b, users)
-
-    def of_mean(mean: Array) -> Array:
-        return _difference(metric, mean)
-
     if metric.share:
         return Estimate.of_difference(both[:, 0] - both[:, 1], users)
-    return Estimate.from_jackknife(jackknife(both, users, of_mean))
+    return Estimate.from_jackknife(jackknife(both, users, partial(_difference, metric)))
 
 
 def over_draws(

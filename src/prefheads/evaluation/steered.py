@@ -182,14 +182,8 @@ class RandomControl(SteeredMethod):
         return [m.random_like(seed, self.shuffles) for m in self.of.maps(sources)]
 
 
-STEERED = (
-    RetrievalContrast(),
-    GlobalHeads(),
-    ClusterHeads(),
-    Calibrated(),
-    RandomControl("random-heads", "heads"),
-    RandomControl("random-mask", "mask"),
-)
+_CONTROLS = (RandomControl("random-heads", "heads"), RandomControl("random-mask", "mask"))
+STEERED = (RetrievalContrast(), GlobalHeads(), ClusterHeads(), Calibrated(), *_CONTROLS)
 
 
 def _scores(method: Method, sources: Sources) -> tuple[PreferenceSteerer, HeadScores]:
