@@ -13,7 +13,7 @@ from prefheads.cli.commands import Commands
 from prefheads.cli.inspect import Contents, read
 from prefheads.data.example import Example, load_examples
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.samples import SAMPLES, read_samples
+from prefheads.evaluation.records import SAMPLES, read_samples
 from prefheads.heads.scores import HeadScores
 from prefheads.models.bundled import NAME
 from prefheads.report import chapters, paper_tables, quality, readings

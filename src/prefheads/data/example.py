@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -105,13 +104,21 @@ def load_examples(
         named = source if isinstance(source, str | Path) else "the list"
         raise DataError(f"{named}: holds no examples")
     wanted = set(known) if select is None else {e.id for e in select(list(known.values()))}
-    choose = partial(retrieve, k=items, method=retrieval, seed=seed, encoder=encoder)
+    how: dict[str, Any] = {"method": retrieval, "seed": seed, "encoder": encoder}
     examples: list[Example] = []
     for where, row in rows(require_output):
         if isinstance(row, Example):
             examples += [row] if row.id in wanted else []
-        elif str(row["id"]) in wanted:
-            examples.append(known[str(row["id"])].with_profile(_reduced(row, where, choose)))
+        elif (key := str(row["id"])) in wanted:
+            whole = parse_example(row, where)
+            profile = whole.profile
+            if find_task(whole.task) is not None:
+                try:
+                    kept = retrieve(whole.task, whole.input, profile, items, key=key, **how)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
+                profile = tuple(kept)
+            examples.append(known[key].with_profile(profile))
         if len(examples) == len(wanted):
             break
     return examples
@@ -293,19 +300,6 @@ def _item(item: Any, where: str) -> dict[str, str]:
     # Scores and years are often written as numbers; the prompt prints them alike.
     printed = {k: str(v) if isinstance(v, int | float) else v for k, v in item.items()}
     return {field: _text(printed, field, where) for field in printed}
-
-
-def _reduced(
-    row: Mapping[str, Any], where: str, choose: Callable[..., list[Item]]
-) -> Iterable[Item]:
-    """The profile, reduced where there is retrieval."""
-    example = parse_example(row, where)
-    if find_task(example.task) is None:
-        return example.profile
-    try:
-        return choose(example.task, example.input, example.profile, key=example.id)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
 
 
 def _check(example: Example, where: str, require_output: bool) -> None:

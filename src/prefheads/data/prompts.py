@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefheads.data.example import Example, without_profile
-from prefheads.data.task import Item, Task, require_fields, task_of
+from prefheads.data.task import require_fields, task_of
 from prefheads.errors import DataError
 
 Count = Callable[[str], int]
@@ -108,7 +108,11 @@ def shorten_to(example: Example, max_tokens: int, *, count: Count, cut: Cut) -> 
     if not n:
         return example
     form, lengths = task_of(example.task), _lengths(example, count)
-    frames = [_counted_frame(form, item, count) for item in example.profile]
+    frame = form.frame or form.item  # tokens that the benchmark reckons besides the long text
+    frames = [
+        frame if isinstance(frame, int) else count(frame.format_map({**item, form.long: " "}))
+        for item in example.profile
+    ]
     fixed = 2 * (n - 1) + (1 if form.closing else 0) + (count(form.counted) if form.counted else 0)
     input_tokens = count(example.input)
     factor = 0.6
@@ -126,13 +130,6 @@ def _lengths(example: Example, count: Count) -> list[int]:
     form = task_of(example.task)
     require_fields(example.profile, form.fields, f"example {example.id!r}")
     return [count(item[form.long]) for item in example.profile]
-
-
-def _counted_frame(form: Task, item: Item, count: Count) -> int:
-    """Tokens that the benchmark reckons an item to need besides its long text."""
-    if isinstance(form.frame, int):
-        return form.frame
-    return count((form.frame or form.item).format_map({**item, form.long: " "}))
 
 
 def _rooms(share: int, frames: list[int], lengths: list[int], least: int) -> list[int] | None:

@@ -12,11 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from prefheads.data.encoding import shorten_prompt
 from prefheads.data.example import Example, load_examples, split_users, spread
+from prefheads.data.formats import find_sources, format_of
 from prefheads.data.people import Seen
+from prefheads.data.task import task_name
 from prefheads.errors import DataError
-from prefheads.evaluation.splits import find_sibling, split_name
+from prefheads.models.bundled import NAME
 
 TRAIN = "train"
+PREFERRED = ("dev", "validation", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,13 @@ def choose_samples(
     def choose(examples: list[Example], train: list[Example] | None = None) -> list[Example]:
         _require_task(examples, task, path)
         if found_before:
-            folds.append(Fold(_left(examples, seen, choice), [], 0.0))
+            left = examples if seen is None or choice.force else seen.unseen(examples)
+            if not left:
+                raise DataError(
+                    "all users of the split took part in fitting: evaluate another split, or "
+                    "--force it"
+                )
+            folds.append(Fold(spread(left, choice.limit, choice.seed), [], 0.0))
         else:
             folds.extend(make_folds(examples, train, choice))
         for sample in (e for f in folds for e in f.pool if train is None and not e.output):
@@ -159,16 +168,6 @@ def _require_task(examples: Sequence[Example], task: str, path: Path | None) -> 
         raise DataError(f"{path}: holds {examples[0].task or 'no benchmark task'}, not {task}")
 
 
-def _left(examples: list[Example], seen: Seen | None, choice: Choice) -> list[Example]:
-    """What is evaluated with heads that were found before."""
-    left = examples if seen is None or choice.force else seen.unseen(examples)
-    if not left:
-        raise DataError(
-            "all users of the split took part in fitting: evaluate another split, or --force it"
-        )
-    return spread(left, choice.limit, choice.seed)
-
-
 def _split_for_heads(path: Path, choice: Choice) -> Path | None:
     """The split that heads are found on; None if users of the evaluated one are set aside."""
     own, wanted = split_name(path), choice.discovery_split
@@ -188,9 +187,7 @@ def _split_for_heads(path: Path, choice: Choice) -> Path | None:
 
 
 def make_folds(
-    examples: Sequence[Example],
-    train: Sequence[Example] | None,
-    choice: Choice,
+    examples: Sequence[Example], train: Sequence[Example] | None, choice: Choice
 ) -> list[Fold]:
     """One fold, or two where users are few.
 
@@ -262,3 +259,63 @@ def _drawn(examples: Sequence[Example], wanted: int, seed: int) -> list[Example]
 
 def _part(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], ...]:
     return split_users(examples, (share, 1 - share), seed)
+
+
+def find_tasks(data: Path) -> list[str]:
+    """The tasks of which a data folder has samples with golds.
+
+    Raises:
+        DataError: There are none.
+    """
+    if data == Path(NAME):
+        raise DataError("the bundled people belong to no benchmark task; give LaMP or LongLaMP")
+    formats = ((format_of(path), path) for path in find_sources(data))
+    found = sorted({t for f, path in formats if (t := f.task(path)) and f.has_golds(path)})
+    if not found:
+        raise DataError(f"{data}: holds no task's folder such as LaMP_4; name one with --task")
+    return found
+
+
+def find_samples(data: Path, task: str, split: str | None) -> Path:
+    """What to load for a task's split, from anywhere under a data folder.
+
+    Without a split: the development split, or the only one there is; of equal splits, such as
+    ``LaMP_4/dev`` and ``time/LaMP_4/dev``, the one less deep.
+
+    Raises:
+        DataError: No such samples, or several splits to choose from.
+    """
+    found = find_sources(data)
+    own = [path for path in found if format_of(path).task(path) == task_name(task)]
+    if not own and len(found) == 1 and format_of(found[0]).task(found[0]) is None:
+        own = found  # a file whose name says nothing; what it holds will be checked
+    splits: dict[str, Path] = {}
+    for path in sorted(own, key=lambda p: len(p.parts)):
+        other = splits.setdefault(split_name(path), path)
+        if other != path and len(other.parts) == len(path.parts):
+            raise DataError(f"{data}: holds {other} and {path}; name the one of them with --data")
+    names = ", ".join(sorted(splits)) or "none"
+    if split is None:
+        known = [
+            name for name in PREFERRED
+            if name in splits and format_of(splits[name]).has_golds(splits[name])
+        ]  # fmt: skip
+        split = next(iter(known or splits), None) if known or len(splits) == 1 else None
+        if split is None:
+            raise DataError(f"{data}: name the split of {task} to evaluate; there is {names}")
+    if split not in splits:
+        raise DataError(f"{data}: no split {split!r} of {task}; there is {names}")
+    return splits[split]
+
+
+def find_sibling(evaluated: Path, split: str) -> Path | None:
+    """Another split with golds of the same data (not of another setting), if there is one."""
+    places = (evaluated.parent, evaluated.parent.parent / split)
+    sources = (path for place in places if place.is_dir() for path in find_sources(place))
+    alike = (p for p in sources if format_of(p) is format_of(evaluated) and split_name(p) == split)
+    return next((p for p in alike if p != evaluated and format_of(p).has_golds(p)), None)
+
+
+def split_name(path: Path) -> str:
+    """The name of a split, such as ``dev``."""
+    return format_of(path).split(path)

@@ -1,13 +1,20 @@
-"""What an evaluation has done so far: one JSON line a sample and method, appended as they come."""
+"""What an evaluation has done so far: one JSON line a sample and method, appended as they come, and
+the samples beside them, so that a run can be looked at without its data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prefheads.checkpoint import Journal
-from prefheads.errors import ArtifactError
+from prefheads.data.example import Example, parse_example
+from prefheads.data.stream import read_json_lines
+from prefheads.errors import ArtifactError, DataError
+from prefheads.storage import write_atomic
+
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -97,3 +104,26 @@ class Records:
     def of(self, method: str, ids: Sequence[str]) -> list[Record]:
         """The records of a method, in the order of the ids."""
         return [self.done[method, key] for key in ids]
+
+
+def write_samples(folder: Path, examples: Sequence[Example]) -> None:
+    """Write the samples of a task in the example format, with the profiles that prompts hold.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in examples)
+    write_atomic(folder / SAMPLES, "".join(lines).encode())
+
+
+def read_samples(folder: Path) -> list[Example]:
+    """The samples that `write_samples` wrote, in their order.
+
+    Raises:
+        ArtifactError: No such file, or a damaged one.
+    """
+    path = folder / SAMPLES
+    try:
+        return [parse_example(row, where) for where, row in read_json_lines(path)]
+    except DataError as error:
+        raise ArtifactError(str(error)) from None

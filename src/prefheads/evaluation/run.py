@@ -22,8 +22,7 @@ from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.prepare import Fold
-from prefheads.evaluation.records import Record, Records
-from prefheads.evaluation.samples import write_samples
+from prefheads.evaluation.records import Record, Records, write_samples
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import room_for_prompt
