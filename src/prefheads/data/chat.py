@@ -28,11 +28,8 @@ class Turn:
 def apply_template(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], answer: bool = True
 ) -> str:
-    """The chat as the tokenizer's template writes it, up to where the ``answer`` begins.
-
-    Raises:
-        ModelError: The template does not take these turns.
-    """
+    """The chat as the tokenizer's template writes it, up to where the ``answer`` begins; a
+    ``ModelError`` if it does not take these turns."""
     messages = [vars(turn) for turn in turns]
     try:
         return str(

@@ -48,15 +48,8 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Encoded examples side by side: prompts end, and responses begin, in the same column.
-
-    Attributes:
-        prompt_ids: ``(B, P)``, padded on the left.
-        prompt_mask: ``(B, P)``, false at padding.
-        profile_mask: ``(B, P)``.
-        response_ids: ``(B, T)``, padded on the right.
-        response_mask: ``(B, T)``, false at padding.
-    """
+    """Encoded examples side by side: prompts ``(B, P)`` end, and responses ``(B, T)`` begin, in the
+    same column; the masks are false at padding."""
 
     prompt_ids: Tensor
     prompt_mask: Tensor
@@ -126,23 +119,9 @@ def encode(
 def shorten_prompt(
     tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int
 ) -> Example:
-    """Cut an example's profile as the LaMP benchmark does for prompts of ``max_tokens`` tokens.
-
-    The tokens are those of the prompt before any chat template, counted as the benchmark counts
-    them: with the special tokens that the tokenizer adds to every text
-    (:func:`prefheads.data.prompts.shorten_to`).
-
-    Args:
-        max_tokens: Tokens that the prompt may have; the paper's experiments allow 2,048.
-
-    Returns:
-        The example with the long text of its items cut; the input is left as it is. Without a
-        profile where not even the frames of its items would fit.
-
-    Raises:
-        DataError: ``max_tokens`` below 1, or an item without a needed field.
-        ModelError: The tokenizer is not fast.
-    """
+    """Cut an example's profile as the LaMP benchmark does for prompts of ``max_tokens`` tokens
+    before any chat template (:func:`prefheads.data.prompts.shorten_to`), by a fast tokenizer's
+    count."""
     _require_fast(tokenizer)
     count, cut = _measures(tokenizer, special=True)
     return shorten_to(example, max_tokens, count=count, cut=cut)

@@ -201,13 +201,9 @@ def spread(examples: Sequence[Example], limit: int | None, seed: int = 0) -> lis
 
 
 def other_profiles(examples: Sequence[Example], seed: int = 0) -> list[Example]:
-    """Each example with the profile of another user of the same task (is it *this* user's?).
-
-    Users are put in a circle and each takes the next one's profile, so all are used alike.
-
-    Raises:
-        DataError: Fewer than two users in a task.
-    """
+    """Each example with the profile of another user of the same task (is it *this* user's?). Users
+    are put in a circle and each takes the next one's profile, so all are used alike; a
+    ``DataError`` if a task has a single one."""
     by_task: dict[str | None, list[Example]] = defaultdict(list)
     for example in examples:
         by_task[example.task].append(example)
@@ -236,11 +232,8 @@ def _shuffled_users(examples: Sequence[Example], seed: int) -> list[str]:
 
 
 def parse_example(row: Any, where: str) -> Example:
-    """An example from a row in the example format, its profile whole.
-
-    Raises:
-        DataError: What is wrong, beginning with ``where``.
-    """
+    """An example from a row in the example format, its profile whole; a ``DataError`` that begins
+    with ``where`` says what is wrong."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: must be an object in the example format")
     profile = row.get("profile")

@@ -85,26 +85,15 @@ def format_of(source: Path) -> DataFormat:
 def read_rows(
     source: Path, outputs: Path | None = None, require_output: bool = True
 ) -> Iterator[tuple[str, Any]]:
-    """The rows of a source in whatever format, one at a time, each with its place.
-
-    Args:
-        source: As for :func:`prefheads.load_examples`; "bundled" are the example people.
-        outputs: The golds of a file of questions that are not beside it.
-        require_output: Whether every question needs a gold.
-
-    Raises:
-        DataError: Files that are missing or malformed.
-    """
+    """The rows of a source in whatever format, one at a time, each with its place; arguments as for
+    :func:`prefheads.load_examples`. A ``DataError`` if files are missing or malformed."""
     source = people_path() if source == Path(NAME) else source
     yield from format_of(source).rows(source, outputs, require_output)
 
 
 def find_sources(path: Path) -> list[Path]:
-    """Everything under a path that :func:`read_rows` takes; a file or split is found itself.
-
-    Raises:
-        DataError: A folder without data.
-    """
+    """Everything under a path that :func:`read_rows` takes; a file or split is found itself. A
+    ``DataError`` if a folder has no data."""
     if path == Path(NAME):
         return [people_path()]
     if not path.is_dir():

@@ -32,11 +32,8 @@ class Prompt:
 
 
 def build_prompt(example: Example) -> Prompt:
-    """The prompt of an example in the form of its task; without a profile, the input alone.
-
-    Raises:
-        DataError: A profile item lacks a field, or the input has no place for the profile.
-    """
+    """The prompt of an example in the form of its task; without a profile, the input alone. A
+    ``DataError`` if an item lacks a field, or the input has no place for the profile."""
     if not example.profile:
         return Prompt("", "", example.input)
     form, where = task_of(example.task), f"example {example.id!r}"

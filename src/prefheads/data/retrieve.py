@@ -96,11 +96,9 @@ def _encoder(name: str) -> ProfileEncoder:
 def okapi_scores(
     query: Sequence[str], corpus: Sequence[Sequence[str]], k1: float = 1.5, b: float = 0.75
 ) -> NDArray[np.float64]:
-    """BM25-Okapi scores ``(n_documents,)`` with the idf floor of the benchmark's retriever.
-
-    The idf of a word in n of N documents is ln((N - n + 0.5) / (n + 0.5)); where that is negative,
-    a quarter of the mean idf of all words of the corpus stands in for it.
-    """
+    """BM25-Okapi scores ``(n_documents,)`` with the idf floor of the benchmark's retriever: where a
+    word's idf ln((N - n + 0.5) / (n + 0.5)), in n of N documents, is negative, a quarter of the
+    mean idf of all words stands in for it."""
     lengths = np.array([len(document) for document in corpus], dtype=float)
     scores = np.zeros(len(corpus))
     if not lengths.any():

@@ -75,13 +75,8 @@ def paper_estimate(config: PreTrainedConfig, prompt: int, new: int) -> tuple[int
 
 @dataclass(frozen=True)
 class LayerCost:
-    """FLOPs of one layer.
-
-    Attributes:
-        per_token: Projections and MLP, for each token.
-        per_pair: Attention of all heads, for each pair of a query and a key.
-        window: Tokens that sliding attention sees; None for all.
-    """
+    """FLOPs of one layer: for each token, for each pair of a query and a key in all heads, and the
+    tokens that sliding attention sees (None: all)."""
 
     per_token: int
     per_pair: int
@@ -162,11 +157,8 @@ class ModelCost:
     # -- discovery: PCS of all heads on one example --
 
     def naive_discovery(self, prompt: int, response: int, *, all_logits: bool = False) -> int:
-        """One full pass for each head, and one without ablation.
-
-        Args:
-            all_logits: Logits at every position, not only where the response is predicted.
-        """
+        """One full pass for each head, and one without ablation, with logits where the response is
+        predicted, or at every position (``all_logits``)."""
         tokens = prompt + response - 1
         passes = 1 + len(self.layers) * self.n_heads
         return passes * self.forward(tokens, logits=tokens if all_logits else response)

@@ -262,11 +262,8 @@ def _part(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 
 
 def find_tasks(data: Path) -> list[str]:
-    """The tasks of which a data folder has samples with golds.
-
-    Raises:
-        DataError: There are none.
-    """
+    """The tasks of which a data folder has samples with golds; a ``DataError`` if there are
+    none."""
     if data == Path(NAME):
         raise DataError("the bundled people belong to no benchmark task; give LaMP or LongLaMP")
     formats = ((format_of(path), path) for path in find_sources(data))

@@ -49,14 +49,8 @@ class Record:
 
 
 class Records:
-    """The records of a task, kept in a file that a killed run leaves usable.
-
-    Args:
-        path: A JSONL file; a last line that was cut off is dropped.
-
-    Raises:
-        ArtifactError: The file cannot be read, or is no such file.
-    """
+    """The records of a task in a JSONL file, which a killed run leaves usable; an ``ArtifactError``
+    if it is no such file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._journal = path, Journal(path)
@@ -80,11 +74,8 @@ class Records:
     def finished(
         self, method: str, ids: Sequence[str], hashes: Sequence[str], marks: Sequence[str]
     ) -> bool:
-        """Whether all of these samples are there.
-
-        Raises:
-            ArtifactError: One is there with another prompt or other heads.
-        """
+        """Whether all of these samples are there; an ``ArtifactError`` if one is there with another
+        prompt or other heads."""
         found = [self.done.get((method, key)) for key in ids]
         for record, prompt, steering in zip(found, hashes, marks, strict=True):
             if record is None:
@@ -107,21 +98,13 @@ class Records:
 
 
 def write_samples(folder: Path, examples: Sequence[Example]) -> None:
-    """Write the samples of a task in the example format, with the profiles that prompts hold.
-
-    Raises:
-        ArtifactError: The file cannot be written.
-    """
+    """Write the samples of a task in the example format, with the profiles that prompts hold."""
     lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in examples)
     write_atomic(folder / SAMPLES, "".join(lines).encode())
 
 
 def read_samples(folder: Path) -> list[Example]:
-    """The samples that `write_samples` wrote, in their order.
-
-    Raises:
-        ArtifactError: No such file, or a damaged one.
-    """
+    """The samples that `write_samples` wrote, in their order; an ``ArtifactError`` if it cannot."""
     path = folder / SAMPLES
     try:
         return [parse_example(row, where) for where, row in read_json_lines(path)]

@@ -93,11 +93,8 @@ def title(task: str, about: Mapping[str, Any], table: str) -> str:
 
 
 def read_results(out: Path) -> tuple[dict[str, Any], dict[str, list[Cell]]]:
-    """What ``results.json`` says of each task, and each task's cells.
-
-    Raises:
-        ArtifactError: It is missing (the evaluation has not ended) or damaged.
-    """
+    """What ``results.json`` says of each task, and each task's cells; an ``ArtifactError`` if it is
+    missing (the evaluation has not ended) or damaged."""
     path = out / RESULTS
     content = read_json(path)
     try:

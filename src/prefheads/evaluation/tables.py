@@ -65,12 +65,8 @@ class Cell:
 
 
 def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list[Cell]:
-    """All cells of a task's tables; the first method is the baseline.
-
-    Args:
-        extracted: Add the metrics of the answers that ``answers_of(task).extract`` takes out of
-            the texts. A text without an answer stays as it is.
-    """
+    """All cells of a task's tables, the baseline first; with ``extracted`` also the metrics of the
+    answers taken out of the texts (a text without an answer stays as it is)."""
     found = [
         _cell(measured.task, column, method, seed)
         for column in [*_texts(measured, extracted), *_likelihood(measured)]

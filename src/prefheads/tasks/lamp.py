@@ -108,21 +108,10 @@ FORMAT = LampFormat()
 def read_lamp(
     source: Path, outputs: Path | None, require_output: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows in the example format from a pair of official files, each with the place it came from.
-
-    The questions are read one at a time, so memory does not grow with the file.
-
-    Args:
-        source: A ``*_questions.json``, or a folder that holds one.
-        outputs: The golds; by default the ``*_outputs.json`` beside the questions.
-        require_output: Whether every question needs a gold.
-
-    Yields:
-        ``(place, row)``; a sample without a ``user_id`` has the key :data:`NAMELESS`.
-
-    Raises:
-        DataError: Files that are missing or malformed, or a question without a gold.
-    """
+    """Rows in the example format from a file of questions, or a folder with one, and its golds (by
+    default beside it), each with its place; a sample without a ``user_id`` has the key
+    :data:`NAMELESS`. One at a time, so memory does not grow with the file. A ``DataError`` if
+    something is missing or malformed."""
     questions = source
     if source.is_dir():
         found = sorted(source.glob("*" + QUESTIONS))
@@ -156,11 +145,8 @@ def read_lamp(
 
 
 def read_golds(path: Path) -> tuple[str, dict[str, str]]:
-    """The task and the outputs by id of an official ``*_outputs.json``.
-
-    Raises:
-        DataError: Missing or malformed.
-    """
+    """The task and the outputs by id of an official ``*_outputs.json``; a ``DataError`` if it is
+    missing or malformed."""
     task = next(iter(read_json_items(path, "task")), None)
     if not isinstance(task, str):
         raise DataError(f'{path}: must be an object with "task" and "golds"')

