@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ def apply_template(
 ) -> str:
     """The chat as the tokenizer's template writes it, up to where the ``answer`` begins; a
     ``ModelError`` if it does not take these turns."""
-    messages = [vars(turn) for turn in turns]
+    messages = [asdict(turn) for turn in turns]
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
