@@ -12,11 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.attention.attention import (
-    _encode_layer_name,
-    unified_attention_with_output,
-    unified_kv_cache_update,
-)
+from vllm.model_executor.layers.attention import attention as direct
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -92,8 +88,11 @@ class BranchAttention(Attention):
         n = query.shape[0]
         output = query.new_empty(n, self.num_heads, self.head_size_v)
         query = query.unflatten(-1, (self.num_heads, self.head_size))
-        ops: Any = _Direct if self.use_direct_call else torch.ops.vllm
-        name = self.layer_name if self.use_direct_call else _encode_layer_name(self.layer_name)
+        # On some platforms attention is no custom operator.
+        ops: Any = direct if self.use_direct_call else torch.ops.vllm
+        name = self.layer_name
+        if not self.use_direct_call:
+            name = direct._encode_layer_name(name)
         written = ops.unified_kv_cache_update(keys, values, name)
         # In a step whose tokens are all prompt there is nothing to attend from.
         if self.static or n:
@@ -101,13 +100,6 @@ class BranchAttention(Attention):
                 query, keys[:n], values[:n], output, name, kv_cache_dummy_dep=written
             )
         return output.flatten(-2)
-
-
-class _Direct:
-    """What vLLM calls on platforms where attention is no custom operator."""
-
-    unified_kv_cache_update = staticmethod(unified_kv_cache_update)
-    unified_attention_with_output = staticmethod(unified_attention_with_output)
 
 
 def steer_attention(
