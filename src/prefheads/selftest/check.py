@@ -22,14 +22,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.errors import PrefheadsError
-from prefheads.interventions.intercept import (
-    attention_backend,
-    causal_model,
-    evaluating,
-    head_layout,
-    input_device,
-    intercept,
-)
+from prefheads.interventions import intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer
@@ -45,19 +38,12 @@ SLACK = 8  # times the model's own noise: a contrast adds up three numbers
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison.
-
-    Attributes:
-        what: What was compared.
-        difference: The largest difference; None where nothing could be compared.
-        limit: The largest difference that counts as right.
-        note: Why nothing could be compared, or what is wrong.
-    """
+    """One comparison."""
 
     what: str
-    difference: float | None
-    limit: float
-    note: str = ""
+    difference: float | None  # the largest; None where nothing could be compared
+    limit: float  # the largest difference that counts as right
+    note: str = ""  # why nothing could be compared, or what is wrong
 
     @property
     def right(self) -> bool:
@@ -109,9 +95,9 @@ def check(
     Raises:
         ModelError: The model's heads cannot be reached.
     """
-    model = causal_model(model)
-    before, layout = marks(model), head_layout(model)
-    with evaluating(model), torch.no_grad():
+    model = intercept.causal_model(model)
+    before, layout = marks(model), intercept.head_layout(model)
+    with intercept.evaluating(model), torch.no_grad():
         what = _Tests(Subject(model, tokenizer))
         tests = list(what.all())
         findings = [test() for test in track(tests, "check", unit="test", disable=not progress)]
@@ -122,8 +108,8 @@ def check(
         model=str(model.config.name_or_path or type(model).__name__),
         shape=layout.shape,
         dtype=str(model.dtype).removeprefix("torch."),
-        device=str(input_device(model)),
-        attention=attention_backend(model),
+        device=str(intercept.input_device(model)),
+        attention=intercept.attention_backend(model),
         noise=max(what.subject.noise.values()),
         findings=tuple(findings),
     )
@@ -134,6 +120,9 @@ class _Tests:
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.model = subject, subject.model
+        # What counts as rounding, by the texts that the model itself decodes best: some models
+        # ignore padding.
+        self.limit = max(FLOOR, SLACK * min(subject.noise.values()))
 
     def all(self) -> Iterator[Callable[[], Finding]]:
         """Comparisons to run, one by one."""
@@ -219,7 +208,7 @@ class _Tests:
             row[layer, head] = 0
 
         def difference() -> float:
-            with intercept(self.model, masked_backend(self.model)):
+            with intercept.intercept(self.model, masked_backend(self.model)):
                 base, found = Scorer(self.model, encoded, "response").nll(gains, target)
             plain = self.subject.nll(encoded)
             wanted = torch.stack([self.subject.nll(encoded, g, target) for g in gains])
@@ -228,12 +217,6 @@ class _Tests:
         what = f"full passes: PCS of {len(picked)} heads by {target}, in nats"
         limit = max(FLOOR_NATS, SLACK * self.subject.noise_nats)
         return self._found(what, limit, difference)
-
-    @property
-    def limit(self) -> float:
-        """The largest difference that counts as rounding, by the texts that the model itself
-        decodes best: some models ignore padding."""
-        return max(FLOOR, SLACK * min(self.subject.noise.values()))
 
     def _found(self, what: str, limit: float, difference: Callable[[], float]) -> Finding:
         try:

@@ -25,15 +25,11 @@ from prefheads.vllm.batch import Batch, Plan
 
 
 class SteeredAttention(Attention):
-    """An attention layer of the model; gains multiply what its heads put out.
-
-    Attributes:
-        branch: The second branch's attention, from the fork on.
-    """
+    """An attention layer of the model; gains multiply what its heads put out."""
 
     batch: Batch
     layer: int
-    branch: BranchAttention | None
+    branch: BranchAttention | None  # from the fork on
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Attention of the model's rows, then of the second branch's, which follow them."""
@@ -109,9 +105,6 @@ def steer_attention(
 
     Its class changes, nothing else: names of weights, vLLM's registry of attention layers and the
     cache stay as they are. From the fork on it gets a second attention, with a cache of its own.
-
-    Raises:
-        ModelError: A kind of attention that cannot be steered.
     """
     if type(attention) is not Attention:
         raise ModelError(f"{attention.layer_name}: {type(attention).__name__} cannot be steered")

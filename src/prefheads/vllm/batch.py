@@ -30,42 +30,26 @@ _EMPTY = np.array((0, np.iinfo(np.int64).max, 0, False), _ROW)
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of a model that this process has.
+    """The heads of a model that this process has: ``count`` from the ``first`` in every layer."""
 
-    Attributes:
-        shape: ``(n_layers, n_heads)`` of the whole model.
-        first, count: This rank's heads in every layer.
-        fork: The layer that the second branch begins at; ``n_layers`` if there is none.
-        static: Whether shapes must not depend on data (compilation, CUDA graphs).
-    """
-
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # (n_layers, n_heads) of the whole model
     first: int
     count: int
-    fork: int
-    static: bool
+    fork: int  # the layer that the second branch begins at; n_layers if there is none
+    static: bool  # whether shapes must not depend on data (compilation, CUDA graphs)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A step with rows of just the tokens that need them (not ``static``).
+    """A step with rows of just the tokens that need them (not ``static``)."""
 
-    Attributes:
-        slots: Row of the table of gains for each token, then for each row of the second branch.
-        rows: The tokens that the second branch runs.
-        gammas: ``(len(rows), 1)`` float32.
-        layers: Whether any gain of this step differs from 1, by layer.
-        mirrors: Whether the second cache needs this step's keys and values.
-        requests, counts: Requests with tokens in the second branch, and how many each has.
-    """
-
-    slots: Tensor
-    rows: Tensor
-    gammas: Tensor
-    layers: NDArray[np.bool_]
-    mirrors: bool
-    requests: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    slots: Tensor  # row of the table of gains of each token, then of each row of the second branch
+    rows: Tensor  # the tokens that the second branch runs
+    gammas: Tensor  # (len(rows), 1) float32
+    layers: NDArray[np.bool_]  # whether any gain of this step differs from 1, by layer
+    mirrors: bool  # whether the second cache needs this step's keys and values
+    requests: NDArray[np.int64]  # those with tokens in the second branch
+    counts: NDArray[np.int64]  # how many tokens each of these has
 
 
 class Batch:

@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 
 
 class SteeringProcessor(LogitsProcessor, LogitsProcessor2):
-    """Entry point of ``vllm.logits_processors``.
+    """Entry point of ``vllm.logits_processors``; refuses maps for a model it cannot steer.
 
     It is of both model runners' kinds, since either refuses to start with a plugin of the other's;
     steering itself needs the first (:mod:`prefheads.vllm.support`).
-
-    Raises:
-        ModelError: Maps are given for a model that cannot be steered.
     """
 
     _batches: ClassVar[WeakValueDictionary[str, Batch]] = WeakValueDictionary()
