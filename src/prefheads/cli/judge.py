@@ -11,10 +11,11 @@ from rich.table import Table
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.output import emit, figure, percent
+from prefheads.cli.output import emit, percent
 from prefheads.errors import DataError
 from prefheads.optional import needs
 from prefheads.progress import track
+from prefheads.report.wording import interval
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
@@ -222,7 +223,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _score(e: Estimate, sign: str = "") -> str:
-    return figure(e, f"{sign}z.2f")
+    return interval(e, f"{sign}z.2f")
 
 
 def _or_na(value: float, form: str = ".2f") -> str:

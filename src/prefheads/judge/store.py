@@ -66,7 +66,6 @@ class Votes:
             raise ArtifactError(f"{path}: no such file; `prefheads judge serve` writes it")
         self._db = _connect(
             path,
-            _VOTES,
             "CREATE TABLE IF NOT EXISTS study (only INTEGER PRIMARY KEY CHECK (only = 1), "
             "description TEXT NOT NULL)",
             "CREATE TABLE IF NOT EXISTS votes (pair TEXT NOT NULL, annotator TEXT NOT NULL, "
@@ -160,18 +159,18 @@ def _earlier(path: Path) -> dict[str, Answer] | None:
         return None
 
 
-def _connect(path: Path, kind: int, *schema: str) -> sqlite3.Connection:
-    """Open or make a database; each statement is on disk when it returns (WAL, full sync)."""
+def _connect(path: Path, *schema: str) -> sqlite3.Connection:
+    """Open or make a file of votes; each statement is on disk when it returns (WAL, full sync)."""
     try:
         db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         found = db.execute("PRAGMA application_id").fetchone()[0]
         empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if found != kind and not (found == 0 and empty):
+        if found != _VOTES and not (found == 0 and empty):
             raise ArtifactError(f"{path}: holds something else; give another file")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        if found != kind:
-            db.execute(f"PRAGMA application_id={kind}")
+        if found != _VOTES:
+            db.execute(f"PRAGMA application_id={_VOTES}")
         for statement in schema:
             db.execute(statement)
     except sqlite3.Error as error:
