@@ -39,19 +39,12 @@ SLACK = 8  # times the model's own noise: a contrast adds up three numbers
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison.
-
-    Attributes:
-        what: What was compared.
-        difference: The largest difference; None where nothing could be compared.
-        limit: The largest difference that counts as right.
-        note: Why nothing could be compared, or what is wrong.
-    """
+    """One comparison."""
 
     what: str
-    difference: float | None
-    limit: float
-    note: str = ""
+    difference: float | None  # the largest; None where nothing could be compared
+    limit: float  # the largest difference that counts as right
+    note: str = ""  # why nothing could be compared, or what is wrong
 
     @property
     def right(self) -> bool:
@@ -128,6 +121,9 @@ class _Tests:
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.model = subject, subject.model
+        # What counts as rounding, by the texts that the model itself decodes best: some models
+        # ignore padding.
+        self.limit = max(FLOOR, SLACK * min(subject.noise.values()))
 
     def all(self) -> Iterator[Callable[[], Finding]]:
         """Comparisons to run, one by one."""
@@ -222,12 +218,6 @@ class _Tests:
         what = f"full passes: PCS of {len(picked)} heads by {target}, in nats"
         limit = max(FLOOR_NATS, SLACK * self.subject.noise_nats)
         return self._found(what, limit, difference)
-
-    @property
-    def limit(self) -> float:
-        """The largest difference that counts as rounding, by the texts that the model itself
-        decodes best: some models ignore padding."""
-        return max(FLOOR, SLACK * min(self.subject.noise.values()))
 
     def _found(self, what: str, limit: float, difference: Callable[[], float]) -> Finding:
         try:
