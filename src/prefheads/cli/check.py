@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
+from typer import Exit, Option
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
@@ -19,10 +19,7 @@ WRONG = 1
 def check(
     model: options.Model,
     attention: Annotated[
-        str | None,
-        typer.Option(
-            "--attention", help="sdpa, eager, flex_attention, ...; the model's own if unset."
-        ),
+        str | None, Option(help="sdpa, eager, flex_attention, ...; the model's own if unset.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -59,7 +56,7 @@ def check(
     ]
     emit(as_json, asdict(result) | {"right": result.right}, lines)
     if not result.right:
-        raise typer.Exit(WRONG)
+        raise Exit(WRONG)
 
 
 def _set_attention(model: object, name: str) -> None:

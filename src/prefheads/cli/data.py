@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
+from typer import Argument, Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
@@ -18,14 +18,14 @@ from prefheads.tasks.download import BASE_URL, Separation
 from prefheads.tasks.download import download as fetch
 from prefheads.tasks.statistics import Spread, TaskStatistics, task_statistics
 
-app = typer.Typer(name="data", no_args_is_help=True, help="Fetch LaMP and LongLaMP; count data.")
+app = Typer(name="data", no_args_is_help=True, help="Fetch LaMP and LongLaMP; count data.")
 
 
 @app.command()
 def stats(
     paths: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             help='Files of examples, or folders with splits or tasks; or "bundled".', metavar="PATH"
         ),
     ],
@@ -39,19 +39,16 @@ def stats(
 @app.command()
 def download(
     tasks: Annotated[
-        list[str], typer.Argument(help="Tasks, such as LaMP-4 or LongLaMP-2.", metavar="TASK")
+        list[str], Argument(help="Tasks, such as LaMP-4 or LongLaMP-2.", metavar="TASK")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files; resumes.")],
+    out: Annotated[Path, Option(help="Folder for the files; resumes.")],
     split: Annotated[
-        str, typer.Option("--split", help="Of train, dev, test; LaMP's test has no golds.")
+        str, Option(help="Of train, dev, test; LaMP's test has no golds.")
     ] = "train,dev",
     setting: Annotated[
-        Separation,
-        typer.Option("--setting", help="Split by user, or each user's texts by time."),
+        Separation, Option(help="Split by user, or each user's texts by time.")
     ] = "user",
-    base_url: Annotated[
-        str, typer.Option("--base-url", help="Where the folders of LaMP are.")
-    ] = BASE_URL,
+    base_url: Annotated[str, Option(help="Where the folders of LaMP are.")] = BASE_URL,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -63,9 +60,7 @@ def download(
 
 
 @app.command()
-def people(
-    out: Annotated[Path, typer.Option("--out", help="The file to write, as JSONL.")],
-) -> None:
+def people(out: Annotated[Path, Option(help="The file to write, as JSONL.")]) -> None:
     """Write the 24 made-up people that `--data bundled` names, to look at or to change."""
     if out.exists():
         raise ArtifactError(f"{out}: is there already; give another name")

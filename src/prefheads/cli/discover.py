@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
+from typer import Option
 
 import prefheads
 from prefheads.checkpoint import digest, model_marks
@@ -32,24 +32,21 @@ def discover(
     out: options.Out,
     target: Annotated[
         options.Target,
-        typer.Option(help="Take away a head's output, or only what it reads from the profile."),
+        Option(help="Take away a head's output, or only what it reads from the profile."),
     ] = "head",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
     method: Annotated[
-        DiscoveryMethod,
-        typer.Option(help="Ablate every head, or only those that gradients put highest."),
+        DiscoveryMethod, Option(help="Ablate every head, or only those that gradients put highest.")
     ] = "exact",
     ablation: Annotated[
         Ablation,
-        typer.Option(
+        Option(
             help="Put 0 in place of a head's output, or its mean over the samples; with the mean, "
             "0 is measured too and shown beside it."
         ),
     ] = "zero",
-    fraction: Annotated[
-        float, typer.Option(min=1e-4, max=1, help="Share of all heads to keep.")
-    ] = 0.04,
+    fraction: Annotated[float, Option(min=1e-4, max=1, help="Share of all heads to keep.")] = 0.04,
     limit: options.Limit = None,
     items: options.Items = 5,
     retrieval: options.Retrieval = "bm25",

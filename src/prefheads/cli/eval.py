@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typer import Option
 
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
@@ -27,13 +27,7 @@ from prefheads.evaluation.results import (
     title,
     write_tables,
 )
-from prefheads.evaluation.run import (
-    RECORDS,
-    SHORT,
-    EvaluationPlan,
-    Measured,
-    evaluate_task,
-)
+from prefheads.evaluation.run import RECORDS, SHORT, EvaluationPlan, Measured, evaluate_task
 from prefheads.evaluation.splits import find_samples, find_tasks
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
 from prefheads.models.limits import context_length
@@ -50,71 +44,53 @@ DEFAULT_METHODS = "plain,cad,dola,decore,dps,dps-cluster,calibrated,random-heads
 
 def evaluate(
     model: options.Model,
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder with LaMP_1, LaMP_2, ..., or a task's files.")
-    ],
+    data: Annotated[Path, Option(help="Folder with LaMP_1, LaMP_2, ..., or a task's files.")],
     out: options.Out,
     task: Annotated[
-        str | None, typer.Option("--task", help="Tasks, as LaMP-4,LaMP-7; all in DATA if absent.")
+        str | None, Option(help="Tasks, as LaMP-4,LaMP-7; all in DATA if absent.")
     ] = None,
     methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            help="Methods with options, as dps,dps:gamma=0.5; the first is the baseline.",
-        ),
+        str, Option(help="Methods with options, as dps,dps:gamma=0.5; the first is the baseline.")
     ] = DEFAULT_METHODS,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Split to evaluate; dev if absent.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Samples to evaluate of each task.")
-    ] = None,
+    split: Annotated[str | None, Option(help="Split to evaluate; dev if absent.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Samples to evaluate of each task.")] = None,
     discovery_split: Annotated[
         str | None,
-        typer.Option(
-            "--discovery-split",
-            help="Split that heads are found on; train if there is one, else users set aside.",
-        ),
+        Option(help="Split that heads are found on; train if there is one, else users set aside."),
     ] = None,
-    discovery: Annotated[int, typer.Option(min=1, help="Users for discovery.")] = 30,
-    calibration: Annotated[int, typer.Option(min=2, help="Users for calibration.")] = 40,
+    discovery: Annotated[int, Option(min=1, help="Users for discovery.")] = 30,
+    calibration: Annotated[int, Option(min=2, help="Users for calibration.")] = 40,
     fitted: Annotated[
-        list[Path] | None,
-        typer.Option("--fitted", help="Folder that `fit` wrote for a task, to use its heads."),
+        list[Path] | None, Option(help="Folder that `fit` wrote for a task, to use its heads.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Allow heads found on the samples to evaluate.")
+        bool, Option("--force", help="Allow heads found on the samples to evaluate.")
     ] = False,
     measure: Annotated[
-        Literal["both", "texts", "likelihood"], typer.Option(help="What to measure.")
+        Literal["both", "texts", "likelihood"], Option(help="What to measure.")
     ] = "both",
     extract: Annotated[
-        bool, typer.Option("--extract", help="Also score answers extracted from the texts.")
+        bool, Option("--extract", help="Also score answers extracted from the texts.")
     ] = False,
     items: options.Items = 5,
     retrieval: options.Retrieval = "bm25",
-    prompt_length: Annotated[
-        int, typer.Option("--prompt-length", min=16, help="Tokens of a prompt, at most.")
-    ] = 2048,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="By default what tasks need.")
-    ] = None,
+    prompt_length: Annotated[int, Option(min=16, help="Tokens of a prompt, at most.")] = 2048,
+    max_new_tokens: Annotated[int | None, Option(min=1, help="By default what tasks need.")] = None,
     label_tokens: Annotated[
         int,
-        typer.Option(
+        Option(
             min=1,
             help="The same for answers that are a label or a rating (LaMP-1, 2, 3): more for a "
             "model that talks first, with --extract.",
         ),
     ] = SHORT,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at once.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="Texts at once.")] = 8,
     clusters: Annotated[
-        int | None, typer.Option(min=1, help="Clusters of users; chosen from the data if absent.")
+        int | None, Option(min=1, help="Clusters of users; chosen from the data if absent.")
     ] = None,
     min_samples: options.MinSamples = 10,
     encoder: Annotated[
-        str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
+        str, Option(help='Sentence encoder: "bundled", a folder or a hub id.')
     ] = "bundled",
     seed: options.Seed = 0,
     device: options.Device = "auto",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
+from typer import Argument, Option
 
 from prefheads.cli import options, session
 from prefheads.cli.output import emit
@@ -22,25 +22,23 @@ from prefheads.steerer.files import read_steerer
 
 def export(
     source: Annotated[
-        Path, typer.Argument(help="Folder that `fit` or `discover` wrote, or a file of heads.")
+        Path, Argument(help="Folder that `fit` or `discover` wrote, or a file of heads.")
     ],
     model: options.Model,
     form: Annotated[
         Literal["peft", "merged"],
-        typer.Option("--format", help="A LoRA adapter, or a checkpoint of the whole model."),
+        Option("--format", help="A LoRA adapter, or a checkpoint of the whole model."),
     ],
-    out: Annotated[
-        Path, typer.Option(help="New folder; of a fitted run, with one folder a cluster.")
-    ],
+    out: Annotated[Path, Option(help="New folder; of a fitted run, with one folder a cluster.")],
     gamma: Annotated[
-        float | None, typer.Option(help="Strength, above 0; as calibrated if absent.")
+        float | None, Option(help="Strength, above 0; as calibrated if absent.")
     ] = None,
     max_rank: Annotated[
-        int | None, typer.Option(min=1, help="Truncate adapters to this rank; exact if absent.")
+        int | None, Option(min=1, help="Truncate adapters to this rank; exact if absent.")
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help='Of a merged checkpoint; "auto": the model\'s own.'),
+        Option(help='Of a merged checkpoint; "auto": the model\'s own.'),
     ] = "auto",
     as_json: options.Json = False,
 ) -> None:

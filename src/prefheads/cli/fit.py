@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
@@ -83,27 +83,25 @@ def fit(
     data: options.Data,
     out: options.Out,
     clusters: Annotated[
-        int | None, typer.Option(min=1, help="Number of clusters; chosen from the data if absent.")
+        int | None, Option(min=1, help="Number of clusters; chosen from the data if absent.")
     ] = None,
     discovery: Annotated[
-        int | None, typer.Option(min=1, help="At most so many samples for discovery.")
+        int | None, Option(min=1, help="At most so many samples for discovery.")
     ] = None,
     calibration: Annotated[
-        int | None, typer.Option(min=2, help="At most so many samples for calibration.")
+        int | None, Option(min=2, help="At most so many samples for calibration.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Shares of the users for discovery, calibration and tests.")
+        str, Option(help="Shares of the users for discovery, calibration and tests.")
     ] = "0.5,0.25,0.25",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
-    objective: Annotated[Objective, typer.Option(help="What calibration aims at.")] = "likelihood",
-    mode: Annotated[Mode | None, typer.Option(help="Calibrate this mode only.")] = None,
-    target: Annotated[
-        options.Target | None, typer.Option(help="Calibrate this target only.")
-    ] = None,
+    objective: Annotated[Objective, Option(help="What calibration aims at.")] = "likelihood",
+    mode: Annotated[Mode | None, Option(help="Calibrate this mode only.")] = None,
+    target: Annotated[options.Target | None, Option(help="Calibrate this target only.")] = None,
     min_samples: options.MinSamples = 10,
     encoder: Annotated[
-        str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
+        str, Option(help='Sentence encoder: "bundled", a folder or a hub id.')
     ] = "bundled",
     limit: options.Limit = None,
     items: options.Items = 5,
@@ -145,10 +143,7 @@ def fit(
     settings |= {k: v for k, v in {"mode": mode, "target": target}.items() if v is not None}
     run = session.open_run(out, "fit", model, config, settings)
     resumed = session.has_results(out)
-    how: dict[str, Any] = {
-        "scope": scope,
-        "reference": None if reference == "none" else reference,
-    }
+    how: dict[str, Any] = {"scope": scope, "reference": None if reference == "none" else reference}
     candidates = _candidates(mode, target)
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
 from transformers import PreTrainedConfig
+from typer import Option
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
@@ -24,16 +24,16 @@ TERA = 1e12
 def flops(
     model: options.Model = PAPERS_MODEL,
     prompt: Annotated[
-        str, typer.Option(help="Tokens of the prompt, several lengths separated by commas.")
+        str, Option(help="Tokens of the prompt, several lengths separated by commas.")
     ] = "512,1024,2048",
     new: Annotated[
-        int, typer.Option(min=1, help="Tokens generated; in discovery, of the response.")
+        int, Option(min=1, help="Tokens generated; in discovery, of the response.")
     ] = 32,
     fork: Annotated[
-        int, typer.Option(min=0, help="First layer with a suppressed head: contrast forks there.")
+        int, Option(min=0, help="First layer with a suppressed head: contrast forks there.")
     ] = 0,
     bare: Annotated[
-        int, typer.Option(min=1, help="Tokens of the prompt without the profile, for CAD.")
+        int, Option(min=1, help="Tokens of the prompt without the profile, for CAD.")
     ] = 128,
     as_json: options.Json = False,
 ) -> None:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.table import Table
+from typer import Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
@@ -26,33 +26,29 @@ if TYPE_CHECKING:  # these need the extra `judge`, or torch
 
 MILLION = 1e6
 
-app = typer.Typer(
+app = Typer(
     name="judge", no_args_is_help=True, help="Have people or a language model compare two methods."
 )
 
-Run = Annotated[Path, typer.Option("--run", help="Folder that `eval` wrote.")]
-Methods = Annotated[
-    str, typer.Option("--methods", help="The two methods to compare, as cad,dps; blinded.")
-]
-Task = Annotated[
-    str | None, typer.Option("--task", help="Task of the run; may be absent if it has only one.")
-]
-N = Annotated[int, typer.Option("--n", min=1, help="Samples to compare, at most.")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Also write all judgements to this file.")]
+Run = Annotated[Path, Option(help="Folder that `eval` wrote.")]
+Methods = Annotated[str, Option(help="The two methods to compare, as cad,dps; blinded.")]
+Task = Annotated[str | None, Option(help="Task of the run; may be absent if it has only one.")]
+N = Annotated[int, Option(min=1, help="Samples to compare, at most.")]
+Csv = Annotated[Path | None, Option(help="Also write all judgements to this file.")]
 
 
 @app.command()
 def serve(
     run: Run,
     methods: Methods,
-    db: Annotated[Path, typer.Option("--db", help="SQLite file of the votes; goes on with it.")],
+    db: Annotated[Path, Option(help="SQLite file of the votes; goes on with it.")],
     task: Task = None,
     n: N = 100,
     seed: options.Seed = 0,
     host: Annotated[
-        str, typer.Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
+        str, Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve a page for blinded pairwise annotation until interrupted."""
     with needs("judge"):
@@ -71,7 +67,7 @@ def serve(
 
 @app.command()
 def results(
-    db: Annotated[Path, typer.Option("--db", help="SQLite file that `serve` wrote.")],
+    db: Annotated[Path, Option(help="SQLite file that `serve` wrote.")],
     csv: Csv = None,
     seed: options.Seed = 0,  # every command takes it; nothing is drawn at random here
     as_json: options.Json = False,
@@ -93,32 +89,28 @@ def results(
 def llm(
     run: Run,
     methods: Methods,
-    base_url: Annotated[
-        str, typer.Option("--base-url", help="OpenAI-compatible endpoint, up to its /v1.")
-    ],
-    model: Annotated[str, typer.Option("--model", help="Name of the judge at the endpoint.")],
+    base_url: Annotated[str, Option(help="OpenAI-compatible endpoint, up to its /v1.")],
+    model: Annotated[str, Option(help="Name of the judge at the endpoint.")],
     task: Task = None,
     n: N = 100,
     key_env: Annotated[
-        str, typer.Option("--key-env", help="Environment variable that holds the key, if any.")
+        str, Option(help="Environment variable that holds the key, if any.")
     ] = "OPENAI_API_KEY",
     cache: Annotated[
-        Path | None,
-        typer.Option("--cache", help="File of answers; judge-answers.jsonl in RUN."),
+        Path | None, Option(help="File of answers; judge-answers.jsonl in RUN.")
     ] = None,
     form: Annotated[
         Literal["json_schema", "json_object", "text"],
-        typer.Option("--format", help="How to ask for JSON; not every endpoint takes a schema."),
+        Option("--format", help="How to ask for JSON; not every endpoint takes a schema."),
     ] = "json_schema",
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="The endpoint's own if absent.")
+        float | None, Option(min=0, help="The endpoint's own if absent.")
     ] = None,
     price: Annotated[
-        str | None,
-        typer.Option(help="Price of a million prompt and completion tokens, as 1.25,10."),
+        str | None, Option(help="Price of a million prompt and completion tokens, as 1.25,10.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120,
-    workers: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    timeout: Annotated[float, Option(min=0.1, help="Seconds to wait for an answer.")] = 120,
+    workers: Annotated[int, Option(min=1, help="Requests at once.")] = 4,
     csv: Csv = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
 from prefheads.cli import options, session
 from prefheads.cli.keys import DB, Db
@@ -25,37 +25,33 @@ def serve(
     run: options.Run,
     db: Db = DB,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; as --model if absent.")
+        str | None, Option(help="What clients call the model; as --model if absent.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
+        str, Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    items: Annotated[
-        int, typer.Option(min=1, help="Profile items in a prompt, the best by BM25.")
-    ] = 5,
+    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    items: Annotated[int, Option(min=1, help="Profile items in a prompt, the best by BM25.")] = 5,
     engine: Annotated[
         Literal["auto", "vllm", "transformers"],
-        typer.Option(help='What writes; "auto": vLLM where it is installed and can serve the run.'),
+        Option(help='What writes; "auto": vLLM where it is installed and can serve the run.'),
     ] = "auto",
     vllm_memory: Annotated[
         float | None,
-        typer.Option(
-            "--vllm-memory",
+        Option(
             min=0.01,
             help="GiB of vLLM's cache of keys and values; as it sees fit if absent (CPU: 4).",
         ),
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Requests in a batch, at most; 16 if absent (vLLM: 128)."),
+        int | None, Option(min=1, help="Requests in a batch, at most; 16 if absent (vLLM: 128).")
     ] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request, at most.")] = 1024,
-    rate: Annotated[float, typer.Option(min=0.01, help="Requests a second of a key.")] = 20,
-    burst: Annotated[int, typer.Option(min=1, help="Requests of a key at once.")] = 100,
+    queue: Annotated[int, Option(min=1, help="Requests that may wait.")] = 256,
+    max_tokens: Annotated[int, Option(min=1, help="New tokens a request, at most.")] = 1024,
+    rate: Annotated[float, Option(min=0.01, help="Requests a second of a key.")] = 20,
+    burst: Annotated[int, Option(min=1, help="Requests of a key at once.")] = 100,
     grace: Annotated[
-        int, typer.Option(min=1, help="Seconds to finish answers in when told to stop.")
+        int, Option(min=1, help="Seconds to finish answers in when told to stop.")
     ] = 60,
     seed: options.Seed = 0,
     device: options.Device = "auto",
