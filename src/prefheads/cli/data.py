@@ -10,7 +10,7 @@ from rich.table import Table
 from typer import Argument, Option, Typer
 
 from prefheads.cli import options
-from prefheads.cli.output import emit
+from prefheads.cli.output import emit, table
 from prefheads.errors import ArtifactError
 from prefheads.models.bundled import people_path
 from prefheads.storage import write_atomic
@@ -33,7 +33,9 @@ def stats(
 ) -> None:
     """Users, instances and lengths of each task."""
     rows = task_statistics(paths)
-    emit(as_json, [_plain(row) for row in rows], [_table(rows)])
+    spreads = ({k: v._asdict() for k, v in vars(r).items() if isinstance(v, Spread)} for r in rows)
+    told = [asdict(row) | found for row, found in zip(rows, spreads, strict=True)]
+    emit(as_json, told, [_table(rows)])
 
 
 @app.command()
@@ -68,19 +70,13 @@ def people(out: Annotated[Path, Option(help="The file to write, as JSONL.")]) ->
     print(out)
 
 
-def _plain(row: TaskStatistics) -> dict[str, object]:
-    spreads = {k: v._asdict() for k, v in vars(row).items() if isinstance(v, Spread)}
-    return asdict(row) | spreads
-
-
 def _table(rows: list[TaskStatistics]) -> Table:
-    table = Table(title="Data; items and words as mean / median", title_justify="left")
-    for column in ("task", "type", "setting", "splits"):
-        table.add_column(column, overflow="fold")
-    for column in ("users", "instances", "profile items", "input words", "output words"):
-        table.add_column(column, justify="right")
+    named = ("task", "type", "setting", "splits")
+    counted = ("users", "instances", "profile items", "input words", "output words")
+    title = "Data; items and words as mean / median"
+    shown = table(title, *named, *counted, left=len(named))
     for row in rows:
-        table.add_row(
+        shown.add_row(
             row.task or "no task",
             row.kind,
             row.setting,
@@ -89,7 +85,7 @@ def _table(rows: list[TaskStatistics]) -> Table:
             f"{row.instances:,}",
             *map(_shown, (row.profile_items, row.input_words, row.output_words)),
         )
-    return table
+    return shown
 
 
 def _shown(spread: Spread | None) -> str:

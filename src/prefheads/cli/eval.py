@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.console import RenderableType
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer import Option
 
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
-from prefheads.cli.output import emit, tell
+from prefheads.cli.output import emit, table, tell
 from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.methods import Method
@@ -258,12 +257,10 @@ def _shown(
     shown: list[RenderableType] = []
     for m, part in zip(measured, found, strict=True):
         for name, frame in frames(part).items():
-            table = Table(title=title(m.task, told[m.task], name), title_justify="left")
-            for column in frame.columns:
-                table.add_column(column, justify="left" if column == "method" else "right")
+            filled = table(title(m.task, told[m.task], name), *frame.columns)
             for row in frame.itertuples(index=False):
-                table.add_row(*row)
-            shown.append(table)
+                filled.add_row(*row)
+            shown.append(filled)
         if said := told[m.task]["note"]:
             shown.append(f"{m.task}: {said}")
         if extracted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from typer import Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.output import emit, figure, percent
+from prefheads.cli.output import emit, figure, percent, table
 from prefheads.errors import DataError
 from prefheads.optional import needs
 from prefheads.progress import track
@@ -80,9 +81,7 @@ def results(
     found = human_results(votes)
     if csv is not None:
         write_atomic(csv, votes_csv(votes).encode())
-    data = vars(found) | {"wins": {k: vars(v) for k, v in found.wins.items()}}
-    data |= {name: vars(getattr(found, name)) for name in ("difference", "first_wins")}
-    emit(as_json, data, _human(found))
+    emit(as_json, asdict(found), _human(found))
 
 
 @app.command()
@@ -149,7 +148,7 @@ def llm(
         "same": len(study.pairs) - len(study.differing),
         "rated": len(ratings.pairs),
         "problems": ratings.problems,
-        "table": [_plain(row) for row in rows],
+        "table": [asdict(row) for row in rows],
         "tokens": _tokens(ratings, prices),
         "this_run": {"requests": endpoint.usage.requests, **_tokens(endpoint.usage, prices)},
     }
@@ -170,14 +169,14 @@ def _counted(study: Study) -> str:
 
 def _human(found: HumanResults) -> list[Table | str]:
     judged = found.pairs - found.open
-    table = _table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
+    shown = table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
     for name, share in found.wins.items():
-        table.add_row(name, percent(share))
+        shown.add_row(name, percent(share))
     a, b = found.methods
-    table.add_row(f"{b} less {a}", percent(found.difference, "+"))
+    shown.add_row(f"{b} less {a}", percent(found.difference, "+"))
     told = ", ".join(f"{name} {count}" for name, count in found.votes.items())
     return [
-        table,
+        shown,
         f"Krippendorff's alpha {_or_na(found.alpha)} (1: the annotators agree; 0: as by chance). "
         f"Of votes but ties, {percent(found.first_wins)} % went to the text shown first.",
         f"Votes: {told}. {found.same} pairs have the same text twice and count as ties; "
@@ -188,12 +187,12 @@ def _human(found: HumanResults) -> list[Table | str]:
 def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[Table | str]:
     a, b = ratings.study.methods
     title = f"{data['task']}: ratings by {data['judge']}, {data['rated']} pairs in both orders"
-    table = _table(title, "", a, b, f"{b} less {a}", "for standing first")
+    shown = table(title, "", a, b, f"{b} less {a}", "for standing first")
     for row in rows:
         bias = "" if row.bias is None else _score(row.bias, "+")
         show = _score if row.bias is not None else percent
         name = row.name.replace("_", " ") + (" (%)" if row.bias is None else "")
-        table.add_row(name, *map(show, row.means), show(row.difference, "+"), bias)
+        shown.add_row(name, *map(show, row.means), show(row.difference, "+"), bias)
     notes = [
         f"Scores from 1 to 5, means of both orders; {data['same']} pairs with the same text twice "
         f"were not asked for and count as ties. Brackets: {INTERVALS}.",
@@ -203,14 +202,7 @@ def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[T
     if ratings.problems:
         count, why = len(ratings.problems), next(iter(ratings.problems.values()))
         notes.append(f"{count} pairs are left out, as no answer could be used: {why}")
-    return [table, *notes]
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    return table
+    return [shown, *notes]
 
 
 def _score(e: Estimate, sign: str = "") -> str:
@@ -219,15 +211,6 @@ def _score(e: Estimate, sign: str = "") -> str:
 
 def _or_na(value: float, form: str = ".2f") -> str:
     return "n/a" if value != value else f"{value:{form}}"
-
-
-def _plain(row: Rating) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "means": [vars(e) for e in row.means],
-        "difference": vars(row.difference),
-        "bias": row.bias and vars(row.bias),
-    }
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:
