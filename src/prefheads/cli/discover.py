@@ -57,23 +57,12 @@ def discover(
     as_json: options.Json = False,
 ) -> None:
     """Score every attention head by ablation (PCS), and keep the strongest."""
+    settings = session.recorded(locals(), "ablation", "fraction")
+    if ablation != "zero":  # runs of before it was a choice do not name it
+        settings["ablation"] = ablation
     config = load_config(model)
     with stage(f"reading {data}", not quiet):
         examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
-    settings: dict[str, Any] = {
-        "data": data,
-        "limit": limit,
-        "items": items,
-        "retrieval": retrieval,
-        "target": target,
-        "scope": scope,
-        "reference": reference,
-        "method": method,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    if ablation != "zero":  # runs of before it was a choice do not name it
-        settings["ablation"] = ablation
     run = session.open_run(out, "discover", model, config, settings)
     with session.notes() as prompts:
         prompts.append(len(examples))

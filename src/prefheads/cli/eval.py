@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from typer import Option
 
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
-from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
+from prefheads.cli.cost import Stage, fit_stages, tell_cost
 from prefheads.cli.output import emit, table, tell
 from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
@@ -88,9 +89,7 @@ def evaluate(
         int | None, Option(min=1, help="Clusters of users; chosen from the data if absent.")
     ] = None,
     min_samples: options.MinSamples = 10,
-    encoder: Annotated[
-        str, Option(help='Sentence encoder: "bundled", a folder or a hub id.')
-    ] = "bundled",
+    encoder: options.Encoder = "bundled",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -98,13 +97,19 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Compare decoding methods on LaMP or LongLaMP tasks, with intervals and paired tests."""
+    recorded = session.recorded(
+        locals(), "data", "task", "methods", "measure", "extract", "label_tokens", "batch_size"
+    )
+    recorded["fitted"] = sorted(str(path) for path in fitted or ())
+    if label_tokens != SHORT:  # recorded where it is another: runs of before can be resumed
+        recorded["label_tokens"] = label_tokens
     compared = _methods(methods)
     config = load_config(model)
     tasks = [task_name(t.strip()) for t in task.split(",")] if task else find_tasks(data)
-    loading: dict[str, Any] = {"items": items, "retrieval": retrieval, "seed": seed}
-    loading["encoder"] = encoder
+    profiles: dict[str, Any] = {"items": items, "retrieval": retrieval}
     needs_heads = any(m.needs_steerer for m in compared)
-    folders = _fitted(fitted or [], tasks, {"items": items, "retrieval": retrieval}, force)
+    folders = _fitted(fitted or [], tasks, profiles, force)
+    loading = profiles | {"seed": seed, "encoder": encoder}
     choice = Choice(limit, discovery, calibration, discovery_split, force, seed, loading)
     with stage(f"reading {data}", not quiet):
         samples = {
@@ -122,23 +127,6 @@ def evaluate(
     if needs_heads:
         require_extra()
     scored_by = {t: answers_of(t).prepare() for t in samples if measure != "likelihood"}
-    recorded = {
-        "split": split,
-        "limit": limit,
-        "discovery_split": discovery_split,
-        "discovery": discovery,
-        "calibration": calibration,
-        "fitted": sorted(str(path) for path in fitted or ()),
-        "force": force,
-        "prompt_length": prompt_length,
-        "max_new_tokens": max_new_tokens,
-        "clusters": clusters,
-        "min_samples": min_samples,
-        "dtype": dtype,
-        **loading,
-    }
-    if label_tokens != SHORT:  # recorded where it is another: runs of before can be resumed
-        recorded["label_tokens"] = label_tokens
     run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
     if (out / RESULTS).is_file():
@@ -212,10 +200,9 @@ def _tell_cost(
             n = sum(len(fold.test) for fold in ready.folds) * drawn
             length = plan.new_tokens(task)
             texts.append(f"{n} of at most {length} new tokens ({task})")
-    if stages:
-        tell_cost(model, tokenizer, stages)
+    tell_cost(model, tokenizer, stages)
     if texts:
-        tell_texts(texts)
+        print(f"texts: {', '.join(texts)}; their time is told after the first", file=sys.stderr)
 
 
 def _methods(text: str) -> tuple[Method, ...]:
@@ -235,15 +222,15 @@ def _fitted(
     found: dict[str, Path] = {}
     for folder in folders:
         task = read_steerer(folder)["task"]
-        if task not in tasks:
-            named = task or "no benchmark task"
-            tell(f"{folder} was fitted for {named}, which is not evaluated here")
-            continue
         if task in found:
             raise ArtifactError(f"{folder}: a second fit for {task}; give one a task")
-        if not force:
-            session.require_same_profiles(folder, loading)
-        found[task] = folder
+        if task in tasks:
+            if not force:
+                session.require_same_profiles(folder, loading)
+            found[task] = folder
+        else:
+            named = task or "no benchmark task"
+            tell(f"{folder} was fitted for {named}, which is not evaluated here")
     return found
 
 

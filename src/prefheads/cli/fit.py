@@ -1,6 +1,6 @@
 """`prefheads fit`: clusters of users, the heads of each, and the strength to steer with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +25,11 @@ from prefheads.users.embed import require_extra
 Parts = tuple[list[Example], list[Example], list[Example]]  # clustered, of these scored, held out
 
 
-def _fractions(text: str) -> tuple[float, ...]:
+def _fractions(text: str) -> list[float]:
     try:
-        fractions = tuple(float(part) for part in text.split(","))
+        fractions = [float(part) for part in text.split(",")]
     except ValueError:
-        fractions = ()
+        fractions = []
     if len(fractions) != 3:
         raise DataError(f"--split {text!r}: give three shares of the users, as 0.5,0.25,0.25")
     return fractions
@@ -37,7 +37,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def _used(
     examples: list[Example],
-    fractions: tuple[float, ...],
+    fractions: Sequence[float],
     clusters: int | None,
     limits: tuple[int | None, int | None],
     seed: int,
@@ -100,9 +100,7 @@ def fit(
     mode: Annotated[Mode | None, Option(help="Calibrate this mode only.")] = None,
     target: Annotated[options.Target | None, Option(help="Calibrate this target only.")] = None,
     min_samples: options.MinSamples = 10,
-    encoder: Annotated[
-        str, Option(help='Sentence encoder: "bundled", a folder or a hub id.')
-    ] = "bundled",
+    encoder: options.Encoder = "bundled",
     limit: options.Limit = None,
     items: options.Items = 5,
     retrieval: options.Retrieval = "bm25",
@@ -113,7 +111,11 @@ def fit(
     as_json: options.Json = False,
 ) -> None:
     """Cluster users, discover the heads of each cluster, and calibrate how to steer."""
-    fractions = _fractions(split)
+    settings = session.recorded(locals())
+    for name in ("mode", "target"):  # runs of before they existed can still be resumed
+        if settings[name] is None:
+            del settings[name]
+    settings["split"] = fractions = _fractions(split)
     config = load_config(model)
     with stage(f"reading {data}", not quiet):
         examples, found, held = _load(
@@ -122,25 +124,6 @@ def fit(
             {"items": items, "retrieval": retrieval, "limit": limit, "seed": seed},
         )
     require_extra()
-    settings = {
-        "data": data,
-        "limit": limit,
-        "items": items,
-        "retrieval": retrieval,
-        "clusters": clusters,
-        "discovery": discovery,
-        "calibration": calibration,
-        "split": list(fractions),
-        "scope": scope,
-        "reference": reference,
-        "objective": objective,
-        "min_samples": min_samples,
-        "encoder": encoder,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    # Recorded where they are given: runs of before they existed can still be resumed.
-    settings |= {k: v for k, v in {"mode": mode, "target": target}.items() if v is not None}
     run = session.open_run(out, "fit", model, config, settings)
     resumed = session.has_results(out)
     how: dict[str, Any] = {"scope": scope, "reference": None if reference == "none" else reference}

@@ -46,10 +46,8 @@ def serve(
     task: Task = None,
     n: N = 100,
     seed: options.Seed = 0,
-    host: Annotated[
-        str, Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
-    ] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
 ) -> None:
     """Serve a page for blinded pairwise annotation until interrupted."""
     with needs("judge"):

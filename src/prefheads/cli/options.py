@@ -37,6 +37,9 @@ Reference = Annotated[
     Option(help="Scores to subtract, measured with this prompt instead."),
 ]
 MinSamples = Annotated[int, Option(min=1, help="Discovery samples that a cluster needs.")]
+Encoder = Annotated[str, Option(help='Sentence encoder: "bundled", a folder or a hub id.')]
+Host = Annotated[str, Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')]
+Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 Seed = Annotated[int, Option(min=0, help="Fixes every random choice.")]
 Device = Annotated[str, Option(help='"cpu", "cuda", "cuda:1"; "auto" takes a GPU if any.')]
 Dtype = Annotated[

@@ -27,10 +27,8 @@ def serve(
     name: Annotated[
         str | None, Option(help="What clients call the model; as --model if absent.")
     ] = None,
-    host: Annotated[
-        str, Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
-    ] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
     items: Annotated[int, Option(min=1, help="Profile items in a prompt, the best by BM25.")] = 5,
     engine: Annotated[
         Literal["auto", "vllm", "transformers"],
