@@ -12,7 +12,7 @@ from typer import Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.output import emit, figure, percent, table
+from prefheads.cli.output import emit, figure, or_na, percent, table
 from prefheads.errors import DataError
 from prefheads.optional import needs
 from prefheads.progress import track
@@ -56,10 +56,12 @@ def serve(
     study = _study(run, methods, task, n, seed)
     if not study.differing:
         raise DataError(f"{methods}: all {len(study.pairs)} pairs have the same text twice")
+    same = len(study.pairs) - len(study.differing)
+    alike = f", {same} more have the same text twice and count as ties" if same else ""
     votes = Votes(db, study)
     with listen(host, port) as listening:
         address = f"[{host}]" if ":" in host else host
-        print(f"{_counted(study)}; votes go to {db}")
+        print(f"{study.task}: {len(study.differing)} pairs to judge{alike}; votes go to {db}")
         print(f"http://{address}:{listening.getsockname()[1]}/", flush=True)
         web.serve(study, votes, listening)
 
@@ -159,12 +161,6 @@ def _study(run: Path, methods: str, task: str | None, n: int, seed: int) -> Stud
     return load_study(run, [m.strip() for m in methods.split(",") if m.strip()], task, n, seed)
 
 
-def _counted(study: Study) -> str:
-    same = len(study.pairs) - len(study.differing)
-    alike = f", {same} more have the same text twice and count as ties" if same else ""
-    return f"{study.task}: {len(study.differing)} pairs to judge{alike}"
-
-
 def _human(found: HumanResults) -> list[Table | str]:
     judged = found.pairs - found.open
     shown = table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
@@ -172,10 +168,11 @@ def _human(found: HumanResults) -> list[Table | str]:
         shown.add_row(name, percent(share))
     a, b = found.methods
     shown.add_row(f"{b} less {a}", percent(found.difference, "+"))
+    alpha = or_na(f"{found.alpha:.2f}")
     told = ", ".join(f"{name} {count}" for name, count in found.votes.items())
     return [
         shown,
-        f"Krippendorff's alpha {_or_na(found.alpha)} (1: the annotators agree; 0: as by chance). "
+        f"Krippendorff's alpha {alpha} (1: the annotators agree; 0: as by chance). "
         f"Of votes but ties, {percent(found.first_wins)} % went to the text shown first.",
         f"Votes: {told}. {found.same} pairs have the same text twice and count as ties; "
         f"{found.open} have no vote yet and are left out. Brackets: {INTERVALS}.",
@@ -205,10 +202,6 @@ def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[T
 
 def _score(e: Estimate, sign: str = "") -> str:
     return figure(e, f"{sign}z.2f")
-
-
-def _or_na(value: float, form: str = ".2f") -> str:
-    return "n/a" if value != value else f"{value:{form}}"
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:

@@ -13,8 +13,7 @@ from prefheads.cli.keys import DB, Db
 from prefheads.cli.listening import listen
 from prefheads.cli.output import tell
 from prefheads.errors import ModelError
-from prefheads.models.loading import load_config, load_skeleton
-from prefheads.models.presets import preset_of
+from prefheads.models.loading import PRESET_DTYPE, load_config, load_skeleton, preset_of
 from prefheads.optional import needs
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.files import read_steerer
@@ -66,21 +65,18 @@ def serve(
     config = load_config(model)
     read_steerer(run, config)
     with listen(host, port) as listening, ExitStack() as stack:
-        limits = Limits(
-            max_tokens=max_tokens,
-            default_tokens=min(max_tokens, Limits.default_tokens),
-            rate=rate,
-            burst=burst,
-        )
+        default = min(max_tokens, Limits.default_tokens)
+        limits = Limits(max_tokens=max_tokens, default_tokens=default, rate=rate, burst=burst)
         called = name or Path(model).name
         writer = None
         steerer, reason = _for_vllm(engine, model, run, device)
         if steerer is None:
             steerer = PreferenceSteerer.load(run, *session.load(model, device, dtype, seed))
         else:
+            own = PRESET_DTYPE if preset_of(model) else None
             writer = VllmEngine(
                 steerer, run, rows=batch_size or 128, queue=queue, memory=vllm_memory,
-                dtype=_dtype(model, dtype), seed=seed,
+                dtype=own if dtype == "auto" else dtype, seed=seed,
             )  # fmt: skip
             stack.callback(writer.close)
         batches = BatchLimits(rows=batch_size or BatchLimits.rows, queue=queue)
@@ -118,8 +114,3 @@ def _for_vllm(
     if engine == "vllm" and reason is not None:
         raise ModelError(f"{reason}; use --engine transformers")
     return (steerer, "") if reason is None else (None, reason)
-
-
-def _dtype(model: str, dtype: str) -> str | None:
-    preset = preset_of(model)
-    return dtype if dtype != "auto" else preset.dtype if preset else None

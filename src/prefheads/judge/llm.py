@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from prefheads.judge.endpoint import Endpoint, UnusableError
 from prefheads.judge.pairs import Pair, Study
@@ -40,10 +40,8 @@ a JSON object of this shape, a whole number in place of each n:
 "second": {the same}}"""
 
 
-class Scores(BaseModel):
+class Scores(BaseModel, extra="forbid"):
     """Scores of one text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     relevance: Score
     fluency: Score
@@ -52,10 +50,8 @@ class Scores(BaseModel):
     factuality: Score
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, extra="forbid"):
     """Scores of both texts, in the order in which they were shown."""
-
-    model_config = ConfigDict(extra="forbid")
 
     first: Scores
     second: Scores
@@ -147,20 +143,23 @@ def rate(
         EndpointError: The endpoint refuses or does not answer; what it has answered is kept.
     """
     wanted: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {}
+    found: dict[tuple[str, bool], Answer] = {}
+    problems: dict[str, str] = {}
     for pair in study.differing:
         for swapped in ORDERS:
             body = request_body(pair, swapped, model, form, temperature)
-            wanted[pair.id, swapped] = (_key(endpoint.url, body), body)
-    kept = {asked: answers.get(key) for asked, (key, _) in wanted.items()}
-    found = {asked: answer for asked, answer in kept.items() if answer is not None}
-    problems: dict[str, str] = {}
+            key = _key(endpoint.url, body)
+            if (kept := answers.get(key)) is not None:
+                found[pair.id, swapped] = kept
+            else:
+                wanted[pair.id, swapped] = (key, body)
     advance(len(found))
 
     async def ask(asked: tuple[str, bool], gate: asyncio.Semaphore) -> None:
         key, body = wanted[asked]
         try:
             async with gate:
-                _, answer = await endpoint.ask(body, parse_verdict)
+                answer = await endpoint.ask(body, parse_verdict)
         except UnusableError as error:
             problems[asked[0]] = str(error)
             return
@@ -171,7 +170,7 @@ def rate(
     async def ask_all() -> None:
         gate = asyncio.Semaphore(workers)
         async with endpoint, asyncio.TaskGroup() as group:
-            for asked in [asked for asked in wanted if asked not in found]:
+            for asked in wanted:
                 group.create_task(ask(asked, gate))
 
     try:
