@@ -84,11 +84,7 @@ class Study:
 
 
 def load_study(
-    run: Path,
-    methods: Sequence[str],
-    task: str | None = None,
-    n: int | None = 100,
-    seed: int = 0,
+    run: Path, methods: Sequence[str], task: str | None = None, n: int | None = 100, seed: int = 0
 ) -> Study:
     """Pairs from a folder that `prefheads eval` wrote.
 
