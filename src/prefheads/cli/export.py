@@ -71,14 +71,15 @@ def export(
                 if fitted and not heads.n_active:
                     plain.append(name)
                     continue
-                adapter = None
+                report: dict[str, Any] = {"folder": out / name, "heads": heads.n_active}
+                to, by = work / name, str(source)
                 if form == "peft":
-                    adapter = export_adapter(
-                        network, heads, gamma, work / name, max_rank=max_rank, source=str(source)
+                    report |= _report(
+                        export_adapter(network, heads, gamma, to, max_rank=max_rank, source=by)
                     )
                 else:
-                    export_merged(network, tokenizer, heads, gamma, work / name, source=str(source))
-                written.append(_report(out / name, heads, adapter))
+                    export_merged(network, tokenizer, heads, gamma, to, source=by)
+                written.append(report)
     result = {"format": form, "gamma": gamma, "written": written, "plain": plain}
     emit(as_json, result, _shown(result))
 
@@ -98,15 +99,12 @@ def _strength(source: Path, steerer: PreferenceSteerer, gamma: float | None) -> 
     return form.gamma if gamma is None else gamma
 
 
-def _report(folder: Path, heads: HeadWeights, adapter: Adapter | None) -> dict[str, Any]:
-    report: dict[str, Any] = {"folder": folder, "heads": heads.n_active}
-    if adapter is not None:
-        layers = [
-            {"projection": c.name, "heads": c.heads, "exact_rank": c.full_rank, "error": c.error}
-            for c in adapter.changes
-        ]
-        report |= {"rank": adapter.rank, "error": adapter.error, "layers": layers}
-    return report
+def _report(adapter: Adapter) -> dict[str, Any]:
+    layers = [
+        {"projection": c.name, "heads": c.heads, "exact_rank": c.full_rank, "error": c.error}
+        for c in adapter.changes
+    ]
+    return {"rank": adapter.rank, "error": adapter.error, "layers": layers}
 
 
 def _shown(result: dict[str, Any]) -> list[RenderableType]:

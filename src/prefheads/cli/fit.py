@@ -18,7 +18,6 @@ from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.fit import divide
-from prefheads.steering.setting import Setting
 from prefheads.types import Mode, Objective
 from prefheads.users.embed import require_extra
 
@@ -73,11 +72,6 @@ def _load(
     return [filled.get(e.id, e) for e in known], found, held
 
 
-def _candidates(mode: str | None, target: str | None) -> list[Setting]:
-    """The settings that calibration chooses between, all or those of one form."""
-    return [s for s in candidates() if mode in (None, s.mode) and target in (None, s.target)]
-
-
 def fit(
     model: options.Model,
     data: options.Data,
@@ -127,12 +121,12 @@ def fit(
     run = session.open_run(out, "fit", model, config, settings)
     resumed = session.has_results(out)
     how: dict[str, Any] = {"scope": scope, "reference": None if reference == "none" else reference}
-    candidates = _candidates(mode, target)
+    tried = [s for s in candidates() if mode in (None, s.mode) and target in (None, s.target)]
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         prompts.append(len(found) + len(held))
         if not quiet and not resumed:
-            stages = fit_stages(network, found, held, len(candidates), objective, **how)
+            stages = fit_stages(network, found, held, len(tried), objective, **how)
             tell_cost(network, tokenizer, stages)
         session.begin(out, run)
         steerer = PreferenceSteerer.fit(
@@ -144,7 +138,7 @@ def fit(
             discovery_limit=discovery,
             calibration_limit=calibration,
             **how,
-            settings=candidates,
+            settings=tried,
             objective=objective,
             min_samples=min_samples,
             encoder=encoder,
