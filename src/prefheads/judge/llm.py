@@ -65,7 +65,6 @@ class Ratings:
     """What a judge has answered.
 
     Attributes:
-        study: What was judged.
         pairs: The differing pairs with a usable answer in both orders.
         scores: ``(n_pairs, 2 orders, 2 methods, 5 dimensions)``; in the first order the first
             method's text stands first.
@@ -127,15 +126,13 @@ def rate(
     workers: int = 4,
     advance: Callable[[int], object] = lambda done: None,
 ) -> Ratings:
-    """Have a model rate all differing pairs of a study in both orders.
+    """Have a model rate all differing pairs of a study in both orders; closes the endpoint.
 
     Args:
-        study: The pairs.
-        endpoint: Whom to ask; closed afterwards.
         answers: Earlier answers, which are not asked for again; new ones are added as they come.
         model: Its name at the endpoint.
         form: How to ask for JSON; not every endpoint takes a schema.
-        temperature: Of its sampling; the endpoint's default if None.
+        temperature: The endpoint's default if None.
         workers: Requests at once.
         advance: Called with the number of answers at hand whenever it has grown.
 

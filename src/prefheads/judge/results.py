@@ -25,7 +25,6 @@ class HumanResults:
     """Win rates by majority vote, over the voted pairs and the pairs of equal texts (ties).
 
     Attributes:
-        task, methods: What was compared.
         wins: Share of the pairs that each method wins, and share of ties, with 95 % intervals
             over users (Clopper-Pearson).
         difference: Share of the second method less that of the first.

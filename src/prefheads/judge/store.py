@@ -44,20 +44,13 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Vote:
-    """One choice of one annotator.
-
-    Attributes:
-        pair, annotator: Of what, and whose.
-        choice: A method, or ``"tie"``.
-        first: The method whose text stood first.
-        at: When, in UTC.
-    """
+    """One choice of one annotator."""
 
     pair: str
     annotator: str
-    choice: str
-    first: str
-    at: str
+    choice: str  # a method, or "tie"
+    first: str  # the method whose text stood first
+    at: str  # in UTC
 
 
 @dataclass(frozen=True)
