@@ -17,7 +17,7 @@ import prefheads
 from prefheads import HeadScores, HeadWeights
 from prefheads.calibration.calibrate import Calibration
 from prefheads.cli import output
-from prefheads.cli.tables import calibration_table
+from prefheads.cli.terminal import calibration_table
 from prefheads.steering.setting import PLAIN, Setting
 
 

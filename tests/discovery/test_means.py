@@ -92,7 +92,7 @@ def test_scores_equal_mean_ablation_by_hand(kind, scope) -> None:
 def test_a_killed_run_goes_on_with_the_same_means(tmp_path, monkeypatch) -> None:
     from prefheads.discovery import exact
 
-    whole, path = run("llama"), tmp_path / "unfinished.safetensors"
+    whole, path = run("llama"), tmp_path / "unfinished.jsonl"
     pcs, calls = exact._pcs, []
 
     def killed(*args):

@@ -11,7 +11,7 @@ from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.cost import discovery_stage, tell_cost
 from prefheads.cli.output import emit
-from prefheads.cli.tables import head_rows, head_table
+from prefheads.cli.terminal import head_rows, head_table
 from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
 from prefheads.heads.files import HEADS
@@ -112,7 +112,7 @@ def discover(
         f"{heads.n_active} heads in {out / HEADS}",
     ]
     if zero is not None:
-        from prefheads.report.roles import relate
+        from prefheads.report.statistics.correlation import relate
 
         found = relate(scores, zero, ("mean ablation", "zero ablation"), heads.n_active)
         result["agreement"] = found.row()

@@ -12,10 +12,11 @@ from typer import Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.output import emit, figure, or_na, percent, table
+from prefheads.cli.output import emit, percent, table
 from prefheads.errors import DataError
 from prefheads.optional import needs
 from prefheads.progress import track
+from prefheads.report.wording import interval, known
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
@@ -168,7 +169,7 @@ def _human(found: HumanResults) -> list[Table | str]:
         shown.add_row(name, percent(share))
     a, b = found.methods
     shown.add_row(f"{b} less {a}", percent(found.difference, "+"))
-    alpha = or_na(f"{found.alpha:.2f}")
+    alpha = known(f"{found.alpha:.2f}")
     told = ", ".join(f"{name} {count}" for name, count in found.votes.items())
     return [
         shown,
@@ -201,7 +202,7 @@ def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[T
 
 
 def _score(e: Estimate, sign: str = "") -> str:
-    return figure(e, f"{sign}z.2f")
+    return interval(e, f"{sign}z.2f")
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:

@@ -46,9 +46,8 @@ judge: Have people or a language model compare two methods.
 keys: API keys of `prefheads serve`; each has its own users.
 """
 COMMANDS: dict[str, str] = dict(line.split(": ", 1) for line in _HELP.strip().splitlines())
-# A command is the function of its name in the module of its name, except:
+# A command is the function of its name in the module of its name; groups and `eval` are not.
 GROUPS = ("data", "judge", "keys")
-ELSEWHERE = {"tables": ("joined", "tables"), "eval": ("eval", "evaluate")}
 
 
 class _Commands(TyperGroup):
@@ -65,8 +64,8 @@ class _Commands(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command, or the group of commands, of that name, from its module."""
-    module, attribute = ELSEWHERE.get(name, (name, "app" if name in GROUPS else name))
-    found = getattr(import_module(f"prefheads.cli.{module}"), attribute)
+    attribute = "app" if name in GROUPS else {"eval": "evaluate"}.get(name, name)
+    found = getattr(import_module(f"prefheads.cli.{name}"), attribute)
     _silence_libraries()
     if name in GROUPS:
         return get_group(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from prefheads.report.wording import interval
 from prefheads.storage import plain
 
 if TYPE_CHECKING:
@@ -43,19 +44,6 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     return made
 
 
-def figure(e: Estimate, form: str, scale: float = 1) -> str:
-    """An estimate with its interval, if there is one."""
-    mean, low, high = (f"{scale * v:{form}}" for v in (e.mean, e.low, e.high))
-    if "nan" in low:
-        return or_na(mean)
-    return f"{mean} [{low}, {high}]"
-
-
 def percent(e: Estimate, sign: str = "", digits: int = 1) -> str:
     """A share or a difference of shares, in per cent."""
-    return figure(e, f"{sign}z.{digits}f", 100)
-
-
-def or_na(figure: str) -> str:
-    """A figure, or "n/a" where there is none."""
-    return "n/a" if "nan" in figure else figure
+    return interval(e, f"{sign}z.{digits}f", 100)
