@@ -22,8 +22,8 @@ from prefheads.storage import read_json, write_json
 from prefheads.types import Ablation, DiscoveryMethod
 
 SHOWN = 20
-SCORES, UNFINISHED = "scores.safetensors", "unfinished.jsonl"
-ZERO, ZERO_UNFINISHED = "scores-zero.safetensors", "unfinished-zero.jsonl"
+FILES = ("scores.safetensors", "unfinished.jsonl")  # while it is measured, the latter
+BESIDE = ("scores-zero.safetensors", "unfinished-zero.jsonl")  # the same of zero ablation
 
 
 def discover(
@@ -69,33 +69,30 @@ def discover(
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         read = [[e.id, e.user_id, e.profile, e.input, e.output, e.task] for e in examples]
         run["made_from"] = digest([read, *model_marks(network)])
-        how: dict[str, Any] = {
-            "scope": scope,
-            "target": target,
-            "reference": None if reference == "none" else reference,
-            "method": method,
-        }
+        how: dict[str, Any] = {"scope": scope, "target": target, "method": method}
+        how["reference"] = None if reference == "none" else reference
 
-        def measure(kind: Ablation, unfinished: str, kept: str) -> HeadScores:
+        def measure(kind: Ablation, kept: Path, unfinished: Path) -> HeadScores:
             found = prefheads.discover(
-                network, tokenizer, examples, **how, ablation=kind, checkpoint=out / unfinished,
+                network, tokenizer, examples, **how, ablation=kind, checkpoint=unfinished,
                 seed=seed, progress=not quiet,
             )  # fmt: skip
-            found.save(out / kept)
+            found.save(kept)
             write_json(out / session.RUN_FILE, run)
-            (out / unfinished).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             return found
 
-        scores = _finished(out, run, SCORES, UNFINISHED)
-        zero = _finished(out, run, ZERO, ZERO_UNFINISHED) if ablation == "mean" else None
+        files, beside = ([out / name for name in names] for names in (FILES, BESIDE))
+        scores = _finished(run, *files)
+        zero = _finished(run, *beside) if ablation == "mean" else None
         if scores is None:
             session.begin(out, run)
-            if not quiet and not (out / UNFINISHED).is_file():
+            if not quiet and not files[1].is_file():
                 stages = [discovery_stage(network, examples, **how)] * (1 + (ablation == "mean"))
                 tell_cost(network, tokenizer, stages)
-            scores = measure(ablation, UNFINISHED, SCORES)
+            scores = measure(ablation, *files)
         if ablation == "mean" and zero is None:
-            zero = measure("zero", ZERO_UNFINISHED, ZERO)
+            zero = measure("zero", *beside)
         heads = scores.top(fraction=fraction)
     heads.save(out / HEADS)
     result = {
@@ -124,16 +121,13 @@ def discover(
     emit(as_json, result, lines)
 
 
-def _finished(out: Path, run: dict[str, Any], kept: str, unfinished: str) -> HeadScores | None:
-    """The scores of the same run, if it came to its end.
-
-    Raises:
-        ArtifactError: They are of other samples or another model.
-    """
-    if not (out / kept).is_file() or (out / unfinished).is_file():
+def _finished(run: dict[str, Any], kept: Path, unfinished: Path) -> HeadScores | None:
+    """The scores of the same run, if it came to its end."""
+    if not kept.is_file() or unfinished.is_file():
         return None
+    out = kept.parent
     if read_json(out / session.RUN_FILE).get("made_from") != run["made_from"]:
         raise ArtifactError(
             f"{out}: holds a run on other data or another model; give another folder"
         )
-    return HeadScores.load(out / kept)
+    return HeadScores.load(kept)

