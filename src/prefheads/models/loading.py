@@ -72,14 +72,25 @@ def load_model(
     wanted_dtype = _dtype(dtype, place)
     source = _source(name)
     config, offline = _read_config(source)
-    model = _read_weights(
-        source,
-        local_files_only=offline,
-        config=config,
-        dtype=wanted_dtype,
-        attn_implementation=attn_implementation,
-        device_map=device_map,
-    )
+    with _explained(f"cannot load model {source}"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=wanted_dtype,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            local_files_only=offline,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    model: PreTrainedModel
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source} is damaged or not a causal language model: "
+            f"it misses {len(missing)} of the weights, such as {missing[0]}"
+        )
     tokenizer = _read_tokenizer(source, offline)
     if place is not None:
         with _explained(f"cannot put {source} on {place}"):
@@ -183,25 +194,6 @@ def _read_config(source: str) -> tuple[PreTrainedConfig, bool]:
     if config.is_encoder_decoder or any(name.endswith("MaskedLM") for name in architectures):
         raise ModelError(f"{source} is not a causal language model but {config.model_type}")
     return config, bool(why)
-
-
-def _read_weights(source: str, **options: Any) -> PreTrainedModel:
-    with _explained(f"cannot load model {source}"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    model: PreTrainedModel
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{source} is damaged or not a causal language model: "
-            f"it misses {len(missing)} of the weights, such as {missing[0]}"
-        )
-    return model
 
 
 def _read_tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
