@@ -38,6 +38,24 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1.
+
+    Only ``\\n`` ends a line: ``str.splitlines`` would also split at U+2028, which JSON strings may
+    hold.
+
+    Raises:
+        DataError: As for :func:`read_text`.
+    """
+    end = 0
+    with opened(path) as file:
+        end = file.tell()
+        for number, line in enumerate(file, start=1):
+            end += len(line)
+            if line.strip():
+                yield number, _decoded(line, path, end)
+
+
 def _decoded(data: bytes, path: Path, end: int) -> str:
     """UTF-8 text of bytes that end at position ``end`` of the file."""
     try:
@@ -56,26 +74,17 @@ def starts_with_list(path: Path) -> bool:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a JSONL file, each with its place; blank lines are left out.
-
-    Only ``\\n`` ends a line: ``str.splitlines`` would also split at U+2028, which JSON strings may
-    hold.
+    """The values of a JSONL file, each with its place.
 
     Raises:
-        DataError: As for :func:`read_text`, or a line that is not JSON.
+        DataError: A line that is not JSON.
     """
-    with opened(path) as file:
-        end = file.tell()
-        for number, line in enumerate(file, start=1):
-            end += len(line)
-            if not line.strip():
-                continue
+    for number, line in read_lines(path):
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except json.JSONDecodeError as error:
             where = f"{path}:{number}"
-            try:
-                yield where, json.loads(_decoded(line, path, end))
-            except json.JSONDecodeError as error:
-                reason = f"{error.msg}, column {error.colno}"
-                raise DataError(f"{where}: not JSON ({reason})") from None
+            raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
 
 
 def read_json_items(path: Path, prefix: str) -> Iterator[Any]:
