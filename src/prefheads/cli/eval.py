@@ -17,7 +17,14 @@ from prefheads.cli.output import emit, table, tell
 from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, TaskSamples, choose_samples, shortened
+from prefheads.evaluation.prepare import (
+    Choice,
+    TaskSamples,
+    choose_samples,
+    find_samples,
+    find_tasks,
+    shortened,
+)
 from prefheads.evaluation.results import (
     LEGEND,
     RESULTS,
@@ -28,7 +35,6 @@ from prefheads.evaluation.results import (
     write_tables,
 )
 from prefheads.evaluation.run import RECORDS, SHORT, EvaluationPlan, Measured, evaluate_task
-from prefheads.evaluation.splits import find_samples, find_tasks
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
 from prefheads.models.limits import context_length
 from prefheads.models.loading import load_config

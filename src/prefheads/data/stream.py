@@ -16,22 +16,16 @@ WHOLE = 64 * 2**20  # bytes up to which a damaged file is read again to find the
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped).
-
-    Raises:
-        DataError: No such file, not readable, or not UTF-8.
-    """
+    """The text of a UTF-8 file without its byte order mark; a ``DataError`` if it cannot be read,
+    or is not UTF-8."""
     with opened(path) as file:
         return _decoded(file.read(), path, file.tell())
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, behind its byte order mark if it has one.
-
-    Raises:
-        DataError: No such file, or not readable.
-    """
+    """Open a file for reading bytes, behind its byte order mark; a ``DataError`` if it cannot be
+    read."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -42,24 +36,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         yield file
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers from 1.
-
-    Only ``\\n`` ends a line: ``str.splitlines`` would also split at U+2028, which JSON strings may
-    hold.
-
-    Raises:
-        DataError: As for :func:`read_text`.
-    """
-    end = 0
-    with opened(path) as file:
-        end = file.tell()
-        for number, line in enumerate(file, start=1):
-            end += len(line)
-            if line.strip():
-                yield number, _decoded(line, path, end)
 
 
 def _decoded(data: bytes, path: Path, end: int) -> str:
@@ -80,24 +56,32 @@ def starts_with_list(path: Path) -> bool:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a JSONL file, each with its place.
+    """The values of a JSONL file, each with its place; blank lines are left out.
+
+    Only ``\\n`` ends a line: ``str.splitlines`` would also split at U+2028, which JSON strings may
+    hold.
 
     Raises:
-        DataError: A line that is not JSON.
+        DataError: As for :func:`read_text`, or a line that is not JSON.
     """
-    for number, line in read_lines(path):
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
+    with opened(path) as file:
+        end = file.tell()
+        for number, line in enumerate(file, start=1):
+            end += len(line)
+            if not line.strip():
+                continue
             where = f"{path}:{number}"
-            raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+            try:
+                yield where, json.loads(_decoded(line, path, end))
+            except json.JSONDecodeError as error:
+                reason = f"{error.msg}, column {error.colno}"
+                raise DataError(f"{where}: not JSON ({reason})") from None
 
 
 def read_json_items(path: Path, prefix: str) -> Iterator[Any]:
     """The values in a JSON file at a prefix, one at a time, in memory for the largest of them.
 
     Args:
-        path: The file.
         prefix: Keys on the way, with ``item`` for the members of a list, as in ``"golds.item"``.
 
     Raises:

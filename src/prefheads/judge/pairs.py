@@ -12,9 +12,8 @@ from typing import Any
 from prefheads.data.example import spread
 from prefheads.data.task import Item, task_name, task_of
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.records import Records
+from prefheads.evaluation.records import SAMPLES, Records, read_samples
 from prefheads.evaluation.run import RECORDS
-from prefheads.evaluation.samples import SAMPLES, read_samples
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.errors import PrefheadsError
-from prefheads.interventions.intercept import (
-    attention_backend,
-    causal_model,
-    evaluating,
-    head_layout,
-    input_device,
-    intercept,
-)
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.hooks import attention_backend
+from prefheads.interventions.intercept import evaluating, head_layout, intercept, masked_backend
+from prefheads.interventions.layout import causal_model, input_device
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer
 from prefheads.selftest.subject import BATCH, CACHES, ONE, Subject, gap, marks

@@ -15,10 +15,10 @@ from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.hooks import LAYER, STEP, forward_hooks, hooked
-from prefheads.interventions.intercept import head_layout, input_device, intercept, positions
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
+from prefheads.interventions.layout import input_device, positions
 from prefheads.interventions.plan import ActivePositions, without_branches
-from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import token_nll
 from prefheads.steering.context import active_steering
 from prefheads.types import Target
 

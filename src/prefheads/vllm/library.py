@@ -24,8 +24,7 @@ from typing import Any
 
 from prefheads.errors import ArtifactError, SteeringError
 from prefheads.heads.files import maps_in
-from prefheads.heads.provenance import Provenance
-from prefheads.heads.weights import HeadWeights, require_model
+from prefheads.heads.weights import HeadWeights, Provenance, require_model
 
 _SHOWN = 8  # ids named in an error message
 
