@@ -14,7 +14,7 @@ from typer import Option
 from prefheads.cli import options, session
 from prefheads.cli.output import emit, tell
 from prefheads.data.example import Example, load_examples
-from prefheads.data.stream import read_lines, read_text
+from prefheads.data.stream import read_text
 from prefheads.errors import DataError, SteeringError
 from prefheads.heads.files import is_fitted, load_heads
 from prefheads.models.loading import load_config
@@ -103,14 +103,16 @@ def read_profile(path: Path) -> list[dict[str, str]]:
     Raises:
         DataError: A file that cannot be read or holds no texts, with its line.
     """
+    text = read_text(path)
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".txt":
-        items: list[Any] = [line.strip() for _, line in read_lines(path)]
+        items: list[Any] = [line.strip() for _, line in lines]
     elif path.suffix == ".json":
-        items = _json(read_text(path), str(path))
+        items = _json(text, str(path))
         if not isinstance(items, list):
             raise DataError(f"{path}: must be a list of texts")
     else:
-        items = [_json(line, f"{path}:{n}") for n, line in read_lines(path)]
+        items = [_json(line, f"{path}:{n}") for n, line in lines]
     if not items:
         raise DataError(f"{path}: the profile is empty; give it at least one text")
     profile = [{"text": item} if isinstance(item, str) else item for item in items]
