@@ -200,12 +200,15 @@ class Scorer:
 
     def _logits(self, first: int, n: int, cache: NewTokensCache | None = None) -> Tensor:
         """Logits of the last ``n`` positions in a call with the tokens from ``first`` on."""
+        options = {}
+        if takes_positions(self.model):
+            options["position_ids"] = torch.arange(first, self.n_keys, device=self.ids.device)[None]
         logits: Tensor = self.model(
             input_ids=self.ids[:, first:],
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=n,
-            **positions(self.model, first, self.n_keys),
+            **options,
         ).logits
         return logits[:, -n:]  # some models give all of them
 
