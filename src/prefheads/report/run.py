@@ -36,11 +36,7 @@ class Contents:
 
 
 def read(run: Path) -> Contents:
-    """Read a run's folder.
-
-    Raises:
-        ArtifactError: Nothing there, or something damaged.
-    """
+    """Read a run's folder."""
     contents = Contents()
     for path in sorted(run.glob("scores*.safetensors")):
         scores = HeadScores.load(path)
@@ -64,9 +60,6 @@ def parsed(path: Path, parse: Callable[[Any], T], content: Any = None) -> T:
 
     Args:
         content: Of it, if it has been read.
-
-    Raises:
-        ArtifactError: It cannot be read, or is damaged.
     """
     if content is None:
         content = read_json(path)

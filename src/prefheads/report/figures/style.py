@@ -218,11 +218,7 @@ def symmetric_scale(
 
 
 def save(figure: Figure, path: PathLike) -> tuple[Path, Path]:
-    """Write ``path`` with the endings ``.png`` (twice screen resolution) and ``.svg``.
-
-    Raises:
-        ArtifactError: They cannot be written; no half file is left.
-    """
+    """Write ``path`` with the endings ``.png`` (twice screen resolution) and ``.svg``."""
     base = Path(path).with_suffix("") if Path(path).suffix in (".png", ".svg") else Path(path)
     png, svg = (base.with_name(f"{base.name}.{ending}") for ending in ("png", "svg"))
     for target in (png, svg):

@@ -60,9 +60,6 @@ def compare(
     Args:
         examples: Samples of people that fitting has not seen; people of each kind take turns.
         cache: Checkpoint of finished texts, so that a stopped run goes on from there.
-
-    Raises:
-        ArtifactError: The cache is damaged or cannot be written.
     """
     setting = shown_setting(steerer)
     if setting.plain:

@@ -122,10 +122,6 @@ def measure_roles(
         examples: With profile and response; attention is computed eagerly for them.
         heads: Heads whose effect is measured, by what is taken from them.
         scope: Where they are ablated.
-
-    Raises:
-        DataError: An example without profile or response, or too long.
-        ModelError: The model shows no attention weights.
     """
     encoded = encode_all(model, tokenizer, examples)
     for e in encoded:

@@ -131,9 +131,6 @@ class Measurements:
         Args:
             made_from: What it depends on, for JSON.
             make: Makes it, for JSON; None to take what there is, be it None.
-
-        Raises:
-            ArtifactError: The folder cannot be written.
         """
         key, found = digest(made_from), self._kept.done.get(name)
         old = self.folder / f"{name}.json"  # where earlier versions kept it

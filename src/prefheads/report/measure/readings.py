@@ -53,10 +53,6 @@ def of_evaluation(
         steerers: One a fold.
         max_new_tokens: As the evaluation was told.
         limit, seed: How many samples, and how they are drawn.
-
-    Raises:
-        ArtifactError: Texts of another model, or by other heads than those at hand.
-        DataError: No plain texts, or none that were steered by heads of the steerers.
     """
     model, tokenizer = loaded
     plain = next((m for m in records if _usual(Method.parse(m), "plain")), "")
@@ -149,9 +145,6 @@ def of_steerer(
     Args:
         examples: Samples to choose from.
         cache: Checkpoint of finished texts.
-
-    Raises:
-        DataError: No samples of unseen users, or nothing to steer with.
     """
     if shown_setting(steerer).plain:
         raise DataError("calibration tried no way of steering, so there is nothing to compare")

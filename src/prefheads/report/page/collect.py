@@ -41,9 +41,6 @@ def collect(
     Args:
         about: Its ``run.json``.
         data: Where the data is; where the run found it if None.
-
-    Raises:
-        ArtifactError: Nothing has been finished there, or something is damaged.
     """
     work = _Collector(run, about, measurements, data, seed)
     entries = work.evaluation() if about.get("command") == "eval" else work.fit()

@@ -65,9 +65,6 @@ def write(folder: Path, entries: Sequence[Entry], about: str = "") -> list[Writt
 
     Args:
         about: What was analysed, a line; with it ``tables/`` and ``index.md`` are written, too.
-
-    Raises:
-        ArtifactError: They cannot be written.
     """
     figures = writable_dir(folder / "figures")
     tables = writable_dir(folder / "tables") if about else folder

@@ -67,9 +67,6 @@ def write_page(
 
     Returns:
         Its path.
-
-    Raises:
-        ArtifactError: It cannot be written.
     """
     shown = [_Shown(w, folder) for w in written if w.entry.shows]
     lacking = [w.entry for w in written if not w.entry.shows]

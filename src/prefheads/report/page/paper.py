@@ -123,11 +123,7 @@ def data(rows: Sequence[Mapping[str, Any]] | None, command: str) -> Entry:
 
 
 def judged(run: Path) -> list[Entry]:
-    """Table 4: judgements by people and by a language model, from files in the run's folder.
-
-    Raises:
-        ArtifactError: A file that no judge command has printed.
-    """
+    """Table 4: judgements by people and by a language model, from files in the run's folder."""
     paper = "Table 4"
     found = {path: read_json(path) for path in sorted(run.glob(JUDGED))}
     entries = []

@@ -57,11 +57,7 @@ class Relation:
 
 
 def relate(first: HeadScores, second: HeadScores, names: tuple[str, str], k: int) -> Relation:
-    """Compare two measurements of the heads of one model.
-
-    Raises:
-        DataError: They are of another number of heads.
-    """
+    """Compare two measurements of the heads of one model."""
     if first.shape[1:] != second.shape[1:]:
         raise DataError(f"{names[0]} and {names[1]} are of models with other heads")
     a, b = (s.mean.double().numpy().ravel() for s in (first, second))

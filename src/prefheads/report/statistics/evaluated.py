@@ -49,11 +49,7 @@ class Evaluation:
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
-        """Read ``results.json``.
-
-        Raises:
-            ArtifactError: Missing (the evaluation has not ended) or damaged.
-        """
+        """Read ``results.json``."""
         told, parts = read_results(folder)
         cells = tuple(cell for part in parts.values() for cell in part)
         try:
@@ -97,11 +93,7 @@ class Evaluation:
         ]
 
     def records(self, task: str) -> dict[str, dict[str, Record]]:
-        """The texts of a task with a reference, by method and sample; a torn last line is left.
-
-        Raises:
-            ArtifactError: The file is no file of records.
-        """
+        """The texts of a task with a reference, by method and sample; a torn last line is left."""
         path = self.folder / task / RECORDS
         found: dict[str, dict[str, Record]] = {}
         for record in Records(path).done.values():
@@ -110,11 +102,7 @@ class Evaluation:
         return found
 
     def likelihood(self, task: str) -> Validation | None:
-        """The NLL of every sample of a task under every method; None if it was not measured.
-
-        Raises:
-            ArtifactError: The file is damaged.
-        """
+        """The NLL of every sample of a task under every method; None if it was not measured."""
         path = self.folder / task / LIKELIHOOD
         return parsed(path, Validation.from_dict) if path.is_file() else None
 

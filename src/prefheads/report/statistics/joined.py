@@ -84,9 +84,6 @@ def join(folders: Sequence[Path], *, extracted: bool = False, seed: int = 0) -> 
     Args:
         extracted: Score the answers that are extracted from texts instead of the whole texts.
         seed: Of the permutations.
-
-    Raises:
-        ArtifactError: No such runs, or runs that cannot be compared.
     """
     parts: list[_TaskOfRun] = []
     for part in (p for folder in folders for p in _tasks_of(folder)):

@@ -33,11 +33,7 @@ def sizes(n_heads: int) -> list[int]:
 
 
 def top_sets(maps: Array, k: int) -> Sets:
-    """The top ``k`` heads with a positive score of each map: ``(..., n_heads)`` to booleans.
-
-    Raises:
-        DataError: ``k`` out of range.
-    """
+    """The top ``k`` heads with a positive score of each map: ``(..., n_heads)`` to booleans."""
     if not 1 <= k <= maps.shape[-1]:
         raise DataError(f"k={k}: choose between 1 and {maps.shape[-1]} heads")
     chosen = np.zeros(maps.shape, dtype=bool)
@@ -143,9 +139,6 @@ def user_overlap(scores: HeadScores, k: int, clusters: Clusters | None = None) -
 
     Args:
         clusters: Puts users of one cluster side by side.
-
-    Raises:
-        DataError: Fewer than two users.
     """
     users, maps = user_maps(scores)
     if len(users) < 2:
@@ -209,10 +202,6 @@ def cluster_overlap(
 
     The test is on the users: two groups that share out the users have different top sets even
     where they were dealt at random, since what one has more of the other has less of.
-
-    Raises:
-        DataError: Fewer than two clusters, a user without one, a cluster without scores, or none
-            with two users.
     """
     users, own = user_maps(scores)
     if strangers := [user for user in users if user not in clusters.assignment]:

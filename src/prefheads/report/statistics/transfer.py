@@ -41,11 +41,7 @@ class Transfer:
 
 
 def transfer(scores: HeadScores, seed: int = 0) -> list[Transfer]:
-    """Leave out each user in turn, choose the top heads by all others, and look at this user's.
-
-    Raises:
-        DataError: Fewer than two users.
-    """
+    """Leave out each user in turn, choose the top heads by all others, and look at this user's."""
     users, own = user_maps(scores)
     if len(users) < 2:
         raise DataError("leaving out a user needs at least two of them")
