@@ -31,19 +31,12 @@ SAME = ("seed", "of", "draws")  # options of controls; what they differ in is no
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of `prefheads eval`.
-
-    Attributes:
-        folder: Where they lie.
-        cells: Every metric of every method.
-        methods: As typed, in order; the first is the baseline.
-        notes: What a reader of a task's scores of texts must know.
-        seed: Of the run.
-    """
+    """The results of `prefheads eval`."""
 
     folder: Path
     cells: tuple[Cell, ...]
-    methods: tuple[Method, ...]
+    methods: tuple[Method, ...]  # as typed, in order; the first is the baseline
+    # By task: what a reader of its scores of texts must know.
     notes: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
@@ -67,7 +60,6 @@ class Evaluation:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks."""
         return list(dict.fromkeys(c.task for c in self.cells))
 
     def metrics(self, task: str) -> list[str]:
@@ -77,7 +69,6 @@ class Evaluation:
         return list(dict.fromkeys([*texts, *likelihood]))
 
     def cell(self, task: str, method: str, metric: str) -> Cell | None:
-        """One metric of one method on one task."""
         wanted = (task, method, metric)
         return next((c for c in self.cells if (c.task, c.method, c.metric) == wanted), None)
 
@@ -108,7 +99,6 @@ class Evaluation:
 
 
 def estimate(cell: Cell) -> Estimate:
-    """A cell's value with its interval."""
     return Estimate(cell.value, cell.low, cell.high)
 
 
@@ -116,11 +106,8 @@ def estimate(cell: Cell) -> Estimate:
 class Difference:
     """One method minus another on one task and metric.
 
-    Attributes:
-        first, second: The metric of each with its interval.
-        paired: Their difference on the same samples with its 95 % interval over users; only its
-            value where the samples are no longer in the run's folder.
-        higher_is_better: Of the metric.
+    ``paired`` is on the same samples, with its 95 % interval over users; only its value where the
+    samples are no longer in the run's folder.
     """
 
     task: str

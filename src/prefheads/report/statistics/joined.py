@@ -38,15 +38,9 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one method of one model on one task.
+    """One metric of one method of one model on one task."""
 
-    Attributes:
-        table: The paper's table that it belongs to, and what that is of.
-        n: Samples.
-        p: Where this is the best method: of its test against the second best, corrected.
-    """
-
-    table: str
+    table: str  # the paper's table that it belongs to, and what that is of
     model: str
     method: str
     task: str
@@ -54,11 +48,10 @@ class Score:
     higher_is_better: bool
     value: float
     n: int
-    p: float | None = None
+    p: float | None = None  # of the best method: against the second best, corrected
 
     @property
     def best(self) -> bool:
-        """Whether it is the best, and told from the second best."""
         return self.p is not None and self.p < LEVEL
 
 
@@ -74,7 +67,6 @@ class _TaskOfRun:
 
     @property
     def golds(self) -> dict[str, str]:
-        """The reference of every sample."""
         return {key: str(r.reference) for key, r in next(iter(self.texts.values()))[0].items()}
 
 
@@ -83,7 +75,6 @@ def join(folders: Sequence[Path], *, extracted: bool = False, seed: int = 0) -> 
 
     Args:
         extracted: Score the answers that are extracted from texts instead of the whole texts.
-        seed: Of the permutations.
     """
     parts: list[_TaskOfRun] = []
     for part in (p for folder in folders for p in _tasks_of(folder)):

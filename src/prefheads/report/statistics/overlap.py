@@ -53,10 +53,8 @@ def jaccard(a: Sets, b: Sets) -> Array:
 
 @cache
 def chance(k_a: int, k_b: int, n_heads: int) -> float:
-    """Expected overlap of two random sets of so many heads of ``n_heads``, exactly.
-
-    The number of common heads is hypergeometric.
-    """
+    """Expected overlap of two random sets of so many heads, of which the common are
+    hypergeometric."""
     if k_a == k_b == 0:
         return 1.0
     shared = np.arange(min(k_a, k_b) + 1)
@@ -73,21 +71,13 @@ def chance_of(a: Sets, b: Sets) -> Array:
 
 @dataclass(frozen=True)
 class UserOverlap:
-    """Pairwise overlap of users' top sets.
+    """Pairwise overlap (Jaccard) of users' top sets."""
 
-    Attributes:
-        users: In the order of the matrix.
-        k: Heads of a set, at most: those with a positive PCS.
-        values: ``(n_users, n_users)`` Jaccard overlaps.
-        mean: Over pairs of different users, with its 95 % interval over users.
-        chance: Expected of random sets of the same sizes.
-    """
-
-    users: tuple[str, ...]
-    k: int
-    values: Array
-    mean: Estimate
-    chance: float
+    users: tuple[str, ...]  # in the order of the matrix
+    k: int  # heads of a set, at most: those with a positive PCS
+    values: Array  # (n_users, n_users)
+    mean: Estimate  # over pairs of different users
+    chance: float  # expected of random sets of the same sizes
 
     @property
     def pairs(self) -> Array:
@@ -157,31 +147,21 @@ def user_overlap(scores: HeadScores, k: int, clusters: Clusters | None = None) -
 class ClusterOverlap:
     """Whether clusters of users have heads of their own.
 
-    Attributes:
-        names: Of the clusters.
-        k: Heads of a set.
-        values: ``(C, C)`` overlap of the clusters' top sets.
-        chance: Expected of random sets of heads.
-        between: Mean overlap between clusters.
-        random: The same for users dealt at random into groups of these sizes, which differ by
-            noise alone: mean and the range of 95 % of the deals.
-        within: Mean overlap of users of one cluster minus that of users of different clusters.
-        random_within: ``(N_PERMUTATIONS,)`` the same for users dealt at random.
-        p: Share of those with as large a difference.
+    ``random`` and ``random_within`` are the same for users dealt at random into groups of these
+    sizes, which differ by noise alone; the first is a mean with the range of 95 % of the deals.
     """
 
     names: tuple[str, ...]
     k: int
-    values: Array
+    values: Array  # (C, C) overlaps of the clusters' top sets
     chance: float
-    between: float
+    between: float  # mean overlap between clusters
     random: Estimate
-    within: float
-    random_within: Array
-    p: float
+    within: float  # mean overlap of users of one cluster, minus that of users of different ones
+    random_within: Array  # (N_PERMUTATIONS,)
+    p: float  # share of those with as large a difference
 
     def rows(self) -> list[dict[str, Any]]:
-        """One line."""
         return [
             {
                 "heads": self.k,
