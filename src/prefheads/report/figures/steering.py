@@ -181,7 +181,10 @@ def validation_plot(validation: Validation) -> Figure:
 
 def sweep_figure(found: Evaluation, sweep: Sweep, title: str) -> Figure:
     """A row a task: its first metric of texts, and the change of NLL, against the option."""
-    shown = [(t, m) for t in found.tasks for m in _two(found.metrics(t))]
+    shown = []
+    for task in found.tasks:
+        texts = [m for m in found.metrics(task) if m != NLL]
+        shown += [(task, m) for m in found.metrics(task) if m in (*texts[:1], NLL)]
     columns = 2 if len(shown) > 1 else 1
     rows = max(1, -(-len(shown) // columns))
     where = np.arange(len(sweep.values), dtype=np.float64)
@@ -212,11 +215,6 @@ def sweep_figure(found: Evaluation, sweep: Sweep, title: str) -> Figure:
             axes.set_xlabel(sweep.option)
         style.legend_below(figure, grid, 3)
     return figure
-
-
-def _two(metrics: Sequence[str]) -> list[str]:
-    texts = [m for m in metrics if m != NLL][:1]
-    return texts + [m for m in metrics if m == NLL]
 
 
 def difference_figure(found: Sequence[Difference], title: str, axis: str) -> Figure:

@@ -94,12 +94,9 @@ def measure_roles(
     scope: Scope = "response",
     progress: bool = True,
 ) -> HeadRoles:
-    """Measure what heads attend to, and what single heads do to the next token.
+    """Measure what all heads attend to, and what some do to the next token.
 
-    Args:
-        examples: With profile and response; attention is computed eagerly for them.
-        heads: Heads whose effect is measured, by what is taken from them.
-        scope: Where they are ablated.
+    These are given by what is taken from them, and ablated in ``scope``.
     """
     encoded = encode_all(model, tokenizer, examples)
     for e in encoded:
@@ -115,11 +112,8 @@ def measure_roles(
 def profile_attention(
     model: PreTrainedModel, encoded: Sequence[Encoded], progress: bool = True
 ) -> HeadScores:
-    """Share of attention that every head gives to the profile where the response is predicted.
-
-    Returns:
-        ``values`` are the shares in [0, 1], ``nll`` the NLL of the responses.
-    """
+    """Share of attention, in [0, 1], that every head gives to the profile where the response is
+    predicted; ``nll`` is that of the responses."""
     shares, losses = [], []
     with intercept(model, "eager") as layout:
         for e in track(encoded, "attention", unit="example", disable=not progress):

@@ -166,12 +166,8 @@ def _uncontrolled(found: Evaluation, methods: Sequence[Method]) -> str:
 
 
 def _controls(found: Evaluation, command: str) -> list[Entry]:
-    pairs = [
-        (method.name, control.name)
-        for method in found.methods
-        if not method.is_control
-        for control in found.controls(method)
-    ]
+    steering = [method for method in found.methods if not method.is_control]
+    pairs = [(m.name, control.name) for m in steering for control in found.controls(m)]
     title, paper = "Quality beside random heads and masks", "Fig. 5, 6.4, quality"
     if not pairs:
         missing = f"random controls of a method: `{command}`."

@@ -71,11 +71,8 @@ class _TaskOfRun:
 
 
 def join(folders: Sequence[Path], *, extracted: bool = False, seed: int = 0) -> list[Score]:
-    """The scores of all methods in runs of `prefheads eval`.
-
-    Args:
-        extracted: Score the answers that are extracted from texts instead of the whole texts.
-    """
+    """The scores of all methods in runs of `prefheads eval`, of whole texts or of the answers that
+    are extracted from them."""
     parts: list[_TaskOfRun] = []
     for part in (p for folder in folders for p in _tasks_of(folder)):
         for other in parts:
@@ -165,11 +162,7 @@ def _scores(part: _TaskOfRun, extracted: bool, seed: int) -> list[Score]:
 
 
 def _with_best(
-    scores: list[Score],
-    metric: Metric,
-    rows: dict[str, list[Array]],
-    users: Sequence[str],
-    seed: int,
+    scores: list[Score], metric: Metric, rows: dict[str, list[Array]], users: list[str], seed: int
 ) -> list[Score]:
     """The same scores, the best with the p value of its test against the second best."""
     if len(scores) < 2:
@@ -185,11 +178,7 @@ def _with_best(
 
 
 def frames(scores: Sequence[Score], bold: str = "{}") -> dict[str, Any]:
-    """A data frame for each of the paper's tables: a row a model and method, a column a metric.
-
-    Args:
-        bold: What a best value is written in.
-    """
+    """A data frame for each of the paper's tables: a row a model and method, a column a metric."""
     pandas = require("pandas", "eval")
     tables = {}
     for table in sorted({s.table for s in scores}):

@@ -125,11 +125,7 @@ def pooled(totals: Array, counts: Any, groups: Sequence[Any]) -> Array:
 
 
 def user_overlap(scores: HeadScores, k: int, clusters: Clusters | None = None) -> UserOverlap:
-    """Overlap of the top ``k`` heads that are found for each user alone.
-
-    Args:
-        clusters: Puts users of one cluster side by side.
-    """
+    """Overlap of the top ``k`` heads that are found for each user alone, by clusters if given."""
     users, maps = user_maps(scores)
     if len(users) < 2:
         raise DataError("overlap between users needs at least two of them")

@@ -53,11 +53,8 @@ class UserReliability:
 
 
 def own_reliability(scores: HeadScores, k: int, seed: int = 0) -> UserReliability | None:
-    """Split every user's samples at random, again and again, and compare the halves' top sets.
-
-    Returns:
-        None where fewer than two users have two samples: then it cannot be known.
-    """
+    """Split every user's samples at random, again and again, and compare the halves' top sets;
+    None where fewer than two users have two samples: then it cannot be known."""
     counts = Counter(scores.user_ids)
     users = sorted(user for user, n in counts.items() if n >= 2)
     if len(users) < 2:
@@ -113,11 +110,8 @@ class GroupReliability:
 
 
 def group_reliability(scores: HeadScores, k: int, seed: int = 0) -> GroupReliability | None:
-    """Draw two disjoint groups of users and compare the top sets of their pooled scores.
-
-    Returns:
-        None with fewer than ``MIN_USERS`` users.
-    """
+    """Draw two disjoint groups of users and compare the top sets of their pooled scores; None with
+    fewer than ``MIN_USERS`` users."""
     totals, counts = head_totals(scores)
     half = len(totals) // 2
     if len(totals) < MIN_USERS:

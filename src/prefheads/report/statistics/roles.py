@@ -16,6 +16,7 @@ from prefheads.report.measure.effects import FLOOR, Effect, HeadRoles, Shift
 from prefheads.report.wording import columns, counted, quoted, show
 from prefheads.stats import Array, Estimate
 
+Values = Callable[[Effect], Array]  # of each sample, by head
 N_TOLD = 3  # tokens a head in a sentence; the table has more
 
 
@@ -67,11 +68,7 @@ class TopHeads:
         return found
 
     def _measure(
-        self,
-        name: str,
-        values: Callable[[Effect], Array],
-        users: Sequence[str],
-        level: float | None = None,
+        self, name: str, values: Values, users: Sequence[str], level: float | None = None
     ) -> Measure:
         heads = [Estimate.of(values(e), users) for e in self.top]
         control = np.mean([values(e) for e in self.random], axis=0)
@@ -152,7 +149,7 @@ def head_name(effect: Effect) -> str:
     return f"{effect.head[0]}.{effect.head[1]}"
 
 
-def _of_head(values: Array) -> Callable[[Effect], Array]:
+def _of_head(values: Array) -> Values:
     """The values of one head, of those of all heads ``(n_examples, n_layers, n_heads)``."""
     return lambda e: np.asarray(values[(slice(None), *e.head)])
 
