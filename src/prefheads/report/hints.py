@@ -18,13 +18,7 @@ HOURS = "  # can take hours: it says how long before it begins"
 
 
 class Hints:
-    """Commands with a run's own model and data.
-
-    Args:
-        run: Folder of the run.
-        about: Its ``run.json``.
-        data: Where the data is; where the run found it if None.
-    """
+    """Commands with a run's own model and data, which ``about``, its ``run.json``, tells."""
 
     def __init__(self, run: Path, about: dict[str, Any], data: Path | None = None) -> None:
         self.run = shlex.quote(str(run))

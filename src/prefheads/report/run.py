@@ -21,26 +21,18 @@ T = TypeVar("T")
 
 @dataclass
 class Contents:
-    """What could be read from a run's folder.
-
-    Attributes:
-        active: How many heads each cluster steers.
-    """
+    """What could be read from a run's folder."""
 
     scores: dict[str, HeadScores] = field(default_factory=dict)
     heads: HeadWeights | None = None
     clusters: Clusters | None = None
-    active: list[int] = field(default_factory=list)
+    active: list[int] = field(default_factory=list)  # how many heads each cluster steers
     calibration: Calibration | None = None
     validation: Validation | None = None
 
 
 def read(run: Path) -> Contents:
-    """Read a run's folder.
-
-    Raises:
-        ArtifactError: Nothing there, or something damaged.
-    """
+    """Read a run's folder."""
     contents = Contents()
     for path in sorted(run.glob("scores*.safetensors")):
         scores = HeadScores.load(path)
@@ -60,14 +52,7 @@ def read(run: Path) -> Contents:
 
 
 def parsed(path: Path, parse: Callable[[Any], T], content: Any = None) -> T:
-    """What a JSON file of a run holds.
-
-    Args:
-        content: Of it, if it has been read.
-
-    Raises:
-        ArtifactError: It cannot be read, or is damaged.
-    """
+    """What a JSON file of a run holds; ``content`` if it has been read."""
     if content is None:
         content = read_json(path)
     try:

@@ -1,4 +1,4 @@
-"""Figures of all heads at once: their PCS, its controls, and what else is measured of them."""
+"""Figures of heads: PCS, its controls, what else is measured of them, and top sets of them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,11 @@ import numpy as np
 from prefheads.errors import DataError
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.heads.weights import Head
-from prefheads.report.figures.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    SHADES,
-    chart,
-    colour_bar,
-    forest,
-    frame,
-    head_map,
-    intervals,
-    legend_below,
-    map_height,
-    panels,
-)
+from prefheads.report.figures import style
+from prefheads.report.figures.style import BLUE, GREEN, GREY, INK, ORANGE, SHADES
 from prefheads.report.statistics.correlation import Relation
-from prefheads.report.statistics.overlap import top_sets
+from prefheads.report.statistics.overlap import ClusterOverlap, UserOverlap, top_sets
+from prefheads.report.statistics.reliability import GroupReliability, ScaleOverlap, UserReliability
 from prefheads.report.statistics.roles import Measure
 from prefheads.report.statistics.significance import LEVEL, MIN_USERS, HeadTests
 from prefheads.report.statistics.sparsity import Sparsity
@@ -55,9 +41,6 @@ def heat_map(
     Args:
         maps: Scores by title, e.g. of all users and of each cluster; maps of equal shape.
         chosen: The heads steered with, one map a panel; none are framed if empty.
-
-    Raises:
-        DataError: No maps, or of several shapes, or not one of chosen heads each.
     """
     if chosen and len(chosen) != len(maps):
         raise DataError("a heat map with chosen heads needs one map of heads each")
@@ -70,11 +53,7 @@ def heat_map(
 
 
 def pcs_figure(tests: Mapping[str, HeadTests], title: str) -> Figure:
-    """Maps of mean PCS on one colour scale; dots where the corrected test says it is not 0.
-
-    Raises:
-        DataError: No maps, or of several shapes.
-    """
+    """Maps of mean PCS on one colour scale; dots where the corrected test says it is not 0."""
     maps = {}
     for name, t in tests.items():
         sure = t.holm < LEVEL
@@ -95,30 +74,32 @@ def _pcs_maps(
     if len(shapes) != 1:
         raise DataError("maps of heads need to be of one shape")
     limit = float(np.quantile([np.abs(mean) for mean, _ in maps.values()], 0.98)) or 1e-9
-    with chart(1.25 + len(maps) * map_height(shapes.pop()), title) as figure:
-        grid = panels(figure, len(maps), sharex=True)[:, 0]
+    with style.chart(1.25 + len(maps) * style.map_height(shapes.pop()), title) as figure:
+        grid = style.panels(figure, len(maps), sharex=True)[:, 0]
         for i, (axes, (name, (mean, dots))) in enumerate(zip(grid, maps.items(), strict=True)):
-            image = head_map(axes, mean, limit)
+            image = style.head_map(axes, mean, limit)
             for label, (heads, size) in dots.items():
                 axes.plot(*np.nonzero(heads), ".", color=INK, ms=size, label=label)
             for layer, head in framed[i] if framed else ():
-                frame(axes, layer, head)
+                style.frame(axes, layer, head)
             axes.set_title(name)
         grid[-1].set_xlabel(legend)
-        colour_bar(figure, image, grid, "rise of NLL when ablated, nats a token", extend="both")
+        style.colour_bar(
+            figure, image, grid, "rise of NLL when ablated, nats a token", extend="both"
+        )
     return figure
 
 
 def control_figure(maps: Mapping[str, HeadWeights], title: str) -> Figure:
     """Maps of heads, one under the other."""
     shape = next(iter(maps.values())).shape
-    with chart(1.1 + len(maps) * map_height(shape), title) as figure:
-        grid = panels(figure, len(maps), sharex=True)[:, 0]
+    with style.chart(1.1 + len(maps) * style.map_height(shape), title) as figure:
+        grid = style.panels(figure, len(maps), sharex=True)[:, 0]
         for axes, (name, weights) in zip(grid, maps.items(), strict=True):
-            image = head_map(axes, weights.values.double().numpy(), 1.0, SHADES)
+            image = style.head_map(axes, weights.values.double().numpy(), 1.0, SHADES)
             axes.set_title(name)
         grid[-1].set_xlabel("layer")
-        colour_bar(figure, image, grid, "weight of the head")
+        style.colour_bar(figure, image, grid, "weight of the head")
     return figure
 
 
@@ -126,7 +107,7 @@ def sparsity_figure(found: Sparsity, title: str) -> Figure:
     """The share of the positive PCS against the number of heads, beside the controls."""
     n = len(found.share)
     heads = np.arange(1, n + 1)
-    with chart(3.9, title) as figure:
+    with style.chart(3.9, title) as figure:
         axes = figure.subplots()
         axes.plot(heads, found.share, color=BLUE, lw=1.8, label="by the same users")
         axes.fill_between(heads, found.low, found.high, color=BLUE, alpha=0.2, lw=0)
@@ -139,8 +120,7 @@ def sparsity_figure(found: Sparsity, title: str) -> Figure:
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.set_xticks(ticks, [str(k) for k in ticks])
-        axes.set_xlabel(f"top heads of {n}")
-        axes.set_ylabel("share of the positive PCS")
+        axes.set(xlabel=f"top heads of {n}", ylabel="share of the positive PCS")
         axes.set_title(
             f"Gini {found.gini.mean:.2f} [{found.gini.low:.2f}, {found.gini.high:.2f}]; "
             f"with random signs {found.gini_null.mean:.2f}"
@@ -152,14 +132,15 @@ def sparsity_figure(found: Sparsity, title: str) -> Figure:
 def transfer_figure(found: Sequence[Transfer], title: str) -> Figure:
     """Mean PCS against the number of heads, for chosen and for random heads."""
     where = np.arange(len(found))
-    with chart(3.3, title) as figure:
+    with style.chart(3.3, title) as figure:
         axes = figure.subplots()
-        intervals(axes, where, [t.chosen for t in found], BLUE, "chosen by the others", fmt="o-")
-        intervals(axes, where, [t.random for t in found], GREY, "random heads", fmt="s--")
+        style.intervals(
+            axes, where, [t.chosen for t in found], BLUE, "chosen by the others", fmt="o-"
+        )
+        style.intervals(axes, where, [t.random for t in found], GREY, "random heads", fmt="s--")
         axes.axhline(0, color=GREY, lw=0.6)
         axes.set_xticks(where, [str(t.k) for t in found])
-        axes.set_xlabel("top heads")
-        axes.set_ylabel("mean PCS on the user\nleft out, nats a token")
+        axes.set(xlabel="top heads", ylabel="mean PCS on the user\nleft out, nats a token")
         axes.legend()
     return figure
 
@@ -168,7 +149,7 @@ def relation_figure(found: Relation, title: str) -> Figure:
     """Every head as a point; the top heads by either measurement stand out."""
     a, b = found.means
     top_a, top_b = (top_sets(x, found.k) for x in (a, b))
-    with chart(4.4, title) as figure:
+    with style.chart(4.4, title) as figure:
         axes = figure.subplots()
         for chosen, colour, marker, label in (
             (~top_a & ~top_b, GREY, ".", None),
@@ -179,8 +160,7 @@ def relation_figure(found: Relation, title: str) -> Figure:
             axes.plot(a[chosen], b[chosen], marker, color=colour, ms=4.5, label=label)
         axes.axhline(0, color=GREY, lw=0.6)
         axes.axvline(0, color=GREY, lw=0.6)
-        axes.set_xlabel(found.names[0])
-        axes.set_ylabel(found.names[1])
+        axes.set(xlabel=found.names[0], ylabel=found.names[1])
         rho = found.correlation
         axes.set_title(f"rank correlation {rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}]")
         for axis, scale, values in (("x", axes.set_xscale, a), ("y", axes.set_yscale, b)):
@@ -189,17 +169,17 @@ def relation_figure(found: Relation, title: str) -> Figure:
             tick = 10 ** np.floor(np.log10(far))  # more of them would run into each other
             axes.set(**{f"{axis}ticks": [-tick, 0, tick]})
         axes.margins(0.07)
-        legend_below(figure, axes, 3, handletextpad=0.2)
+        style.legend_below(figure, axes, 3, handletextpad=0.2)
     return figure
 
 
 def roles_figure(names: Sequence[str], measures: Sequence[Measure], title: str) -> Figure:
     """A panel a measure, a line a head, random heads in the last one."""
     n = len(names)
-    with chart(1.6 + 0.27 * (n + 1), title) as figure:
-        grid = panels(figure, 1, len(measures), sharey=True)[0]
+    with style.chart(1.6 + 0.27 * (n + 1), title) as figure:
+        grid = style.panels(figure, 1, len(measures), sharey=True)[0]
         for axes, m in zip(grid, measures, strict=True):
-            forest(axes, [*m.heads, m.random], [BLUE] * n + [GREY])
+            style.forest(axes, [*m.heads, m.random], [BLUE] * n + [GREY])
             if m.level is not None:
                 axes.axvline(m.level, color=INK, lw=0.8, ls=":", label="if spread evenly")
                 axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), handlelength=1.2)
@@ -210,4 +190,80 @@ def roles_figure(names: Sequence[str], measures: Sequence[Measure], title: str) 
         grid[0].set_yticks(range(n + 1), [*names, "random\nheads"])
         grid[0].set_ylabel("layer.head")
         grid[0].invert_yaxis()
+    return figure
+
+
+def overlap_figure(found: UserOverlap, title: str) -> Figure:
+    """The matrix of all pairs, and how the pairs spread around their mean and chance."""
+    with style.chart(6.6, title) as figure:
+        upper, lower = figure.subplots(2, 1, height_ratios=[2.6, 1])
+        off, mean = found.pairs, found.mean
+        image = style.matrix(upper, found.values, found.users, max(0.2, float(off.max())))
+        upper.set_xlabel(f"{len(found.users)} users")
+        beside = {"location": "right", "aspect": 20, "shrink": 0.85, "ticks": None}
+        style.colour_bar(figure, image, [upper], "Jaccard overlap", extend="max", **beside)
+        style.histogram(lower, off, label="pairs of users")
+        lower.axvspan(mean.low, mean.high, color=BLUE, alpha=0.25, lw=0)
+        lower.axvline(mean.mean, color=BLUE, lw=1.8, label=f"mean {mean.mean:.3f}")
+        chance = f"chance {found.chance:.3f}"
+        lower.axvline(found.chance, color=INK, lw=1.4, ls=":", label=chance)
+        lower.set(
+            xlabel=f"overlap of the top {found.k} heads of two users", ylabel="share of pairs"
+        )
+        lower.set_xlim(left=-0.01)
+        style.legend_below(figure, lower, 3)
+    return figure
+
+
+def cluster_figure(found: ClusterOverlap, title: str) -> Figure:
+    """The clusters' overlap, and whether users overlap more within clusters than across."""
+    with style.chart(6.4, title) as figure:
+        upper, lower = figure.subplots(2, 1, height_ratios=[1.7, 1])
+        style.matrix(upper, found.values, [str(c + 1) for c in range(len(found.names))])
+        upper.set_title(", ".join(found.names), fontsize=9, wrap=True)
+        upper.set_ylabel("cluster")
+        style.histogram(lower, found.random_within, GREY, "users dealt at random")
+        label = f"these clusters: {found.within:+z.3f} (p = {found.p:.2g})"
+        lower.axvline(found.within, color=BLUE, lw=1.8, label=label)
+        lower.set(
+            xlabel=f"overlap of users' top {found.k} heads, within - across clusters",
+            ylabel="share of deals",
+        )
+        style.legend_below(figure, lower)
+    return figure
+
+
+def reliability_figure(groups: GroupReliability, own: UserReliability | None, title: str) -> Figure:
+    """Agreement against the size of a group; users' own agreement where it is known."""
+    with style.chart(3.6, title) as figure:
+        axes = figure.subplots()
+        where = range(len(groups.group_sizes))
+        label = "pooled sets of two groups of users"
+        style.intervals(axes, where, groups.overlap, BLUE, label, fmt="o-")
+        if own is not None:
+            style.intervals(axes, [-0.18], [own.within], GREEN, "two halves of one user", fmt="s")
+            style.intervals(axes, [0.18], [own.between], ORANGE, "halves of two users", fmt="D")
+        axes.axhline(groups.chance, color=INK, lw=1.2, ls=":", label="chance")
+        axes.set_xticks(where, [str(m) for m in groups.group_sizes])
+        axes.set(xlabel="users in each group", ylabel=f"overlap of the top {groups.k} heads")
+        axes.set_ylim(0, 1)
+        # Agreement grows with the group: at the right, room is below high ends and above low ones.
+        if groups.overlap[-1].mean > 0.5:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.05))
+        else:
+            axes.legend(loc="upper right")
+    return figure
+
+
+def scale_figure(found: ScaleOverlap, title: str) -> Figure:
+    """Both matrices, one under the other."""
+    shown = {"one ranking: K / K' by construction": found.same}
+    if not np.isnan(found.halves).all():
+        shown["rankings by two halves of the users"] = found.halves
+    with style.chart(0.7 + 3.4 * len(shown), title) as figure:
+        grid = style.panels(figure, len(shown))[:, 0]
+        for axes, (name, values) in zip(grid, shown.items(), strict=True):
+            style.matrix(axes, values, [str(k) for k in found.heads])
+            axes.set(title=name, ylabel="K heads")
+        grid[-1].set_xlabel("K' heads")
     return figure

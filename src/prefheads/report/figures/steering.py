@@ -12,22 +12,8 @@ import numpy as np
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.headsets import percent
 from prefheads.calibration.validate import Validation
-from prefheads.report.figures.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    chart,
-    forest,
-    handles_of,
-    intervals,
-    legend_below,
-    line_style,
-    log_ticks,
-    panels,
-    symmetric_scale,
-)
+from prefheads.report.figures import style
+from prefheads.report.figures.style import BLUE, GREEN, GREY, INK, ORANGE
 from prefheads.report.statistics.evaluated import NLL, NOTHING, Difference, Evaluation, estimate
 from prefheads.report.statistics.paper_form import CHOICES, Point
 from prefheads.report.statistics.sweeps import (
@@ -57,8 +43,8 @@ def calibration_curves(calibration: Calibration) -> Figure:
     columns = min(2, max(1, len(forms)))
     rows = max(1, -(-len(forms) // columns))
     height = 1.0 + 0.17 * -(-len(sets) // 2) + 1.95 * rows
-    with chart(height, "Change of NLL on calibration users") as figure:
-        grid = panels(figure, rows, columns).ravel()
+    with style.chart(height, "Change of NLL on calibration users") as figure:
+        grid = style.panels(figure, rows, columns).ravel()
         for axes, form in zip(grid, forms, strict=False):
             for i, name in enumerate(sets):
                 own = [(s.gamma, e) for s, e in tried if s.heads == name and form_of(s) == form]
@@ -76,7 +62,7 @@ def calibration_curves(calibration: Calibration) -> Figure:
         for axes in grid[len(forms) :]:
             axes.set_axis_off()
         figure.supylabel(CHANGE, fontsize=10)
-        legend_below(figure, grid, 2)
+        style.legend_below(figure, grid, 2)
     return figure
 
 
@@ -88,8 +74,8 @@ def size_figure(calibration: Calibration, title: str) -> Figure:
     tried = changes(calibration)
     forms = list(dict.fromkeys(form_of(s) for s, _ in tried))
     rankings = sorted({head_set(s.heads)[0] for s, _ in tried})
-    with chart(0.9 + 2.2 * max(1, len(forms)), title) as figure:
-        grid = panels(figure, len(forms), len(rankings), sharey="row")
+    with style.chart(0.9 + 2.2 * max(1, len(forms)), title) as figure:
+        grid = style.panels(figure, len(forms), len(rankings), sharey="row")
         for row, form in zip(grid, forms, strict=False):
             own = [(s, e) for s, e in tried if form_of(s) == form]
             gammas = sorted({s.gamma for s, _ in own})
@@ -111,7 +97,7 @@ def size_figure(calibration: Calibration, title: str) -> Figure:
                 axes.locator_params(axis="y", nbins=5)
             # Right of the row, where no line is under it.
             place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "title": "gamma"}
-            handles = handles_of(row)
+            handles = style.handles_of(row)
             row[-1].legend(handles.values(), handles, fontsize=8, handlelength=1.2, **place)
         figure.supylabel(CHANGE, fontsize=10)
         figure.supxlabel("share of all heads, %", fontsize=10)
@@ -126,16 +112,16 @@ def _size(name: str) -> str:
 def _line(axes: Any, points: Sequence[tuple[float, Estimate]], label: str, i: int) -> None:
     if points:
         where, found = zip(*points, strict=True)
-        style = line_style(i) | {"fmt": "", "ms": 3.5, "lw": 1.3, "elinewidth": 0.9}
-        intervals(axes, where, found, style.pop("color"), label, **style)
+        looks = style.line_style(i) | {"fmt": "", "ms": 3.5, "lw": 1.3, "elinewidth": 0.9}
+        style.intervals(axes, where, found, looks.pop("color"), label, **looks)
 
 
 def paper_form_figure(points: Sequence[Point], title: str) -> Figure:
     """Change of NLL against gamma: a panel a kind of strength, a line a number of heads."""
     kinds = list(dict.fromkeys((p.schedule, p.cap) for p in points))
     shares = sorted({p.share for p in points})
-    with chart(1.5 + 2.4 * len(kinds), title) as figure:
-        grid = panels(figure, len(kinds), sharey=True)[:, 0]
+    with style.chart(1.5 + 2.4 * len(kinds), title) as figure:
+        grid = style.panels(figure, len(kinds), sharey=True)[:, 0]
         for axes, (schedule, cap) in zip(grid, kinds, strict=True):
             own = [p for p in points if (p.schedule, p.cap) == (schedule, cap)]
             for i, share in enumerate(shares):
@@ -149,14 +135,16 @@ def paper_form_figure(points: Sequence[Point], title: str) -> Figure:
                         ring: Any = {"ms": 12, "mfc": "none", "mec": INK, "mew": 1.5, "ls": "none"}
                         axes.plot([x], [p.change.mean], marker, label=label, **ring)
             axes.axhline(0, color=INK, lw=0.8, label="_plain")
-            log_ticks(axes, sorted({p.gamma for p in own}))
+            style.log_ticks(axes, sorted({p.gamma for p in own}))
             bound = "" if cap is None else f", at most {cap:g}"
             entropy = f"strength gamma x entropy of the next token{bound}"
             axes.set_title("constant strength" if schedule == "constant" else entropy)
             axes.set_xlabel("gamma")
-        symmetric_scale(grid[0], [end for p in points for end in (p.change.low, p.change.high)])
+        style.symmetric_scale(
+            grid[0], [end for p in points for end in (p.change.low, p.change.high)]
+        )
         figure.supylabel(CHANGE, fontsize=10)
-        handles = handles_of(grid)
+        handles = style.handles_of(grid)
         # Lines first, then whose choice the marks are.
         names = sorted(handles, key=lambda name: name in {label for _, label in CHOICES.values()})
         figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=2)
@@ -172,7 +160,7 @@ def validation_plot(validation: Validation) -> Figure:
     rows = validation.rows()[1:]
     names = [textwrap.fill(row.method, 18) for row in rows]
     lines = sum(max(2, name.count("\n") + 1) for name in names)
-    with chart(1.5 + 0.24 * max(2, lines), "Validation on test users") as figure:
+    with style.chart(1.5 + 0.24 * max(2, lines), "Validation on test users") as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, found in (
             (left, [row.change for row in rows]),
@@ -180,38 +168,41 @@ def validation_plot(validation: Validation) -> Figure:
         ):
             axes.axvline(0, color=INK, lw=0.8, label="_plain")
             sure = [e.excludes_zero for e in found]
-            forest(axes, found, [BLUE if s else GREY for s in sure], [not s for s in sure])
+            style.forest(axes, found, [BLUE if s else GREY for s in sure], [not s for s in sure])
             ends = [end for e in found for end in (e.low, e.high)]
-            if not symmetric_scale(axes, ends, which="x"):
+            if not style.symmetric_scale(axes, ends, which="x"):
                 axes.locator_params(axis="x", nbins=4)
         left.set_yticks(range(len(rows)), names)
         left.invert_yaxis()
-        left.set_title("change of NLL")
-        left.set_xlabel("nats a token\n← helps")
-        right.set_title("change of specificity")
-        right.set_xlabel("nats a token\nmore personal →")
+        left.set(title="change of NLL", xlabel="nats a token\n← helps")
+        right.set(title="change of specificity", xlabel="nats a token\nmore personal →")
     return figure
 
 
 def sweep_figure(found: Evaluation, sweep: Sweep, title: str) -> Figure:
     """A row a task: its first metric of texts, and the change of NLL, against the option."""
-    shown = [(t, m) for t in found.tasks for m in _two(found.metrics(t))]
+    shown = []
+    for task in found.tasks:
+        texts = [m for m in found.metrics(task) if m != NLL]
+        shown += [(task, m) for m in found.metrics(task) if m in (*texts[:1], NLL)]
     columns = 2 if len(shown) > 1 else 1
     rows = max(1, -(-len(shown) // columns))
     where = np.arange(len(sweep.values), dtype=np.float64)
     numeric = isinstance(sweep.values[0], int | float)
-    with chart(0.8 + 2.3 * rows, title) as figure:
-        grid = panels(figure, rows, columns).ravel()
+    with style.chart(0.8 + 2.3 * rows, title) as figure:
+        grid = style.panels(figure, rows, columns).ravel()
         for axes, (task, metric) in zip(grid, shown, strict=False):
             cells = [found.cell(task, m.name, metric) for m in sweep.methods]
             known = [i for i, cell in enumerate(cells) if cell is not None]
             values = [estimate(cell) for cell in cells if cell is not None]
-            intervals(axes, where[known], values, BLUE, sweep.kind, fmt="o-" if numeric else "o")
+            style.intervals(
+                axes, where[known], values, BLUE, sweep.kind, fmt="o-" if numeric else "o"
+            )
             randoms = [control(found, m, task, metric) for m in sweep.methods]
             drawn = [(w + 0.12, r) for w, r in zip(where, randoms, strict=True) if r is not None]
             if drawn:
                 places, controls = zip(*drawn, strict=True)
-                intervals(axes, places, controls, GREY, "random control", fmt="s")
+                style.intervals(axes, places, controls, GREY, "random control", fmt="s")
             plain = found.cell(task, found.methods[0].name, metric)
             if plain is not None:
                 axes.axhline(plain.value, color=INK, lw=1, ls=":", label=plain.method)
@@ -222,13 +213,8 @@ def sweep_figure(found: Evaluation, sweep: Sweep, title: str) -> Figure:
             axes.set_axis_off()
         for axes in grid[: len(shown)][-columns:]:
             axes.set_xlabel(sweep.option)
-        legend_below(figure, grid, 3)
+        style.legend_below(figure, grid, 3)
     return figure
-
-
-def _two(metrics: Sequence[str]) -> list[str]:
-    texts = [m for m in metrics if m != NLL][:1]
-    return texts + [m for m in metrics if m == NLL]
 
 
 def difference_figure(found: Sequence[Difference], title: str, axis: str) -> Figure:
@@ -240,16 +226,16 @@ def difference_figure(found: Sequence[Difference], title: str, axis: str) -> Fig
     height = 0.5 if several else 0.36
     groups = [[d for d in found if (d.metric == NLL) == nats] for nats in (False, True)]
     groups = [group for group in groups if group]
-    with chart(0.8 + 0.9 * len(groups) + height * max(2, len(found)), title) as figure:
+    with style.chart(0.8 + 0.9 * len(groups) + height * max(2, len(found)), title) as figure:
         room = {"height_ratios": [len(group) + 0.5 for group in groups]}
-        grid = panels(figure, len(groups), gridspec_kw=room)[:, 0]
+        grid = style.panels(figure, len(groups), gridspec_kw=room)[:, 0]
         for axes, group in zip(grid, groups, strict=False):
             axes.axvline(0, color=INK, lw=0.8)
             turned = [d.better for d in group]
             sure = [e.excludes_zero for e in turned]
             good = [GREEN if e.mean > 0 else ORANGE for e in turned]
             colours = [c if s else GREY for c, s in zip(good, sure, strict=True)]
-            forest(axes, turned, colours, [not s for s in sure])
+            style.forest(axes, turned, colours, [not s for s in sure])
             far = [abs(x) for e in turned for x in (e.mean, e.low, e.high) if math.isfinite(x)]
             if max(far, default=0.0) < NOTHING:
                 axes.set_xlim(-0.01, 0.01)  # rounding is not to fill the panel

@@ -92,9 +92,8 @@ def line_style(i: int) -> dict[str, Any]:
 def head_map(axes: Any, values: Array, limit: float, colours: Any = DIVERGING) -> Any:
     """Values ``(n_layers, n_heads)`` of all heads, layers across; a colour map from -limit on."""
     low = -limit if colours is DIVERGING else 0.0
-    image = axes.imshow(
-        values.T, colours, vmin=low, vmax=limit, aspect="auto", interpolation="none"
-    )
+    how: Any = {"aspect": "auto", "interpolation": "none"}
+    image = axes.imshow(values.T, colours, vmin=low, vmax=limit, **how)
     n_layers, n_heads = values.shape
     axes.set_ylabel("head")
     axes.set_yticks(range(0, n_heads, max(1, n_heads // 4)))
@@ -186,12 +185,10 @@ def log_ticks(axes: Any, values: Sequence[float]) -> None:
     axes.set_xscale("log")
     where = np.log(values)
     room = 0.07 * max(float(np.ptp(where)), 1e-9)
-    labels: list[str] = []
-    last = -np.inf
-    for value, at in zip(values, where, strict=True):
-        free = at - last >= room
-        labels.append(f"{value:g}" if free else "")
-        last = at if free else last
+    labels, last = [""] * len(values), -np.inf
+    for i, at in enumerate(where):
+        if at - last >= room:
+            labels[i], last = f"{values[i]:g}", at
     axes.set_xticks(values, labels)
     axes.minorticks_off()
     if len(values) == 1:
@@ -218,11 +215,7 @@ def symmetric_scale(
 
 
 def save(figure: Figure, path: PathLike) -> tuple[Path, Path]:
-    """Write ``path`` with the endings ``.png`` (twice screen resolution) and ``.svg``.
-
-    Raises:
-        ArtifactError: They cannot be written; no half file is left.
-    """
+    """Write ``path`` with the endings ``.png`` (twice screen resolution) and ``.svg``."""
     base = Path(path).with_suffix("") if Path(path).suffix in (".png", ".svg") else Path(path)
     png, svg = (base.with_name(f"{base.name}.{ending}") for ending in ("png", "svg"))
     for target in (png, svg):

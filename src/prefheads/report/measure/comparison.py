@@ -20,12 +20,7 @@ TRIES = 3  # samples of a person, until one shows a difference
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt of a test user, continued plainly and steered.
-
-    Attributes:
-        written: What the user really wrote; None where it is not known.
-        example_id: The sample.
-    """
+    """One prompt of a test user, continued plainly, steered, and as they really wrote it."""
 
     user_id: str
     prompt: str
@@ -36,12 +31,10 @@ class Comparison:
 
     @property
     def texts(self) -> dict[str, str | None]:
-        """By whose they are."""
         return {"plain": self.plain, "steered": self.steered, "written": self.written}
 
     @property
     def differs(self) -> bool:
-        """Whether steering changed the text at all."""
         return self.plain != self.steered
 
 
@@ -60,9 +53,6 @@ def compare(
     Args:
         examples: Samples of people that fitting has not seen; people of each kind take turns.
         cache: Checkpoint of finished texts, so that a stopped run goes on from there.
-
-    Raises:
-        ArtifactError: The cache is damaged or cannot be written.
     """
     setting = shown_setting(steerer)
     if setting.plain:
@@ -117,12 +107,7 @@ class _TextCache:
 
     def write(self, example: Example, setting: Setting) -> str:
         steerer, config = self.steerer, self.steerer.model.config
-        made_from: list[Any] = [
-            example.input,
-            example.profile,
-            steerer.task,
-            self.max_new_tokens,
-        ]
+        made_from: list[Any] = [example.input, example.profile, steerer.task, self.max_new_tokens]
         made_from += [config.name_or_path, fingerprint(config)]
         maps = []
         if not setting.plain:

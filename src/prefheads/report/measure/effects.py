@@ -36,37 +36,22 @@ Group = Literal["top", "random"]
 
 @dataclass(frozen=True)
 class Shift:
-    """A token that a head makes likelier or less likely.
-
-    Attributes:
-        token: Its text.
-        change: Mean change of its log-probability through the head, in nats.
-        probability: Its mean probability with the head.
-    """
+    """A token that a head makes likelier or less likely."""
 
     token: str
-    change: float
-    probability: float
+    change: float  # mean change of its log-probability through the head, in nats
+    probability: float  # mean, with the head
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one head does to the next token where a response is predicted.
-
-    Attributes:
-        head: Layer and head.
-        group: Whether it is a top head, or one drawn at random as control.
-        divergence: KL divergence of the distribution without the head from the one with it, of
-            each sample, in nats a token.
-        switched: Share of the positions where another token becomes the likeliest.
-        raised, lowered: The tokens whose log-probability rises and falls most through the head.
-    """
+    """What one head does to the next token where a response is predicted."""
 
     head: Head
     group: Group
-    divergence: tuple[float, ...]
-    switched: float
-    raised: tuple[Shift, ...]
+    divergence: tuple[float, ...]  # KL, without the head from with it; of each sample, nats a token
+    switched: float  # share of the positions where another token becomes the likeliest
+    raised: tuple[Shift, ...]  # the tokens whose log-probability rises most through the head
     lowered: tuple[Shift, ...]
 
     @classmethod
@@ -79,18 +64,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class HeadRoles:
-    """What heads do on some samples.
+    """What heads do on some samples, where the response is predicted."""
 
-    Attributes:
-        attention: As ``values``, the share of each head's attention that goes to the profile's
-            tokens, over the positions that predict the response.
-        even: The same share if attention were spread evenly over the tokens seen.
-        effects: Effects of single heads, by what was taken from them.
-    """
-
-    attention: HeadScores
-    even: float
-    effects: Mapping[str, tuple[Effect, ...]]
+    attention: HeadScores  # as values: the share that each head gives to the profile's tokens
+    even: float  # the same share if attention were spread evenly over the tokens seen
+    effects: Mapping[str, tuple[Effect, ...]]  # of single heads, by what was taken from them
 
     def to_dict(self) -> dict[str, Any]:
         """All but the attention, for JSON."""
@@ -115,16 +93,9 @@ def measure_roles(
     scope: Scope = "response",
     progress: bool = True,
 ) -> HeadRoles:
-    """Measure what heads attend to, and what single heads do to the next token.
+    """Measure what all heads attend to, and what some do to the next token.
 
-    Args:
-        examples: With profile and response; attention is computed eagerly for them.
-        heads: Heads whose effect is measured, by what is taken from them.
-        scope: Where they are ablated.
-
-    Raises:
-        DataError: An example without profile or response, or too long.
-        ModelError: The model shows no attention weights.
+    These are given by what is taken from them, and ablated in ``scope``.
     """
     encoded = encode_all(model, tokenizer, examples)
     for e in encoded:
@@ -140,11 +111,8 @@ def measure_roles(
 def profile_attention(
     model: PreTrainedModel, encoded: Sequence[Encoded], progress: bool = True
 ) -> HeadScores:
-    """Share of attention that every head gives to the profile where the response is predicted.
-
-    Returns:
-        ``values`` are the shares in [0, 1], ``nll`` the NLL of the responses.
-    """
+    """Share of attention, in [0, 1], that every head gives to the profile where the response is
+    predicted; ``nll`` is that of the responses."""
     shares, losses = [], []
     with intercept(model, "eager") as layout:
         for e in track(encoded, "attention", unit="example", disable=not progress):
@@ -266,23 +234,15 @@ class _Sums:
             change, q = self.change[row] / n, self.ablated[row] / n
             likely = (torch.maximum(p, q) >= FLOOR).nonzero()[:, 0]
             order = likely[change[likely].argsort(descending=True, stable=True)].tolist()
-            shifts = [
-                [Shift(token_text(tokenizer, i), float(change[i]), float(p[i])) for i in some]
-                for some in (
-                    [i for i in order[:N_TOKENS] if change[i] > 0],
-                    [i for i in order[::-1][:N_TOKENS] if change[i] < 0],
-                )
-            ]
-            found.append(
-                Effect(
-                    head,
-                    group,
-                    tuple(sample[row] for sample in self.divergence),
-                    self.switched[row] / n,
-                    tuple(shifts[0]),
-                    tuple(shifts[1]),
-                )
+            up = [i for i in order[:N_TOKENS] if change[i] > 0]
+            down = [i for i in order[::-1][:N_TOKENS] if change[i] < 0]
+            raised, lowered = (
+                tuple(Shift(token_text(tokenizer, i), float(change[i]), float(p[i])) for i in some)
+                for some in (up, down)
             )
+            by_sample = tuple(sample[row] for sample in self.divergence)
+            switched = self.switched[row] / n
+            found.append(Effect(head, group, by_sample, switched, raised, lowered))
         return tuple(found)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
@@ -20,6 +20,7 @@ from prefheads.report.measure.readings import Loaded
 from prefheads.report.measure.tokens import Readings
 from prefheads.storage import read_json, writable_dir
 
+T = TypeVar("T")
 N_HEADS = 8  # top heads whose effect is measured, and as many random ones
 
 
@@ -30,8 +31,6 @@ class Measurements:
         folder: Where they are kept.
         config: The model's, which tells it from others; None to use only what is kept.
         load: Loads the model, called once and only if something is to be measured.
-        n_samples: Samples to measure heads on.
-        n_texts: Samples whose texts are read token by token.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Measurements:
 
     @cached_property
     def model(self) -> Loaded:
-        """The model and its tokenizer."""
         assert self._load is not None
         return self._load()
 
@@ -62,14 +60,11 @@ class Measurements:
     ) -> HeadRoles | None:
         """What the top heads of a discovery do, beside random heads.
 
+        None where it has not been measured and there is no model.
+
         Args:
-            name: Of the discovery; names the files.
-            scores: Of the discovery, by target.
             source: Says, for JSON, where the samples are from.
             examples: Gives samples to choose from; users of the discovery come last.
-
-        Returns:
-            None where it has not been measured and there is no model.
         """
         name = name or "run"
         heads: dict[Any, dict[Group, list[Head]]] = {
@@ -88,21 +83,14 @@ class Measurements:
             return found.to_dict()
 
         made_from = [source, self.n_samples, self.seed, scope, heads]
-        content = self.of_model(f"{name}-heads", made_from, measure)
-        if content is None:
-            return None
-        try:
-            return HeadRoles.from_dict(HeadScores.load(attention), content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"{name}-heads", error) from None
+        return self._parsed(
+            f"{name}-heads",
+            self.of_model(f"{name}-heads", made_from, measure),
+            lambda content: HeadRoles.from_dict(HeadScores.load(attention), content),
+        )
 
     def texts(self, name: str, source: Any, read: Callable[[], Readings]) -> Readings | None:
-        """Texts read token by token.
-
-        Args:
-            name, source: As for :meth:`roles`.
-            read: Reads them.
-        """
+        """Texts read token by token."""
         name = f"{name or 'run'}-texts"
         made_from = [source, self.n_texts, self.seed]
 
@@ -111,19 +99,14 @@ class Measurements:
             self.n_prompts += len(found.traces)
             return asdict(found)
 
-        content = self.of_model(name, made_from, make)
-        try:
-            return None if content is None else Readings.from_dict(content)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise self._damaged(name, error) from None
+        return self._parsed(name, self.of_model(name, made_from, make), Readings.from_dict)
 
     def of_model(self, name: str, made_from: Any, make: Callable[[], Any]) -> Any:
         """What depends on the model: kept, or made where there is a model; else None."""
         if self.config is None:
             return self.kept(name)
-        return self.kept(
-            name, [self.config.name_or_path, fingerprint(self.config), made_from], make
-        )
+        model = [self.config.name_or_path, fingerprint(self.config)]
+        return self.kept(name, [*model, made_from], make)
 
     def kept(self, name: str, made_from: Any = None, make: Callable[[], Any] | None = None) -> Any:
         """What is kept of this name; made anew if there is none or it was made of something else.
@@ -131,9 +114,6 @@ class Measurements:
         Args:
             made_from: What it depends on, for JSON.
             make: Makes it, for JSON; None to take what there is, be it None.
-
-        Raises:
-            ArtifactError: The folder cannot be written.
         """
         key, found = digest(made_from), self._kept.done.get(name)
         old = self.folder / f"{name}.json"  # where earlier versions kept it
@@ -150,8 +130,13 @@ class Measurements:
         self._kept.add(name, {"made_from": key, "content": content})
         return content
 
-    def _damaged(self, name: str, why: object) -> ArtifactError:
-        return ArtifactError(f"{self.folder}: {name} is damaged ({why}); delete the folder")
+    def _parsed(self, name: str, content: Any, parse: Callable[[Any], T]) -> T | None:
+        try:
+            return None if content is None else parse(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.folder}: {name} is damaged ({error}); delete the folder"
+            ) from None
 
 
 Examples = Callable[[], Sequence[Example]]

@@ -50,12 +50,6 @@ def of_evaluation(
         folder: Of the task, with its samples.
         records: Its texts, by method and sample.
         steerers: One a fold.
-        max_new_tokens: As the evaluation was told.
-        limit, seed: How many samples, and how they are drawn.
-
-    Raises:
-        ArtifactError: Texts of another model, or by other heads than those at hand.
-        DataError: No plain texts, or none that were steered by heads of the steerers.
     """
     model, tokenizer = loaded
     plain = next((m for m in records if _usual(Method.parse(m), "plain")), "")
@@ -143,15 +137,7 @@ def _first(
 def of_steerer(
     steerer: PreferenceSteerer, examples: Sequence[Example], cache: Path, limit: int
 ) -> Readings:
-    """Texts generated for users that fitting has not seen, plain and steered.
-
-    Args:
-        examples: Samples to choose from.
-        cache: Checkpoint of finished texts.
-
-    Raises:
-        DataError: No samples of unseen users, or nothing to steer with.
-    """
+    """Texts generated for users that fitting has not seen, plain and steered."""
     if shown_setting(steerer).plain:
         raise DataError("calibration tried no way of steering, so there is nothing to compare")
     unseen = steerer.unseen(examples)

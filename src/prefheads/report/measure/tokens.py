@@ -19,39 +19,24 @@ from prefheads.steering.response import response_from
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text, as the model expects it after all that comes before.
+    """A token of a text, as the model expects it after all that comes before."""
 
-    Attributes:
-        text: Its part of the text; empty where a character takes several tokens.
-        plain, steered: Its probability.
-        plain_rank, steered_rank: 1 for the likeliest token.
-        plain_first, steered_first: The likeliest token.
-    """
-
-    text: str
-    plain: float
+    text: str  # empty where a character takes several tokens
+    plain: float  # its probability
     steered: float
-    plain_rank: int
+    plain_rank: int  # 1 for the likeliest token
     steered_rank: int
-    plain_first: str
+    plain_first: str  # the likeliest token
     steered_first: str
 
     @property
     def changed(self) -> bool:
-        """Whether steering makes another token the likeliest here."""
         return self.plain_first != self.steered_first
 
 
 @dataclass(frozen=True)
 class PromptTexts:
-    """One prompt with its texts.
-
-    Attributes:
-        user_id: Whose profile it is.
-        prompt: What was asked.
-        texts: By whose they are: written plainly, written steered, and the user's own; as tokens
-            where they were read.
-    """
+    """One prompt with its texts by whose they are; as tokens where they were read."""
 
     user_id: str
     prompt: str
@@ -59,7 +44,6 @@ class PromptTexts:
 
     @property
     def differs(self) -> bool:
-        """Whether the steered text is another one."""
         plain, steered = (
             text if isinstance(text, str) else "".join(token.text for token in text)
             for text in (self.texts["plain"], self.texts["steered"])
@@ -79,12 +63,7 @@ def trace(
     encoded: Encoded,
     steered: Callable[[], AbstractContextManager[Any]],
 ) -> tuple[Token, ...]:
-    """Read a response without and with steering.
-
-    Args:
-        encoded: The prompt, and the text to read as its response.
-        steered: Makes the context in which the model is steered.
-    """
+    """Read a response without and with steering, in the context that ``steered`` makes."""
     plain = response_logits(model, encoded)
     with steered():
         changed = response_logits(model, encoded)
@@ -134,20 +113,13 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Readings:
-    """Texts of some samples side by side, read token by token unless that takes too long.
+    """Texts of some samples side by side, read token by token unless that takes too long."""
 
-    Attributes:
-        method: How the steered texts were made, as typed or in words.
-        setting: How heads were steered.
-        differing, total: Of the run's samples, those whose steered text is another one, and all.
-        traces: Of some samples, differing ones first.
-    """
-
-    method: str
+    method: str  # how the steered texts were made, as typed or in words
     setting: str
-    differing: int
+    differing: int  # of the run's samples: those whose steered text is another one
     total: int
-    traces: tuple[PromptTexts, ...]
+    traces: tuple[PromptTexts, ...]  # of some samples, differing ones first
 
     @property
     def by_token(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,35 +36,25 @@ Samples = Callable[[], Sequence[Example]]
 def collect(
     run: Path, about: dict[str, Any], measurements: Measurements, data: Path | None, seed: int
 ) -> tuple[list[Entry], dict[str, Readings]]:
-    """All analyses of a run, in the order of the page, and its texts by their task.
-
-    Args:
-        about: Its ``run.json``.
-        data: Where the data is; where the run found it if None.
-
-    Raises:
-        ArtifactError: Nothing has been finished there, or something is damaged.
-    """
+    """All analyses of a run, in the order of the page, and its texts by their task."""
     work = _Collector(run, about, measurements, data, seed)
     entries = work.evaluation() if about.get("command") == "eval" else work.fit()
     return sorted(entries, key=lambda e: not e.shows), work.texts  # what there is comes first
 
 
+@dataclass
 class _Collector:
     """One run, and what it is analysed with."""
 
-    def __init__(
-        self,
-        run: Path,
-        about: dict[str, Any],
-        measurements: Measurements,
-        data: Path | None,
-        seed: int,
-    ) -> None:
-        self.run, self.about, self.measurements, self.seed = run, about, measurements, seed
-        self.options: dict[str, Any] = about["options"]
-        self.data = data
-        self.hints = Hints(run, about, data)
+    run: Path
+    about: dict[str, Any]
+    measurements: Measurements
+    data: Path | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.options: dict[str, Any] = self.about["options"]
+        self.hints = Hints(self.run, self.about, self.data)
         self.texts: dict[str, Readings] = {}
 
     def fit(self) -> list[Entry]:
@@ -202,15 +192,14 @@ class _Collector:
 
     def _tables(self, contents: Contents | None) -> list[Entry]:
         """Tables 3 to 5."""
-        config, layer = self.measurements.config, _first_layer(contents)
-        rows = self.measurements.of_model(
-            "flops", [layer], lambda: [] if config is None else paper.cost_rows(config, layer)
-        )
+        kept, layer = self.measurements, _first_layer(contents)
+        config = kept.config
+        rows = kept.of_model("flops", [layer], lambda: config and paper.cost_rows(config, layer))
         if self.data is None:
-            counted = self.measurements.kept("data")
+            counted = kept.kept("data")
         else:
             where = self.data if self.data == Path(NAME) else self.data.resolve()
-            counted = self.measurements.kept(
+            counted = kept.kept(
                 "data", str(where), lambda: paper.statistics_rows(task_statistics([where]))
             )
         tables = [

@@ -87,9 +87,6 @@ def write_report(
 
     Returns:
         The path of the page.
-
-    Raises:
-        ArtifactError: The folder cannot be written.
     """
     folder = writable_dir(folder)
     tried = len(steerer.calibration.settings) - 1

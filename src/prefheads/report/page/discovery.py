@@ -18,27 +18,18 @@ TARGETS = {"head": "whole heads removed", "profile": "profile hidden from the he
 
 @dataclass(frozen=True)
 class Discovery:
-    """One discovery: its scores by target, and the clusters where there are some.
+    """One discovery: its scores by target, and the clusters where there are some."""
 
-    Attributes:
-        name: In titles and names of files; empty where a run holds one discovery only.
-        fit: The command that finds clusters.
-        roles: What its heads do; None if it was not measured.
-        unmeasured: Why not, and how to measure it.
-        copying: Copy scores of the same heads, where the run has them.
-    """
-
-    name: str
+    name: str  # in titles and names of files; empty where a run holds one discovery only
     scores: Mapping[str, HeadScores]
     clusters: Clusters | None
-    fit: str
+    fit: str  # the command that finds clusters
     roles: HeadRoles | None = None
-    unmeasured: str = ""
-    copying: HeadScores | None = None
+    unmeasured: str = ""  # why roles are None, and how to measure them
+    copying: HeadScores | None = None  # copy scores of the same heads, where the run has them
 
     @property
     def where(self) -> str:
-        """How titles begin."""
         return f"{self.name}: " if self.name else ""
 
 
@@ -53,21 +44,17 @@ class TargetScores:
 
     @property
     def k(self) -> int:
-        """Heads of a set."""
         return set_size(self.scores)
 
     @property
     def users(self) -> list[str]:
-        """In sorted order."""
         return sorted(set(self.scores.user_ids))
 
     def members(self) -> dict[str, HeadScores]:
-        """The scores of each cluster's users, by its name; empty with fewer than two clusters."""
         clusters = self.discovery.clusters
         return {} if clusters is None else cluster_scores(self.scores, clusters)
 
     def title(self, text: str) -> str:
-        """Of a figure."""
         return f"{self.discovery.where}{text}\n({TARGETS.get(self.target, self.target)})"
 
     def entry(self, name: str, title: str, paper: str, **parts: Any) -> Entry:

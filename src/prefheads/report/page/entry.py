@@ -19,28 +19,16 @@ Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One analysis of a run.
+    """One analysis of a run."""
 
-    Attributes:
-        name: Of its files.
-        title: What it is about.
-        paper: The figure or section of the paper that it answers; empty if there is none.
-        shows: What it shows, with the figures that matter and their controls; empty if missing.
-        missing: What the run does not hold, and how to get it; empty if nothing.
-        figure: A matplotlib figure, or None.
-        tables: Lines of tables, by the ending of their names.
-        section: Of the page; entries of one section follow each other.
-        findings: Verdicts on the paper's claims.
-    """
-
-    name: str
+    name: str  # of its files
     title: str
-    paper: str = ""
-    shows: str = ""
-    missing: str = ""
-    figure: Any = None
-    tables: Tables = field(default_factory=dict)
-    section: str = ""
+    paper: str = ""  # the figure or section of the paper that it answers; empty if there is none
+    shows: str = ""  # with the figures that matter and their controls; empty if missing
+    missing: str = ""  # what the run does not hold, and how to get it; empty if nothing
+    figure: Any = None  # matplotlib's
+    tables: Tables = field(default_factory=dict)  # lines, by the ending of their names
+    section: str = ""  # of the page; entries of one section follow each other
     findings: Sequence[Claim] = ()
 
 
@@ -65,9 +53,6 @@ def write(folder: Path, entries: Sequence[Entry], about: str = "") -> list[Writt
 
     Args:
         about: What was analysed, a line; with it ``tables/`` and ``index.md`` are written, too.
-
-    Raises:
-        ArtifactError: They cannot be written.
     """
     figures = writable_dir(folder / "figures")
     tables = writable_dir(folder / "tables") if about else folder

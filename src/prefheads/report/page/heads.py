@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -103,7 +104,8 @@ def single_users(c: TargetScores) -> Entry:
     for user in picked:
         own = c.scores.select(users=[user])
         name = f"user {user} ({counted(own.n_examples, 'sample')})"
-        tests[name] = significance.head_tests(_by_sample(own), c.seed)
+        by_sample = replace(own, user_ids=own.example_ids)  # each is a unit of its own
+        tests[name] = significance.head_tests(by_sample, c.seed)
     several = sum(n > 1 for n in Counter(c.scores.user_ids).values())
     return c.entry(
         "users",
@@ -214,13 +216,6 @@ def _relations(d: Discovery, measured: Mapping[str, HeadScores]) -> list[Entry]:
             )
         )
     return found
-
-
-def _by_sample(scores: HeadScores) -> HeadScores:
-    """One user's scores with every sample as a unit of its own, for intervals and tests."""
-    return HeadScores(
-        scores.values, scores.nll, scores.example_ids, scores.example_ids, scores.info
-    )
 
 
 def _counted(tests: HeadTests) -> str:

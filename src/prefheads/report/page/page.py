@@ -60,16 +60,7 @@ def write_page(
         written: All entries; those of a section follow each other. What shows nothing is listed
             at the end, with how to get it.
         texts: Texts side by side, by the name of their task; empty if there is one only.
-        provenance: How the run and the page were made.
-        lead: What the page is about.
-        outcome: What came out, before the verdicts.
         leads: What sections are about, by their names; a section without can be folded.
-
-    Returns:
-        Its path.
-
-    Raises:
-        ArtifactError: It cannot be written.
     """
     shown = [_Shown(w, folder) for w in written if w.entry.shows]
     lacking = [w.entry for w in written if not w.entry.shows]

@@ -53,11 +53,8 @@ def results(found: Evaluation) -> list[Entry]:
 
 
 def cost_rows(config: PreTrainedConfig, fork: int) -> list[dict[str, Any]]:
-    """Cost of plain decoding and of steering, by the paper's estimate and counted.
-
-    Args:
-        fork: First layer with a steered head.
-    """
+    """Cost of plain decoding and of steering from layer ``fork``, by the paper's estimate and
+    counted."""
     cost, rows = model_cost(config), []
     for n in PROMPTS:
         paper = paper_estimate(config, n, NEW)
@@ -73,12 +70,7 @@ def cost_rows(config: PreTrainedConfig, fork: int) -> list[dict[str, Any]]:
 
 
 def cost(rows: Sequence[Mapping[str, Any]] | None, command: str) -> Entry:
-    """Table 3 for the run's model.
-
-    Args:
-        rows: Of :func:`cost_rows`; None if nothing was counted.
-        command: What counts.
-    """
+    """Table 3 for the run's model, of :func:`cost_rows`."""
     title, paper = "FLOPs of plain decoding and of steering", "Table 3"
     if rows is None:
         return Entry("flops", title, paper, missing=f"the model's config: `{command}`.")
@@ -123,11 +115,7 @@ def data(rows: Sequence[Mapping[str, Any]] | None, command: str) -> Entry:
 
 
 def judged(run: Path) -> list[Entry]:
-    """Table 4: judgements by people and by a language model, from files in the run's folder.
-
-    Raises:
-        ArtifactError: A file that no judge command has printed.
-    """
+    """Table 4: judgements by people and by a language model, from files in the run's folder."""
     paper = "Table 4"
     found = {path: read_json(path) for path in sorted(run.glob(JUDGED))}
     entries = []

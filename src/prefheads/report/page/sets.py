@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefheads.report.figures import sets as figures
+from prefheads.report.figures import heads as figures
 from prefheads.report.page.discovery import TargetScores
 from prefheads.report.page.entry import Entry
 from prefheads.report.statistics import overlap as between

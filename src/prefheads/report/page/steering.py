@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.validate import Validation
@@ -27,9 +28,7 @@ OTHER_RUNS = (
 def calibration_entries(calibration: Calibration | None, name: str, command: str) -> list[Entry]:
     """Quality against gamma, suppression, target, mode and head set.
 
-    Args:
-        name: Of the part of the run; empty if it is all of it.
-        command: What calibrates.
+    ``name`` is that of the part of the run, ``command`` calibrates.
     """
     if calibration is None:
         title = "Quality against gamma, suppression, target and number of heads"
@@ -79,16 +78,12 @@ def paper_form_entries(calibration: Calibration, name: str = "") -> list[Entry]:
 
 
 def validation_entries(validation: Validation | None, name: str, command: str) -> list[Entry]:
-    """Steering beside random heads and masks on test users.
-
-    Args:
-        command: What validates.
-    """
+    """Steering beside random heads and masks on test users."""
     head = named(name, "validation"), "Steering beside random heads and masks on test users"
     paper = "Fig. 5, 6.4, quality"
     if validation is None:
         return [Entry(*head, paper, missing=f"`{command}`.")]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "method": row.method,
             "nll": row.nll,
@@ -99,7 +94,7 @@ def validation_entries(validation: Validation | None, name: str, command: str) -
         for row in validation.rows()
     ]
     found = findings(validation)
-    claims = [
+    claims: list[dict[str, Any]] = [
         {"claim": f.claim, "verdict": f.verdict, "against": f.against}
         | columns(f.estimate, "difference")
         for f in found
@@ -111,25 +106,12 @@ def validation_entries(validation: Validation | None, name: str, command: str) -
     if not found:
         said += " Calibration chose plain decoding, so no steering was tested."
         return [Entry(*head, paper, shows=said, tables={"": rows})]
-    return [
-        Entry(
-            *head,
-            paper,
-            shows=said,
-            findings=found,
-            figure=figures.validation_plot(validation),
-            tables={"": rows, "findings": claims},
-        )
-    ]
+    figure, tables = figures.validation_plot(validation), {"": rows, "findings": claims}
+    return [Entry(*head, paper, said, figure=figure, tables=tables, findings=found)]
 
 
 def evaluation_entries(found: Evaluation | None, command: str) -> list[Entry]:
-    """True against random heads, one option at a time, hard against soft routing.
-
-    Args:
-        found: None where no evaluation has ended.
-        command: What evaluates the methods that the analyses need.
-    """
+    """True against random heads, one option at a time, hard against soft routing."""
     if found is None:
         missing = f"an evaluation that has ended: `{command}`, then `prefheads analyze` its folder."
         title = (
@@ -184,26 +166,19 @@ def _uncontrolled(found: Evaluation, methods: Sequence[Method]) -> str:
 
 
 def _controls(found: Evaluation, command: str) -> list[Entry]:
-    pairs = [
-        (method.name, control.name)
-        for method in found.methods
-        if not method.is_control
-        for control in found.controls(method)
-    ]
+    steering = [method for method in found.methods if not method.is_control]
+    pairs = [(m.name, control.name) for m in steering for control in found.controls(m)]
     title, paper = "Quality beside random heads and masks", "Fig. 5, 6.4, quality"
     if not pairs:
         missing = f"random controls of a method: `{command}`."
         return [Entry("eval-controls", title, paper, missing=missing)]
-    return [
-        _difference_entry(
-            named("eval-controls", slug(method)),
-            f"{title}: {method}",
-            paper,
-            evaluated.differences(found, [pair for pair in pairs if pair[0] == method]),
-            (f"{method} against random controls", "better than control by →"),
-        )
-        for method in dict.fromkeys(first for first, _ in pairs)
-    ]
+    entries = []
+    for method in dict.fromkeys(first for first, _ in pairs):
+        name, about = named("eval-controls", slug(method)), f"{title}: {method}"
+        own = evaluated.differences(found, [pair for pair in pairs if pair[0] == method])
+        titles = f"{method} against random controls", "better than control by →"
+        entries.append(_difference_entry(name, about, paper, own, titles))
+    return entries
 
 
 def _difference_entry(

@@ -26,26 +26,18 @@ MEASURED = {
 class Relation:
     """Two measurements of all heads.
 
-    Attributes:
-        names: What was measured.
-        means: Mean of each, ``(n_heads_in_all,)``.
-        correlation: Rank correlation over heads (Spearman's), 0 expected if unrelated, with its
-            95 % interval over the users of the first measurement (and of the second, left out
-            together, where the samples are the same).
-        k: Heads of a top set.
-        overlap: Of both top sets (Jaccard).
-        chance: Overlap expected of random sets.
+    ``correlation`` is Spearman's over heads, 0 expected if unrelated, with its interval over the
+    users of the first measurement (and of the second, left out together, if of the same samples).
     """
 
     names: tuple[str, str]
-    means: tuple[Array, Array]
+    means: tuple[Array, Array]  # (n_heads_in_all,)
     correlation: Estimate
     k: int
-    overlap: float
+    overlap: float  # of both top sets (Jaccard)
     chance: float
 
     def row(self) -> dict[str, Any]:
-        """One line."""
         return {
             "first": self.names[0],
             "second": self.names[1],
@@ -57,11 +49,7 @@ class Relation:
 
 
 def relate(first: HeadScores, second: HeadScores, names: tuple[str, str], k: int) -> Relation:
-    """Compare two measurements of the heads of one model.
-
-    Raises:
-        DataError: They are of another number of heads.
-    """
+    """Compare two measurements of the heads of one model."""
     if first.shape[1:] != second.shape[1:]:
         raise DataError(f"{names[0]} and {names[1]} are of models with other heads")
     a, b = (s.mean.double().numpy().ravel() for s in (first, second))

@@ -31,29 +31,18 @@ SAME = ("seed", "of", "draws")  # options of controls; what they differ in is no
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of `prefheads eval`.
-
-    Attributes:
-        folder: Where they lie.
-        cells: Every metric of every method.
-        methods: As typed, in order; the first is the baseline.
-        notes: What a reader of a task's scores of texts must know.
-        seed: Of the run.
-    """
+    """The results of `prefheads eval`."""
 
     folder: Path
     cells: tuple[Cell, ...]
-    methods: tuple[Method, ...]
+    methods: tuple[Method, ...]  # as typed, in order; the first is the baseline
+    # By task: what a reader of its scores of texts must know.
     notes: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
-        """Read ``results.json``.
-
-        Raises:
-            ArtifactError: Missing (the evaluation has not ended) or damaged.
-        """
+        """Read ``results.json``."""
         told, parts = read_results(folder)
         cells = tuple(cell for part in parts.values() for cell in part)
         try:
@@ -71,7 +60,6 @@ class Evaluation:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks."""
         return list(dict.fromkeys(c.task for c in self.cells))
 
     def metrics(self, task: str) -> list[str]:
@@ -81,7 +69,6 @@ class Evaluation:
         return list(dict.fromkeys([*texts, *likelihood]))
 
     def cell(self, task: str, method: str, metric: str) -> Cell | None:
-        """One metric of one method on one task."""
         wanted = (task, method, metric)
         return next((c for c in self.cells if (c.task, c.method, c.metric) == wanted), None)
 
@@ -97,11 +84,7 @@ class Evaluation:
         ]
 
     def records(self, task: str) -> dict[str, dict[str, Record]]:
-        """The texts of a task with a reference, by method and sample; a torn last line is left.
-
-        Raises:
-            ArtifactError: The file is no file of records.
-        """
+        """The texts of a task with a reference, by method and sample; a torn last line is left."""
         path = self.folder / task / RECORDS
         found: dict[str, dict[str, Record]] = {}
         for record in Records(path).done.values():
@@ -110,17 +93,12 @@ class Evaluation:
         return found
 
     def likelihood(self, task: str) -> Validation | None:
-        """The NLL of every sample of a task under every method; None if it was not measured.
-
-        Raises:
-            ArtifactError: The file is damaged.
-        """
+        """The NLL of every sample of a task under every method; None if it was not measured."""
         path = self.folder / task / LIKELIHOOD
         return parsed(path, Validation.from_dict) if path.is_file() else None
 
 
 def estimate(cell: Cell) -> Estimate:
-    """A cell's value with its interval."""
     return Estimate(cell.value, cell.low, cell.high)
 
 
@@ -128,11 +106,8 @@ def estimate(cell: Cell) -> Estimate:
 class Difference:
     """One method minus another on one task and metric.
 
-    Attributes:
-        first, second: The metric of each with its interval.
-        paired: Their difference on the same samples with its 95 % interval over users; only its
-            value where the samples are no longer in the run's folder.
-        higher_is_better: Of the metric.
+    ``paired`` is on the same samples, with its 95 % interval over users; only its value where the
+    samples are no longer in the run's folder.
     """
 
     task: str

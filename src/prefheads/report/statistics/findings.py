@@ -18,6 +18,7 @@ from prefheads.users.cluster import Clusters
 
 Verdict = Literal["shown", "not shown", "contradicted", "too few to tell"]
 LEVEL = 0.05
+PERSONAL = "change of specificity"  # the one measure of which more is better
 # Of six claims with fewer users, not one can be told by signs alone, which assume nothing of how
 # users are spread (6 * 2 / 2**7 > 5 %): a verdict would rest on t's assumption of normal data.
 MIN_USERS = 8
@@ -31,10 +32,8 @@ VERDICTS = (
 class Claim:
     """A claim, whether the test users bear it out, and the figures.
 
-    Attributes:
-        estimate: The difference the verdict rests on, in nats a token, with its 95 % interval,
-            which is that of this claim alone.
-        p: Of no difference, corrected for the number of claims (Holm); NaN where it is infinite.
+    ``estimate`` is the difference the verdict rests on, in nats a token; its interval is that of
+    this claim alone, while ``p`` is corrected for the number of claims (Holm).
     """
 
     claim: str
@@ -65,58 +64,51 @@ def findings(validation: Validation) -> list[Claim]:
     if validation.setting.plain:
         return []
     rows = {row.method: row for row in validation.rows()}
+    change, plain = rows["steered"].change, "change of NLL against plain decoding"
 
     def named(start: str) -> str | None:
         return next((name for name in rows if name.startswith(start)), None)
 
-    found = [
-        _judge(
-            "Steering makes what people really wrote more likely",
-            rows["steered"].change,
-            "change of NLL against plain decoding",
-        )
-    ]
-    pairs = [
+    def against(method: str | None, baseline: str | None) -> Estimate | None:
+        return validation.difference(method, baseline) if method and baseline else None
+
+    best = named(BEST)
+    paper = best or named("the paper's")
+    claims = [
+        ("Steering makes what people really wrote more likely", change, plain),
         (
             "The gain is more than a better temperature",
-            named("steered, temperature"),
-            named("plain, temperature"),
+            against(named("steered, temperature"), named("plain, temperature")),
             "each at its best temperature, steered - plain",
         ),
         (
             "The heads that were found do better than random heads",
-            "steered",
-            named("random heads"),
+            against("steered", named("random heads")),
             "steered - random heads",
         ),
         (
             "Heads of the person's cluster do better than one map for everybody",
-            "steered",
-            named("one map"),
+            against("steered", named("one map")),
             "steered - one map",
         ),
-    ]
-    for claim, method, baseline, against in pairs:
-        if method is not None and baseline is not None:
-            found.append(_judge(claim, validation.difference(method, baseline), against))
-    found.append(
-        _judge(
+        (
             "Steering is more personal: it helps more with the own profile than with another's",
             rows["steered"].specificity_change,
-            "change of specificity",
-            helps="above",
-        )
-    )
-    best = named(BEST)
-    if paper := best or named("the paper's"):
-        found.append(
-            _judge(
-                "The paper's own form of steering (DPS) helps"
-                + (", as it calibrated best" * bool(best)),
-                rows[paper].change,
-                "change of NLL against plain decoding",
-            )
-        )
+            PERSONAL,
+        ),
+        (
+            "The paper's own form of steering (DPS) helps"
+            + (", as it calibrated best" if best else ""),
+            rows[paper].change if paper else None,
+            plain,
+        ),
+    ]
+    found = []
+    for claim, estimate, measured in claims:
+        if estimate is not None:
+            helps = estimate.mean > 0 if measured == PERSONAL else estimate.mean < 0
+            verdict: Verdict = "shown" if helps else "contradicted"
+            found.append(Claim(claim, verdict, estimate, measured))
     if len(set(validation.user_ids)) < MIN_USERS:
         return [replace(f, verdict="too few to tell") for f in found]
     corrected = holm(np.nan_to_num([f.estimate.p for f in found], nan=1.0).tolist())
@@ -143,25 +135,12 @@ def validation_cells(rows: Sequence[Row]) -> list[dict[str, str]]:
     ]
 
 
-def _judge(
-    claim: str, estimate: Estimate, against: str, helps: Literal["below", "above"] = "below"
-) -> Claim:
-    """With the verdict that holds if the difference is told from 0."""
-    on_side = estimate.mean < 0 if helps == "below" else estimate.mean > 0
-    return Claim(claim, "shown" if on_side else "contradicted", estimate, against)
-
-
 @dataclass(frozen=True)
 class Agreement:
-    """How well clusters match kinds of people that are known from elsewhere.
+    """How well clusters match kinds of people that are known from elsewhere."""
 
-    Attributes:
-        rand: Adjusted Rand index: 1 for the same groups, about 0 for chance.
-        counts: Users of each kind, by cluster.
-    """
-
-    rand: float
-    counts: Sequence[Mapping[str, int]]
+    rand: float  # adjusted Rand index: 1 for the same groups, about 0 for chance
+    counts: Sequence[Mapping[str, int]]  # users of each kind, by cluster
 
 
 def agreement(clusters: Clusters, kinds: Mapping[str, str]) -> Agreement:

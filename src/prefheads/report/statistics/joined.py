@@ -37,15 +37,9 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one method of one model on one task.
+    """One metric of one method of one model on one task."""
 
-    Attributes:
-        table: The paper's table that it belongs to, and what that is of.
-        n: Samples.
-        p: Where this is the best method: of its test against the second best, corrected.
-    """
-
-    table: str
+    table: str  # the paper's table that it belongs to, and what that is of
     model: str
     method: str
     task: str
@@ -53,11 +47,10 @@ class Score:
     higher_is_better: bool
     value: float
     n: int
-    p: float | None = None
+    p: float | None = None  # of the best method: against the second best, corrected
 
     @property
     def best(self) -> bool:
-        """Whether it is the best, and told from the second best."""
         return self.p is not None and self.p < LEVEL
 
 
@@ -73,20 +66,12 @@ class _TaskOfRun:
 
     @property
     def golds(self) -> dict[str, str]:
-        """The reference of every sample."""
         return {key: str(r.reference) for key, r in next(iter(self.texts.values()))[0].items()}
 
 
 def join(folders: Sequence[Path], *, extracted: bool = False, seed: int = 0) -> list[Score]:
-    """The scores of all methods in runs of `prefheads eval`.
-
-    Args:
-        extracted: Score the answers that are extracted from texts instead of the whole texts.
-        seed: Of the permutations.
-
-    Raises:
-        ArtifactError: No such runs, or runs that cannot be compared.
-    """
+    """The scores of all methods in runs of `prefheads eval`, of whole texts or of the answers that
+    are extracted from them."""
     parts: list[_TaskOfRun] = []
     for part in (p for folder in folders for p in _tasks_of(folder)):
         for other in parts:
@@ -176,11 +161,7 @@ def _scores(part: _TaskOfRun, extracted: bool, seed: int) -> list[Score]:
 
 
 def _with_best(
-    scores: list[Score],
-    metric: Metric,
-    rows: dict[str, list[Array]],
-    users: Sequence[str],
-    seed: int,
+    scores: list[Score], metric: Metric, rows: dict[str, list[Array]], users: list[str], seed: int
 ) -> list[Score]:
     """The same scores, the best with the p value of its test against the second best."""
     if len(scores) < 2:
@@ -196,11 +177,7 @@ def _with_best(
 
 
 def frames(scores: Sequence[Score], bold: str = "{}") -> dict[str, Any]:
-    """A data frame for each of the paper's tables: a row a model and method, a column a metric.
-
-    Args:
-        bold: What a best value is written in.
-    """
+    """A data frame for each of the paper's tables: a row a model and method, a column a metric."""
     pandas = require("pandas", "eval")
     tables = {}
     for table in sorted({s.table for s in scores}):

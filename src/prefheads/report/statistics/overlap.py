@@ -33,11 +33,7 @@ def sizes(n_heads: int) -> list[int]:
 
 
 def top_sets(maps: Array, k: int) -> Sets:
-    """The top ``k`` heads with a positive score of each map: ``(..., n_heads)`` to booleans.
-
-    Raises:
-        DataError: ``k`` out of range.
-    """
+    """The top ``k`` heads with a positive score of each map: ``(..., n_heads)`` to booleans."""
     if not 1 <= k <= maps.shape[-1]:
         raise DataError(f"k={k}: choose between 1 and {maps.shape[-1]} heads")
     chosen = np.zeros(maps.shape, dtype=bool)
@@ -57,10 +53,8 @@ def jaccard(a: Sets, b: Sets) -> Array:
 
 @cache
 def chance(k_a: int, k_b: int, n_heads: int) -> float:
-    """Expected overlap of two random sets of so many heads of ``n_heads``, exactly.
-
-    The number of common heads is hypergeometric.
-    """
+    """Expected overlap of two random sets of so many heads, of which the common are
+    hypergeometric."""
     if k_a == k_b == 0:
         return 1.0
     shared = np.arange(min(k_a, k_b) + 1)
@@ -77,21 +71,13 @@ def chance_of(a: Sets, b: Sets) -> Array:
 
 @dataclass(frozen=True)
 class UserOverlap:
-    """Pairwise overlap of users' top sets.
+    """Pairwise overlap (Jaccard) of users' top sets."""
 
-    Attributes:
-        users: In the order of the matrix.
-        k: Heads of a set, at most: those with a positive PCS.
-        values: ``(n_users, n_users)`` Jaccard overlaps.
-        mean: Over pairs of different users, with its 95 % interval over users.
-        chance: Expected of random sets of the same sizes.
-    """
-
-    users: tuple[str, ...]
-    k: int
-    values: Array
-    mean: Estimate
-    chance: float
+    users: tuple[str, ...]  # in the order of the matrix
+    k: int  # heads of a set, at most: those with a positive PCS
+    values: Array  # (n_users, n_users)
+    mean: Estimate  # over pairs of different users
+    chance: float  # expected of random sets of the same sizes
 
     @property
     def pairs(self) -> Array:
@@ -139,14 +125,7 @@ def pooled(totals: Array, counts: Any, groups: Sequence[Any]) -> Array:
 
 
 def user_overlap(scores: HeadScores, k: int, clusters: Clusters | None = None) -> UserOverlap:
-    """Overlap of the top ``k`` heads that are found for each user alone.
-
-    Args:
-        clusters: Puts users of one cluster side by side.
-
-    Raises:
-        DataError: Fewer than two users.
-    """
+    """Overlap of the top ``k`` heads that are found for each user alone, by clusters if given."""
     users, maps = user_maps(scores)
     if len(users) < 2:
         raise DataError("overlap between users needs at least two of them")
@@ -164,31 +143,21 @@ def user_overlap(scores: HeadScores, k: int, clusters: Clusters | None = None) -
 class ClusterOverlap:
     """Whether clusters of users have heads of their own.
 
-    Attributes:
-        names: Of the clusters.
-        k: Heads of a set.
-        values: ``(C, C)`` overlap of the clusters' top sets.
-        chance: Expected of random sets of heads.
-        between: Mean overlap between clusters.
-        random: The same for users dealt at random into groups of these sizes, which differ by
-            noise alone: mean and the range of 95 % of the deals.
-        within: Mean overlap of users of one cluster minus that of users of different clusters.
-        random_within: ``(N_PERMUTATIONS,)`` the same for users dealt at random.
-        p: Share of those with as large a difference.
+    ``random`` and ``random_within`` are the same for users dealt at random into groups of these
+    sizes, which differ by noise alone; the first is a mean with the range of 95 % of the deals.
     """
 
     names: tuple[str, ...]
     k: int
-    values: Array
+    values: Array  # (C, C) overlaps of the clusters' top sets
     chance: float
-    between: float
+    between: float  # mean overlap between clusters
     random: Estimate
-    within: float
-    random_within: Array
-    p: float
+    within: float  # mean overlap of users of one cluster, minus that of users of different ones
+    random_within: Array  # (N_PERMUTATIONS,)
+    p: float  # share of those with as large a difference
 
     def rows(self) -> list[dict[str, Any]]:
-        """One line."""
         return [
             {
                 "heads": self.k,
@@ -209,10 +178,6 @@ def cluster_overlap(
 
     The test is on the users: two groups that share out the users have different top sets even
     where they were dealt at random, since what one has more of the other has less of.
-
-    Raises:
-        DataError: Fewer than two clusters, a user without one, a cluster without scores, or none
-            with two users.
     """
     users, own = user_maps(scores)
     if strangers := [user for user in users if user not in clusters.assignment]:

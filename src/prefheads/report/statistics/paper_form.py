@@ -36,15 +36,9 @@ WHOSE = (
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of the paper's form.
+    """One setting of the paper's form, and its change of the NLL against plain decoding."""
 
-    Attributes:
-        share: Of all heads that are removed, K.
-        schedule, cap, gamma: The strength, as in :class:`prefheads.steering.setting.Setting`.
-        change: Of the NLL against plain decoding, nats a token, with its 95 % interval over users.
-    """
-
-    share: float
+    share: float  # of all heads that are removed, K
     schedule: str
     cap: float | None
     gamma: float
@@ -61,7 +55,6 @@ class Point:
         return f"{percent(self.share)} % of the heads, gamma {strength or f'{self.gamma:g}'}"
 
     def row(self) -> dict[str, Any]:
-        """One line of a table."""
         return {
             "share_of_heads": self.share, "strength": self.schedule, "gamma": self.gamma,
             "cap": self.cap, **columns(self.change, "change_of_nll"),

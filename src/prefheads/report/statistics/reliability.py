@@ -33,26 +33,16 @@ MIN_USERS = 4
 
 @dataclass(frozen=True)
 class UserReliability:
-    """Split-half agreement of users' own sets.
-
-    Attributes:
-        k: Heads of a set.
-        within: Overlap of the sets of two halves of one user's samples.
-        between: Overlap of the sets of halves of two users.
-        difference: within - between: above 0 if sets are the user's own.
-        chance: Expected of random sets.
-        n_users: Users with at least two samples.
-    """
+    """Split-half agreement of users' own sets."""
 
     k: int
-    within: Estimate
-    between: Estimate
-    difference: Estimate
+    within: Estimate  # overlap of the sets of two halves of one user's samples
+    between: Estimate  # overlap of the sets of halves of two users
+    difference: Estimate  # of both: above 0 if sets are the user's own
     chance: float
-    n_users: int
+    n_users: int  # with at least two samples
 
     def rows(self) -> list[dict[str, Any]]:
-        """A line each."""
         lines = {"two halves of one user": self.within, "halves of two users": self.between}
         lines["difference"] = self.difference
         return [
@@ -63,11 +53,8 @@ class UserReliability:
 
 
 def own_reliability(scores: HeadScores, k: int, seed: int = 0) -> UserReliability | None:
-    """Split every user's samples at random, again and again, and compare the halves' top sets.
-
-    Returns:
-        None where fewer than two users have two samples: then it cannot be known.
-    """
+    """Split every user's samples at random, again and again, and compare the halves' top sets;
+    None where fewer than two users have two samples: then it cannot be known."""
     counts = Counter(scores.user_ids)
     users = sorted(user for user, n in counts.items() if n >= 2)
     if len(users) < 2:
@@ -107,22 +94,14 @@ def _difference(within: Array, between: Array) -> Jackknife:
 
 @dataclass(frozen=True)
 class GroupReliability:
-    """Agreement of the pooled sets of two groups of different users, by the size of a group.
-
-    Attributes:
-        k: Heads of a set.
-        group_sizes: Users in each of the two groups.
-        overlap: Mean over random groups, with the range that holds 95 % of them.
-        chance: Expected of random sets.
-    """
+    """Agreement of the pooled sets of two groups of different users, by the size of a group."""
 
     k: int
     group_sizes: tuple[int, ...]
-    overlap: tuple[Estimate, ...]
+    overlap: tuple[Estimate, ...]  # mean over random groups, with the range of 95 % of them
     chance: float
 
     def rows(self) -> list[dict[str, Any]]:
-        """A line a size."""
         return [
             {"users_in_each_group": m, "heads": self.k, **columns(e, "overlap", "range_")}
             | {"chance": self.chance}
@@ -131,11 +110,8 @@ class GroupReliability:
 
 
 def group_reliability(scores: HeadScores, k: int, seed: int = 0) -> GroupReliability | None:
-    """Draw two disjoint groups of users and compare the top sets of their pooled scores.
-
-    Returns:
-        None with fewer than ``MIN_USERS`` users.
-    """
+    """Draw two disjoint groups of users and compare the top sets of their pooled scores; None with
+    fewer than ``MIN_USERS`` users."""
     totals, counts = head_totals(scores)
     half = len(totals) // 2
     if len(totals) < MIN_USERS:
@@ -158,16 +134,11 @@ def _two_groups(totals: Array, counts: Any, size: int, rng: np.random.Generator)
 
 @dataclass(frozen=True)
 class ScaleOverlap:
-    """Overlap of sets of different sizes K (Fig. 7).
+    """Overlap of sets of different sizes K (Fig. 7), arrays ``(n, n)``.
 
-    Attributes:
-        heads: The sizes.
-        same: ``(n, n)`` sets of one ranking: the smaller lies within the larger, so that the
-            overlap is the quotient of their sizes whatever the scores are.
-        halves: ``(n, n)`` sets of two disjoint halves of the users, mean over random halves;
-            NaN with fewer than ``MIN_USERS`` users.
-        low, high: ``(n, n)`` range that holds 95 % of the halves.
-        chance: ``(n, n)`` expected of random sets.
+    ``same`` is of one ranking, so the quotient of their sizes whatever the scores are; ``halves``
+    of two disjoint halves of the users (the mean and the range of 95 % of random halves), NaN
+    with fewer than ``MIN_USERS`` users.
     """
 
     heads: tuple[int, ...]
@@ -178,7 +149,6 @@ class ScaleOverlap:
     chance: Array
 
     def rows(self) -> list[dict[str, Any]]:
-        """A line a pair of sizes."""
         columns = {"same_ranking": self.same, "halves_of_users": self.halves}
         columns |= {"range_low": self.low, "range_high": self.high, "chance": self.chance}
         return [

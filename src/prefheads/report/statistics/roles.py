@@ -16,36 +16,23 @@ from prefheads.report.measure.effects import FLOOR, Effect, HeadRoles, Shift
 from prefheads.report.wording import columns, counted, quoted, show
 from prefheads.stats import Array, Estimate
 
+Values = Callable[[Effect], Array]  # of each sample, by head
 N_TOLD = 3  # tokens a head in a sentence; the table has more
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing measured of the top heads, of each and beside its controls.
+    """One thing measured of each top head, and the mean of random heads."""
 
-    Attributes:
-        name: With its unit.
-        heads: Of each top head.
-        random: Mean of random heads.
-        level: Expected of a head that does nothing special; None if there is no such level.
-    """
-
-    name: str
+    name: str  # with its unit
     heads: Sequence[Estimate]
     random: Estimate
-    level: float | None = None
+    level: float | None = None  # expected of a head that does nothing special
 
 
 @dataclass(frozen=True)
 class TopHeads:
-    """The heads of one discovery whose effect was measured.
-
-    Attributes:
-        roles: What was measured, of these and of all heads.
-        effects: Of the top heads and of random ones.
-        scores: The PCS they were chosen by.
-        copying: Copy scores of all heads, if there are any.
-    """
+    """The heads of one discovery whose effect was measured, and all that was measured of them."""
 
     roles: HeadRoles
     effects: Sequence[Effect]
@@ -64,7 +51,6 @@ class TopHeads:
 
     @property
     def names(self) -> list[str]:
-        """Of the top heads."""
         return [head_name(e) for e in self.top]
 
     def measures(self) -> list[Measure]:
@@ -82,11 +68,7 @@ class TopHeads:
         return found
 
     def _measure(
-        self,
-        name: str,
-        values: Callable[[Effect], Array],
-        users: Sequence[str],
-        level: float | None = None,
+        self, name: str, values: Values, users: Sequence[str], level: float | None = None
     ) -> Measure:
         heads = [Estimate.of(values(e), users) for e in self.top]
         control = np.mean([values(e) for e in self.random], axis=0)
@@ -167,7 +149,7 @@ def head_name(effect: Effect) -> str:
     return f"{effect.head[0]}.{effect.head[1]}"
 
 
-def _of_head(values: Array) -> Callable[[Effect], Array]:
+def _of_head(values: Array) -> Values:
     """The values of one head, of those of all heads ``(n_examples, n_layers, n_heads)``."""
     return lambda e: np.asarray(values[(slice(None), *e.head)])
 

@@ -23,21 +23,15 @@ _BATCH = 500
 class HeadTests:
     """PCS of every head, each array ``(n_layers, n_heads)``, in nats a token.
 
-    Attributes:
-        mean: Over samples (Eq. 4).
-        low, high: 95 % interval over users (jackknife, t), for one head looked at alone.
-        p: Two-sided, of a PCS of 0, by random signs of whole users.
-        fdr: ``p`` corrected over all heads by Benjamini and Hochberg (false discovery rate).
-        holm: ``p`` corrected over all heads by Holm (no false discovery at all).
-        n_users: Users behind it; with fewer than ``MIN_USERS`` all p are NaN.
+    With fewer than ``MIN_USERS`` users all p are NaN.
     """
 
-    mean: Array
-    low: Array
+    mean: Array  # over samples (Eq. 4)
+    low: Array  # 95 % interval over users (jackknife, t), for one head looked at alone
     high: Array
-    p: Array
-    fdr: Array
-    holm: Array
+    p: Array  # two-sided, of a PCS of 0, by random signs of whole users
+    fdr: Array  # p corrected over all heads by Benjamini and Hochberg (false discovery rate)
+    holm: Array  # p corrected over all heads by Holm (no false discovery at all)
     n_users: int
 
     @property

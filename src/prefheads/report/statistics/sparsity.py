@@ -27,38 +27,25 @@ MIN_USERS = 4  # two in each half
 class Sparsity:
     """How the positive PCS spreads over heads.
 
-    Attributes:
-        share: ``(n,)`` share of the positive PCS that the top 1, 2, ... n heads hold; ``low`` and
-            ``high`` are its 95 % interval over users.
-        held_out: ``(n,)`` the same for heads chosen by one half of the users and measured on the
-            other (mean over random halves), net of negative scores; ``held_low`` and
-            ``held_high`` hold 95 % of the halves. NaN with fewer than ``MIN_USERS`` users.
-        random: ``(n,)`` expected of as many random heads, on the same half.
-        gini: Gini coefficient of the positive PCS of the mean map.
-        gini_null: The same with random signs of users, as if heads acted as strongly but in no
-            direction: mean and 95 % range.
-        gini_p: Share of such draws that are at least as unequal.
-        gini_users: Mean Gini coefficient of single users' maps.
-        negative: Sum of the negative PCS over that of the positive: 1 if they balance.
-        n_users: Users behind it.
+    ``held_out`` is of heads chosen by one half of the users and measured on the other (mean over
+    random halves), net of negative scores; NaN with fewer than ``MIN_USERS`` users.
     """
 
-    share: Array
+    share: Array  # (n,) of the positive PCS in the top 1, 2, ... n heads, with its 95 % interval
     low: Array
     high: Array
-    held_out: Array
+    held_out: Array  # (n,), with the range of 95 % of the halves
     held_low: Array
     held_high: Array
-    random: Array
-    gini: Estimate
-    gini_null: Estimate
-    gini_p: float
-    gini_users: Estimate
-    negative: Estimate
+    random: Array  # (n,) expected of as many random heads, on the same half
+    gini: Estimate  # of the positive PCS of the mean map
+    gini_null: Estimate  # with random signs of users: as if heads acted in no direction
+    gini_p: float  # share of such draws that are at least as unequal
+    gini_users: Estimate  # mean of single users' maps
+    negative: Estimate  # sum of the negative PCS over that of the positive
     n_users: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """A line a number of heads."""
         n = len(self.share)
         columns = {"share": self.share, "low": self.low, "high": self.high}
         columns |= {"held_out": self.held_out, "held_out_low": self.held_low}
@@ -70,7 +57,6 @@ class Sparsity:
         ]
 
     def summary(self) -> list[dict[str, Any]]:
-        """The coefficients, a line each."""
         lines = {
             "Gini of the mean map": self.gini,
             "Gini with random signs of users": self.gini_null,

@@ -83,19 +83,11 @@ def calibration_rows(calibration: Calibration) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Methods that differ in one option only.
-
-    Attributes:
-        kind: Of the methods.
-        option: What they differ in.
-        fixed: The other options that are not the usual ones, as typed.
-        values: Of the option, in order.
-        methods: One a value.
-    """
+    """Methods of a kind that differ in one option only, by its values."""
 
     kind: str
     option: str
-    fixed: str
+    fixed: str  # the other options that are not the usual ones, as typed
     values: tuple[Any, ...]
     methods: tuple[Method, ...]
 

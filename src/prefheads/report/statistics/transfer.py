@@ -18,22 +18,16 @@ from prefheads.stats import Estimate
 class Transfer:
     """Mean PCS of the top heads on a user whose scores had no part in choosing them.
 
-    Attributes:
-        k: Heads of a set, at most.
-        chosen: Mean PCS of the chosen heads, in nats a token, with its interval over users.
-        random: Expected of random heads: the mean over all heads of the same user.
-        difference: chosen - random.
-        positive: Share of users whose difference is above 0.
+    In nats a token, with intervals over users.
     """
 
-    k: int
+    k: int  # heads of a set, at most
     chosen: Estimate
-    random: Estimate
+    random: Estimate  # expected of random heads: the mean over all heads of the same user
     difference: Estimate
-    positive: float
+    positive: float  # share of users whose difference is above 0
 
     def row(self) -> dict[str, Any]:
-        """One line of a table over numbers of heads."""
         line: dict[str, Any] = {"heads": self.k}
         for name in ("chosen", "random", "difference"):
             line |= columns(getattr(self, name), name, f"{name}_")
@@ -41,11 +35,7 @@ class Transfer:
 
 
 def transfer(scores: HeadScores, seed: int = 0) -> list[Transfer]:
-    """Leave out each user in turn, choose the top heads by all others, and look at this user's.
-
-    Raises:
-        DataError: Fewer than two users.
-    """
+    """Leave out each user in turn, choose the top heads by all others, and look at this user's."""
     users, own = user_maps(scores)
     if len(users) < 2:
         raise DataError("leaving out a user needs at least two of them")
