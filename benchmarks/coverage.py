@@ -18,10 +18,10 @@ import numpy as np
 
 from prefheads.calibration.validate import N_RANDOM
 from prefheads.evaluation.significance import interval
-from prefheads.report.findings import LEVEL
-from prefheads.report.overlap import jaccard, top_sets
-from prefheads.report.roles import rank_correlation
-from prefheads.report.sparsity import concentration, gini
+from prefheads.report.statistics.correlation import rank_correlation
+from prefheads.report.statistics.findings import LEVEL
+from prefheads.report.statistics.overlap import jaccard, top_sets
+from prefheads.report.statistics.sparsity import concentration, gini
 from prefheads.stats import Array, Estimate, holm, jackknife, pairs_jackknife
 from prefheads.tasks.answers import Metric, answers_of
 from prefheads.tasks.metrics import sample_scores

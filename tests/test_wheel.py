@@ -29,7 +29,7 @@ SOURCE = ROOT / "src" / "prefheads"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # What cannot be imported without an extra; everything else can with none.
 NEED = {
-    "plots": ("report", "cli.analyzed", "cli.commands"),
+    "plots": ("report.figures", "report.page"),
     "judge": ("judge.results", "judge.serve"),
     "serve": ("serve",),
     "vllm": ("vllm",),  # lives in an environment of its own, whose tests import it

@@ -41,7 +41,7 @@ def write_atomic(path: PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({_reason(error)})") from error
+        raise ArtifactError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def load_tensors(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise ArtifactError(f"{path}: cannot be read ({reason(error)})") from error
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{path}: damaged, or no safetensors file ({error})") from error
     try:
@@ -111,7 +111,7 @@ def read_json(path: PathLike) -> Any:
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise ArtifactError(f"{path}: cannot be read ({reason(error)})") from error
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path}: line {error.lineno}: no valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
@@ -146,9 +146,10 @@ def writable_dir(path: PathLike) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ArtifactError(f"{path}: not a folder to write to ({_reason(error)})") from error
+        raise ArtifactError(f"{path}: not a folder to write to ({reason(error)})") from error
     return path
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """What the system says of an error, in a few words."""
     return error.strerror or str(error)

@@ -13,6 +13,8 @@ Scope = Literal["response", "all"]
 """Where gains act: at positions that predict the response, or at every position."""
 Schedule = Literal["constant", "entropy"]
 """Strength of a contrast: gamma, or gamma times the entropy of the next token."""
+Ablation = Literal["zero", "mean"]
+"""What an ablated head hands on: nothing, or its mean output over the samples."""
 Reference = Literal["no-profile", "other-profile"]
 """The prompt whose head effects discovery takes off: without a profile, or with another user's."""
 DiscoveryMethod = Literal["exact", "screen"]

@@ -137,7 +137,7 @@ def test_calibration_reports_the_whole_curve_and_repeats(characters, tmp_path, o
     model, examples = shared(), people()
     options = {"objective": objective, "progress": False}
     first = calibrate(model, characters, examples, MAPS, SETTINGS, **options)
-    path = tmp_path / "calibration.safetensors"
+    path = tmp_path / "calibration.jsonl"
     again = calibrate(model, characters, examples, MAPS, SETTINGS, checkpoint=path, **options)
     resumed = calibrate(model, characters, examples, MAPS, SETTINGS, checkpoint=path, **options)
     assert first == again == resumed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefheads.calibration.headsets import candidates, grid, head_sets
-from prefheads.report.sweeps import head_set
+from prefheads.report.statistics.sweeps import head_set
 from prefheads.steering.setting import PLAIN
 
 

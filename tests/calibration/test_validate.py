@@ -43,7 +43,7 @@ def test_validation_holds_every_control(characters, tmp_path):
         setting,
         others={"twice": (heads, replace(setting, gamma=1.0))},
         plain_temperature=1.5,
-        checkpoint=tmp_path / "validation.safetensors",
+        checkpoint=tmp_path / "validation.jsonl",
         progress=False,
     )
     assert result.methods == (

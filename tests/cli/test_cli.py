@@ -17,7 +17,7 @@ import prefheads
 from prefheads import HeadScores, HeadWeights
 from prefheads.calibration.calibrate import Calibration
 from prefheads.cli import output
-from prefheads.cli.tables import calibration_table
+from prefheads.cli.terminal import calibration_table
 from prefheads.steering.setting import PLAIN, Setting
 
 
@@ -54,6 +54,24 @@ def test_discover_passes_its_options_on(
     assert (info.target, info.scope, info.reference, info.seed) == (
         "profile", "all", "other-profile", 3,
     )  # fmt: skip
+
+
+def test_mean_ablation_is_shown_beside_zero(
+    cli, tiny_folder: Path, people_file: Path, tmp_path: Path
+) -> None:
+    where = ("--model", tiny_folder, "--data", people_file, "--out", tmp_path, "--limit", 6)
+    command = ("discover", *where, "--ablation", "mean", "--quiet")
+    result = cli(*command)
+    assert (result.code, result.err) == (0, "")
+    assert "by zero ablation" in result.out and "rank the heads with correlation" in result.out
+    mean = HeadScores.load(tmp_path / "scores.safetensors")
+    zero = HeadScores.load(tmp_path / "scores-zero.safetensors")
+    assert (mean.info.ablation, zero.info.ablation) == ("mean", "zero")
+    assert HeadWeights.load(tmp_path / "heads.safetensors") == mean.top(fraction=0.04)
+    found = json.loads(cli(*command, "--json").out)
+    layer, head = found["heads"][0]["layer"], found["heads"][0]["head"]
+    assert found["heads"][0]["zero"] == pytest.approx(zero.values[:, layer, head].mean().item())
+    assert -1 <= found["agreement"]["rank_correlation"] <= 1
 
 
 def test_same_command_again_changes_nothing(
@@ -110,11 +128,10 @@ def test_killed_discovery_resumes(
 import os, signal, sys
 from prefheads import checkpoint
 from prefheads.cli.main import main
-checkpoint.SAVE_AFTER = 0
 add = checkpoint.Checkpoint.add
-def counted(self, **row):
-    add(self, **row)
-    if len(self.rows) == int(sys.argv[1]):
+def counted(self, *row):
+    add(self, *row)
+    if len(self.done) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
     print("scored", file=sys.stderr)
 checkpoint.Checkpoint.add = counted

@@ -14,7 +14,7 @@ import prefheads.discovery.exact
 import prefheads.steerer.core
 from prefheads.cli.demo import Size, as_data, run, summary
 from prefheads.data.example import Example
-from prefheads.report.texts import compare, kind, mixed_kinds
+from prefheads.report.measure.comparison import compare, kind, mixed_kinds
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.setting import Setting
 
@@ -64,7 +64,8 @@ def first(parts, folder):
 
 
 def test_second_run_reuses_what_the_first_has_done(parts, folder, first, monkeypatch):
-    assert first.report.is_file()
+    page = first.report.read_text()
+    assert page.count("<strong>User ") == SIZE.people and "texts differ" in page
     assert (folder / "steerer.json").is_file()  # a run for the other commands, too
     assert json.loads((folder / "validation.json").read_text())["nll"]
 

@@ -123,7 +123,7 @@ class Killed:
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_killed_run_goes_on_where_it_stopped(after, error, tmp_path, monkeypatch) -> None:
     wanted = run()
-    file = tmp_path / "run.safetensors"
+    file = tmp_path / "run.jsonl"
     with monkeypatch.context() as patch:
         Killed(patch, after, error)
         with pytest.raises(type(error)):
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_where_it_stopped(after, error, tmp_path, monkeypat
 
 
 def test_a_killed_run_with_a_reference_goes_on_too(tmp_path, monkeypatch) -> None:
-    options = {"reference": "other-profile", "checkpoint": tmp_path / "run.safetensors"}
+    options = {"reference": "other-profile", "checkpoint": tmp_path / "run.jsonl"}
     with monkeypatch.context() as patch:
         Killed(patch, 3, KeyboardInterrupt())  # in the middle of the second example
         with pytest.raises(KeyboardInterrupt):
@@ -151,7 +151,7 @@ def test_a_killed_run_with_a_reference_goes_on_too(tmp_path, monkeypatch) -> Non
 
 
 def test_a_finished_run_measures_nothing_again(tmp_path, monkeypatch) -> None:
-    file = tmp_path / "run.safetensors"
+    file = tmp_path / "run.jsonl"
     wanted = run(checkpoint=file)
     again = Killed(monkeypatch, 0, AssertionError("measured again"))
     assert run(checkpoint=file) == wanted
@@ -173,19 +173,19 @@ def test_a_finished_run_measures_nothing_again(tmp_path, monkeypatch) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_the_checkpoint_of_another_run_is_refused(change, tmp_path) -> None:
-    file = tmp_path / "run.safetensors"
+    file = tmp_path / "run.jsonl"
     run(checkpoint=file)
     content = file.read_bytes()
-    with pytest.raises(ArtifactError, match=r"run\.safetensors") as caught:
+    with pytest.raises(ArtifactError, match=r"run\.jsonl") as caught:
         run(**({"checkpoint": file} | change))
     assert "\n" not in str(caught.value)
     assert file.read_bytes() == content
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path) -> None:
-    file = tmp_path / "run.safetensors"
+    file = tmp_path / "run.jsonl"
     file.write_bytes(b"not this")
-    with pytest.raises(ArtifactError, match=r"run\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"run\.jsonl"):
         run(checkpoint=file)
 
 
@@ -225,7 +225,7 @@ def test_bad_examples_are_refused_before_any_work(examples, options, message, mo
 
 def test_logits_that_are_not_finite_name_the_example(characters, tmp_path) -> None:
     """Only the second example holds the poisoned token."""
-    model, file = tiny("llama"), tmp_path / "run.safetensors"
+    model, file = tiny("llama"), tmp_path / "run.jsonl"
     with torch.no_grad():
         model.model.embed_tokens.weight[characters.convert_tokens_to_ids("L")] = float("nan")
     with pytest.raises(ModelError, match="'b'") as caught:

@@ -152,7 +152,7 @@ class Killed:
 
 @pytest.mark.parametrize("after", range(9))
 def test_a_killed_run_goes_on_where_it_stopped(after, tmp_path, monkeypatch) -> None:
-    file = tmp_path / "run.safetensors"
+    file = tmp_path / "run.jsonl"
     if after < 8:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             Killed(patch, after)
@@ -173,9 +173,9 @@ def test_a_killed_run_goes_on_where_it_stopped(after, tmp_path, monkeypatch) -> 
     ids=lambda change: next(iter(change)),
 )
 def test_the_checkpoint_of_another_run_is_refused(change, tmp_path) -> None:
-    file = tmp_path / "run.safetensors"
+    file = tmp_path / "run.jsonl"
     run(checkpoint=file)
-    with pytest.raises(ArtifactError, match=r"run\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"run\.jsonl"):
         run(checkpoint=file, **change)
 
 

@@ -60,8 +60,9 @@ def test_the_documents_example_scores_a_file_of_predictions(
     evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the values of the run's own table."""
-    document = Path(__file__).parents[2] / "docs" / "benchmark.md"
-    (example,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
+    document = Path(__file__).parents[2] / "docs" / "evaluate.md"
+    block = r"```python no-run\n(.*?read_predictions.*?)```"
+    (example,) = re.findall(block, document.read_text(), re.S)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "eval").symlink_to(evaluated)
     monkeypatch.chdir(tmp_path)
@@ -150,7 +151,6 @@ def test_a_killed_eval_ends_with_the_same_table(
 import os, signal, sys
 from prefheads import checkpoint
 from prefheads.evaluation.records import Records
-checkpoint.SAVE_AFTER = 0
 left, add, save = int(sys.argv.pop(1)), Records.add, checkpoint.Checkpoint.add
 def counted(done):
     def call(self, *args, **kwargs):

@@ -15,8 +15,8 @@ from prefheads.errors import ArtifactError
 from prefheads.evaluation.results import read_results, write_tables
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells
-from prefheads.report import paper_tables
-from prefheads.report.evaluated import Evaluation
+from prefheads.report.page import paper
+from prefheads.report.statistics.evaluated import Evaluation
 from prefheads.steering.setting import PLAIN
 from prefheads.storage import plain, read_json, write_json
 from prefheads.tasks.metrics import MetricWarning
@@ -40,7 +40,7 @@ def test_what_rouge_does_not_see_is_told_with_the_table(tmp_path) -> None:
     texts, likelihood = (tmp_path / "table.md").read_text().split("### ")[1:]
     assert "| 0.000" in texts and f"|\n\n{note}\n" in texts and note not in likelihood
     assert (tmp_path / "table.tex").read_text().count(note) == 1
-    shown = [e.shows for e in paper_tables.results(Evaluation.read(tmp_path))]
+    shown = [e.shows for e in paper.results(Evaluation.read(tmp_path))]
     assert [note in text for text in shown] == [True, False]
 
     write_tables(tmp_path, [measured("hello")], [cells(measured("hello"))], {})

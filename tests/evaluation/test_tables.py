@@ -13,8 +13,8 @@ from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
 from prefheads.evaluation.tables import cells
-from prefheads.report import paper_tables
-from prefheads.report.evaluated import Evaluation
+from prefheads.report.page import paper
+from prefheads.report.statistics.evaluated import Evaluation
 from prefheads.steering.setting import PLAIN
 
 
@@ -143,7 +143,7 @@ def test_a_task_is_of_its_own_table_of_the_paper(task: str, table: str, tmp_path
         texts = {m: [replace(r, prediction="comedy", reference="action") for r in rs]
                  for m, rs in texts.items()}  # fmt: skip
     found = tuple(cells(Measured(task, texts, None, {}, 1), extracted=True))
-    named = {e.title: e.paper for e in paper_tables.results(Evaluation(tmp_path, found, methods))}
+    named = {e.title: e.paper for e in paper.results(Evaluation(tmp_path, found, methods))}
     assert named == {
         f"{task}: all methods, texts": table,
         f"{task}: all methods, extracted answers": "",

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +173,19 @@ def test_a_slow_double_click_is_one_vote(browser: Any, tmp_path: Path) -> None:
     votes = Votes(tmp_path / "v", study)
     with serving(study, votes) as address:
         page = browser.new_context().new_page()
+        page.clock.install()
         begin(page, address)
+        page.clock.pause_at(datetime.now() + timedelta(hours=1))  # a page is new until told other
         again = {1: lambda: page.keyboard.press("t"), 2: lambda: page.click("[value=tie]")}
         for done, second in again.items():
-            page.wait_for_timeout(REST)
+            page.clock.run_for(REST)
             page.click("[value=tie]")
             page.wait_for_selector(f"text={done} of 3 done")
+            page.wait_for_load_state()
             second()
-            page.wait_for_timeout(REST)
+            page.wait_for_timeout(REST)  # for a vote to come that should not
             assert len(votes.all()) == done
+        page.clock.run_for(REST)
         page.keyboard.press("T")
         page.wait_for_selector("text=Thank you")
 

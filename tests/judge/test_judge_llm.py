@@ -1,4 +1,4 @@
-"""A language model as judge, behind a server that misbehaves."""
+"""A language model as judge: requests, ratings, and the command."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.chat_server import Chat, Response, completion
 from support.judged import METHODS, scored, verdict
 from support.saved import Cli
 
-from prefheads.errors import DataError, PrefheadsError
-from prefheads.judge.endpoint import Endpoint, EndpointError, UnusableError
-from prefheads.judge.llm import DIMENSIONS, ORDERS, Ratings, parse_verdict, rate, request_body
+from prefheads.judge.endpoint import Endpoint, EndpointError
+from prefheads.judge.llm import ORDERS, parse_verdict, rate, request_body
 from prefheads.judge.pairs import Study
-from prefheads.judge.results import WINS, rating_rows
+from prefheads.judge.results import WINS
 from prefheads.judge.store import Answers
 
 KEY = "sk-very-secret-0123456789"
@@ -33,134 +29,6 @@ KEY = "sk-very-secret-0123456789"
 def chat() -> Iterator[Chat]:
     with Chat(scored).listening() as server:
         yield server
-
-
-class Pauses(list[float]):
-    """Pauses that are noted, not made."""
-
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
-
-
-def asked(chat: Chat, pauses: Pauses, **options: Any) -> tuple[str, Endpoint]:
-    endpoint = Endpoint(chat.url, KEY, sleep=pauses, **options)
-    found, answer = endpoint.ask({"messages": [{}, {"content": '{"first":"","second":""}'}]}, check)
-    assert answer.text == verdict(3, 2)
-    return found, endpoint
-
-
-def check(text: str) -> str:
-    parse_verdict(text)
-    return "checked"
-
-
-# --- the endpoint
-
-
-@pytest.mark.parametrize(
-    "mishap, waits",
-    [
-        (Response("slow down", 429), True),
-        (Response("oops", 500), True),
-        (Response("oops", 503), True),
-        (Response(completion(verdict(1, 1)), cut=True), True),  # the connection is lost
-        (Response(completion(verdict(1, 1)), delay=1.5), True),
-        (Response("<html>no JSON"), False),
-        (Response("{}"), False),
-        (Response(completion(None)), False),
-        (Response(completion("I rather like both.")), False),
-        (Response(completion('{"first": {"relevance": 5')), False),
-        (Response(completion(verdict(6, 1))), False),
-        (Response(completion(verdict(1, 1)[:-1] + ', "third": 1}')), False),
-        (Response(completion(verdict(1, 1), finish="length")), False),
-        (Response(json.dumps({"choices": []})), False),
-    ],
-)
-def test_what_passes_is_tried_again(chat: Chat, mishap: Response, waits: bool) -> None:
-    chat.mishaps = [mishap]
-    pauses = Pauses()
-    found, endpoint = asked(chat, pauses, timeout=0.5)
-    assert found == "checked" and len(chat.requests) == endpoint.usage.requests == 2
-    assert len(pauses) == waits
-    assert chat.headers[1]["Authorization"] == f"Bearer {KEY}"
-
-
-def test_pauses_grow_and_honour_the_server(chat: Chat) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    chat.mishaps = [
-        Response(status=500),
-        Response(status=500),
-        Response(status=500),
-        Response(status=429, headers={"Retry-After": "33"}),
-        Response(status=503, headers={"Retry-After": date}),
-    ]
-    pauses = Pauses()
-    asked(chat, pauses)
-    for pause, most in zip(pauses, (1, 2, 4), strict=False):
-        assert most / 2 <= pause <= most
-    assert pauses[3] == 33 and 95 < pauses[4] <= 100
-
-
-def test_a_pause_is_really_made(chat: Chat) -> None:
-    chat.mishaps = [Response(status=429, headers={"Retry-After": "1"})]
-    body = {"messages": [{}, {"content": '{"first":"","second":""}'}]}
-    Endpoint(chat.url).ask(body, check)
-    assert chat.times[1] - chat.times[0] >= 1
-    assert "Authorization" not in chat.headers[0]
-
-
-def test_tokens_of_unusable_answers_are_counted(chat: Chat) -> None:
-    chat.mishaps = [Response(completion("no", sent=7, written=3)), Response(status=500)]
-    endpoint = Endpoint(chat.url, sleep=Pauses())
-    body = {"messages": [{}, {"content": '{"first":"","second":""}'}]}
-    _, answer = endpoint.ask(body, check)
-    assert (answer.prompt_tokens, answer.completion_tokens) == (107, 13)
-    usage = endpoint.usage
-    assert (usage.requests, usage.prompt_tokens, usage.completion_tokens) == (3, 107, 13)
-
-
-@pytest.mark.parametrize(
-    "mishap, kind, part, tries",
-    [
-        (Response(f"bad key {KEY}", 401), EndpointError, "401 bad key [key]; put a valid key", 1),
-        (Response("no\nmodel", 404), EndpointError, "404 no model; look at", 1),
-        (Response("no schema", 400), EndpointError, "400 no schema", 1),
-        (Response("", 302, {"Location": "http://example.org"}), EndpointError, "302", 1),
-        (Response("", 429, {"Retry-After": "9999"}), EndpointError, "pause of 9999 seconds", 1),
-        (Response("oops", 500), EndpointError, "500 oops (3 tries)", 3),
-        (Response("{}", cut=True), EndpointError, "(3 tries)", 3),
-        (Response(completion("no")), UnusableError, "not as asked: JSON", 3),
-        (Response(completion("", finish="length")), UnusableError, "cut off (3 tries)", 3),
-    ],
-)
-def test_what_stays_is_told_in_a_line(
-    chat: Chat, mishap: Response, kind: type[PrefheadsError], part: str, tries: int
-) -> None:
-    chat.mishaps = [mishap] * 9
-    with pytest.raises(kind) as error:
-        Endpoint(chat.url, KEY, retries=2, sleep=Pauses()).ask({}, check)
-    assert part in str(error.value) and "\n" not in str(error.value)
-    assert KEY not in str(error.value)
-    assert len(chat.requests) == tries
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "localhost:8000", "ftp://a/v1", "http://", "http://me:key@a/v1", "http://a/v1?key=1"],
-)
-def test_urls_that_cannot_be(url: str) -> None:
-    with pytest.raises(DataError, match="--base-url"):
-        Endpoint(url)
-
-
-@pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel"])
-def test_keys_that_cannot_be_are_not_shown(key: str) -> None:
-    with pytest.raises(DataError) as error:
-        Endpoint("http://localhost/v1", key)
-    assert key not in str(error.value)
-
-
-# --- ratings
 
 
 def test_requests_are_blind_and_ask_for_the_verdict(study: Study) -> None:
@@ -218,7 +86,7 @@ def test_what_was_answered_before_a_failure_is_kept(
     with pytest.raises(EndpointError, match="402 no money"):
         rate(study, Endpoint(chat.url), answers, "m", workers=1)
     before = len(chat.requests)
-    assert before in (7, 8)  # one may have been on its way
+    assert before == 7
     chat.good, chat.mishaps = scored, []
     found = rate(study, Endpoint(chat.url), answers, "m")
     assert len(found.pairs) == 8 and len(chat.requests) == before + 10
@@ -236,29 +104,6 @@ def test_pairs_without_a_usable_answer_are_left_out(
     assert [p.id for p in found.pairs] == ["s0", "s1", "s3", "s4", "s5", "s6", "s7"]
     assert list(found.problems) == ["s2"] and "not as asked" in found.problems["s2"]
     assert found.scores.shape == (7, 2, 2, 5)
-
-
-def test_rows_of_the_table(study: Study) -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.integers(1, 6, (8, 2, 2, 5)).astype(float)
-    rows = {r.name: r for r in rating_rows(Ratings(study, study.differing, scores, {}, 0, 0))}
-    assert list(rows) == [WINS, *DIMENSIONS]
-    wins = [0, 0]
-    for pair in scores:
-        a, b = (pair[:, m, DIMENSIONS.index("preference_alignment")].sum() for m in (0, 1))
-        wins[0] += a > b
-        wins[1] += b > a
-    assert [e.mean for e in rows[WINS].means] == pytest.approx([w / 10 for w in wins])
-    for i, name in enumerate(DIMENSIONS):
-        a, b = scores[:, :, 0, i], scores[:, :, 1, i]  # (pairs, orders)
-        row = rows[name]
-        assert [e.mean for e in row.means] == pytest.approx([a.mean(), b.mean()])
-        assert row.difference.mean == pytest.approx(b.mean() - a.mean())
-        assert row.difference.low <= row.difference.mean <= row.difference.high
-        shown_first = np.concatenate([a[:, 0], b[:, 1]]).mean()
-        shown_second = np.concatenate([a[:, 1], b[:, 0]]).mean()
-        assert row.bias is not None
-        assert row.bias.mean == pytest.approx(shown_first - shown_second)
 
 
 # --- the command

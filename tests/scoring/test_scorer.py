@@ -142,59 +142,19 @@ def test_logits_that_are_not_finite_name_the_example() -> None:
     assert "\n" not in str(caught.value)
 
 
-class TestBudget:
-    @staticmethod
-    def rows(budget: Budget, n: int, per_row: int, work=lambda rows: torch.zeros(1)) -> list:
-        return [(rows.start, rows.stop) for rows, _ in budget.run(n, per_row, work)]
+def test_values_are_the_same_after_memory_ran_out(monkeypatch) -> None:
+    model, encoded = shared("llama"), random_encoded()
+    expected = fast_nll(model, encoded, GAINS, "head", "response")[1]
+    run = Scorer.run
 
-    def test_slices_cover_all_rows_within_the_budget(self) -> None:
-        assert self.rows(Budget(10), 7, 3) == [(0, 3), (3, 6), (6, 7)]
-        assert self.rows(Budget(1), 2, 3) == [(0, 1), (1, 2)]
-        assert self.rows(Budget(10), 0, 3) == []
-
-    @pytest.mark.parametrize(
-        "error",
-        [
-            torch.OutOfMemoryError("CUDA out of memory"),
-            RuntimeError("not enough memory: 3 GB"),
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 GB"),
-        ],
-    )
-    def test_halves_for_good_when_memory_runs_out(self, error) -> None:
-        def work(rows: slice) -> torch.Tensor:
-            if rows.stop - rows.start > 3:
-                raise error
-            return torch.zeros(1)
-
-        budget = Budget(80)
-        assert self.rows(budget, 9, 10, work) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9)]
-        assert budget.tokens == 20
-
-    def test_a_row_too_large_and_other_errors_are_passed_on(self) -> None:
-        def too_large(rows: slice) -> torch.Tensor:
+    def tight(self, running):
+        if len(running.plan.starts) > 3:
             raise torch.OutOfMemoryError
+        return run(self, running)
 
-        def wrong(rows: slice) -> torch.Tensor:
-            raise RuntimeError("shapes")
-
-        with pytest.raises(torch.OutOfMemoryError):
-            self.rows(Budget(80), 9, 10, too_large)
-        with pytest.raises(RuntimeError, match="shapes"):
-            self.rows(Budget(80), 9, 10, wrong)
-
-    def test_values_are_the_same_after_memory_ran_out(self, monkeypatch) -> None:
-        model, encoded = shared("llama"), random_encoded()
-        expected = fast_nll(model, encoded, GAINS, "head", "response")[1]
-        run = Scorer.run
-
-        def tight(self, running):
-            if len(running.plan.starts) > 3:
-                raise torch.OutOfMemoryError
-            return run(self, running)
-
-        monkeypatch.setattr(Scorer, "run", tight)
-        found = fast_nll(model, encoded, GAINS, "head", "response", 512)[1]
-        assert (found - expected).abs().max() < 1e-5
+    monkeypatch.setattr(Scorer, "run", tight)
+    found = fast_nll(model, encoded, GAINS, "head", "response", 512)[1]
+    assert (found - expected).abs().max() < 1e-5
 
 
 class TestResponseNll:

@@ -60,7 +60,7 @@ class Chat:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     chat.requests.append(body)
-                    chat.headers.append(dict(self.headers))
+                    chat.headers.append({k.title(): v for k, v in self.headers.items()})
                     chat.times.append(time.monotonic())
                     response = chat.mishaps.pop(0) if chat.mishaps else None
                 if self.path != "/v1/chat/completions":

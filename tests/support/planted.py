@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from prefheads.heads.scores import HeadScores, Provenance
+from prefheads.users import Clusters
 
 SHAPE = (10, 8)
+N_HEADS = SHAPE[0] * SHAPE[1]
 
 
 def scores_of(maps, each=1, noise=0.0, seed=0):
@@ -23,3 +26,16 @@ def scores_of(maps, each=1, noise=0.0, seed=0):
 
 def noise_maps(n_users, seed=0):
     return torch.randn(n_users, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def planted(n_users, heads, strength=1.0):
+    """The same heads for everybody."""
+    maps = torch.zeros(n_users, *SHAPE)
+    for layer, head in heads:
+        maps[:, layer, head] = strength
+    return maps
+
+
+def groups(assignment):
+    n = max(assignment.values()) + 1
+    return Clusters(np.eye(n, 4, dtype=np.float32), assignment)

@@ -20,5 +20,6 @@ if _installed:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, within tests' reach
     }
     from support.engines import configured, maps, saved
+    from support.served_by_vllm import fitted, twin
 
-    __all__ = ["configured", "maps", "saved"]  # fixtures
+    __all__ = ["configured", "fitted", "maps", "saved", "twin"]  # fixtures

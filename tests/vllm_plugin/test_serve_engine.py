@@ -1,4 +1,4 @@
-"""`prefheads serve` on vLLM: the answers of the engine on transformers, alone or over HTTP."""
+"""The engine on vLLM gives the answers of the engine on transformers."""
 
 from __future__ import annotations
 
@@ -10,49 +10,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
-import openai
 import pytest
-from support.processes import make_key, process
-from support.served import HOW, TOPICS, encode_for, expected, make_steerer, until
+from support.served import HOW, until
+from support.served_by_vllm import MEMORY, children, job
 
 import prefheads as ph
-from prefheads.errors import ModelError
 from prefheads.models.loading import load_skeleton
-from prefheads.serve.engine import EngineFailure, Job, Overloaded, Piece, Sampling
+from prefheads.serve.engine import EngineFailure, Job, Overloaded, Piece
 from prefheads.serve.transformers_engine import BatchLimits, TransformersEngine
-from prefheads.serve.vllm_engine import VllmEngine, obstacle
+from prefheads.serve.vllm_engine import VllmEngine
 from prefheads.steering.setting import PLAIN, Setting
 
-WIDE = {"hidden_size": 128, "head_dim": 32}  # as vLLM's attention on CPUs needs heads
 AMPLIFY = Setting("test", "amplify", "head", 3.0)
 FAINT = Setting("test", "contrast", "head", 2.5, 0.3)
 ROWS, QUEUE = 4, 16
-MEMORY = 1 / 16  # GiB
-
-
-@pytest.fixture(scope="module")
-def twin() -> ph.PreferenceSteerer:
-    """The steerer with all its weights; one of its greedy answers runs into an end token."""
-    steerer = make_steerer(**WIDE)
-    steerer.model.generation_config.eos_token_id = None
-    ids = job(steerer, 1, PLAIN).prompt.prompt_ids[None]
-    out = steerer.model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
-    steerer.model.generation_config.eos_token_id = [int(out[0, -1]), 2]
-    return steerer
-
-
-@pytest.fixture(scope="module")
-def fitted(twin, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of its model and of its run."""
-    folder = tmp_path_factory.mktemp("fitted")
-    twin.model.save_pretrained(folder / "tiny")
-    twin.tokenizer.save_pretrained(folder / "tiny")
-    twin.save(folder / "run")
-    return folder / "tiny", folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +63,6 @@ def reference(twin) -> Iterator[TransformersEngine]:
     engine = TransformersEngine(twin, BatchLimits(wait=0.2))
     yield engine
     engine.close()
-
-
-def job(
-    twin, topic: int = 0, setting: Setting = HOW, weights: Any = None, asked="Say", **sampling: Any
-) -> Job:
-    profile = [{"text": TOPICS[topic]}]
-    if weights is None and not setting.plain:
-        weights = twin.cluster_weights([profile])[0].tolist()
-    sampling = Sampling(**{"max_tokens": 24} | sampling)
-    return Job(encode_for(twin, profile, asked), sampling, setting, tuple(weights or ()))
 
 
 async def written(engine: Any, job: Job) -> list[Piece]:
@@ -270,112 +233,3 @@ def test_when_vllm_dies_the_engine_says_so(start, twin) -> None:
             asyncio.run(written(engine, job(twin)))
     finally:
         engine.close()
-
-
-# --- what cannot be served
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"how": replace(HOW, target="profile")}, "vLLM cannot steer target profile"),
-        ({"how": replace(HOW, schedule="entropy")}, "vLLM cannot steer by entropy"),
-        ({"scope": "all"}, "vLLM cannot steer scope all"),
-        ({"architecture": "Olmo2ForCausalLM"}, "vLLM cannot steer Olmo2ForCausalLM"),
-    ],
-)
-def test_runs_that_vllm_cannot_serve(change, message, tmp_path) -> None:
-    steerer = make_steerer(change.get("how", HOW))
-    steerer.model.config.architectures = [change.get("architecture", "LlamaForCausalLM")]
-    assert (obstacle(steerer) is None) == (not {"how", "architecture"} & set(change))
-    steerer.scope = change.get("scope", "response")
-    with pytest.raises(ModelError, match=message) as refusal:
-        VllmEngine(steerer, tmp_path)
-    assert "use --engine transformers" in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-def test_the_command_says_what_vllm_cannot_serve(cli, fitted, tmp_path, monkeypatch) -> None:
-    steerer = make_steerer(replace(HOW, target="profile"), **WIDE)
-    steerer.save(tmp_path / "run")
-    where = ("--model", fitted[0], "--run", tmp_path / "run", "--db", tmp_path / "db", "--port", 0)
-    asked = cli("serve", *where, "--engine", "vllm")
-    assert (asked.code, asked.out) == (2, "")
-    (line,) = asked.err.splitlines()
-    assert "vLLM cannot steer target profile" in line and "use --engine transformers" in line
-    monkeypatch.setattr("prefheads.serve.app.run", lambda service, *_: service.engine.close())
-    monkeypatch.setattr("prefheads.serve.observe.log_json", lambda: None)
-    auto = cli("serve", *where)
-    assert auto.code == 0
-    assert "engine: transformers (vLLM cannot steer target profile" in auto.out
-
-
-# --- over HTTP
-
-
-def test_two_users_over_http_and_a_server_told_to_stop(cli, fitted, twin, tmp_path) -> None:
-    db = tmp_path / "db.sqlite"
-    key = make_key(cli, db)
-    users = {"ann": TOPICS[0], "bob": TOPICS[1]}
-    with process(fitted, db, 0, "--vllm-memory", str(MEMORY)) as (server, url):
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
-            for user, text in users.items():
-                items = {"items": [{"text": text}]}
-                http.put(f"/profiles/{user}", json=items).raise_for_status()
-
-        def ask(user: str, n_new: int) -> Any:
-            client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
-            return client.chat.completions.create(
-                model="tiny", user=user, messages=[{"role": "user", "content": "Say"}],
-                temperature=0, max_tokens=n_new, stream=True,
-                stream_options={"include_usage": True},
-            )  # fmt: skip
-
-        found: dict[str, str] = {}
-
-        def keep(user: str) -> None:
-            chunks = [c.choices[0].delta.content or "" for c in ask(user, 20) if c.choices]
-            found[user] = "".join(chunks)
-
-        threads = [threading.Thread(target=keep, args=(user,)) for user in users]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-        for user, text in users.items():
-            assert found[user] == expected(twin, [{"text": text}], "Say", n_new=20)
-        assert found["ann"] != found["bob"]
-
-        stream = ask("ann", 800)
-        next(iter(stream))
-        for process_id in [server.pid, *children(server.pid)]:  # as a terminal's Ctrl-C does
-            os.kill(process_id, signal.SIGINT)
-        rest = list(stream)
-        assert rest[-2].choices[0].finish_reason in ("stop", "length")
-        assert server.wait(60) == 0
-    log = Path(f"{db}.log").read_text()
-    assert "Traceback" not in log and TOPICS[0] not in log
-
-
-def test_a_killed_server_leaves_no_process(cli, fitted, tmp_path) -> None:
-    db = tmp_path / "db.sqlite"
-    make_key(cli, db)
-    options = ("--engine", "vllm", "--vllm-memory", str(MEMORY))
-    with process(fitted, db, 0, *options) as (server, _):
-        left = children(server.pid)
-        assert left
-        server.kill()
-        server.wait()
-        until(lambda: not any(Path(f"/proc/{p}").exists() for p in left), 60)
-
-
-def children(parent: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found += [int(status.parent.name), *children(int(status.parent.name))]
-    return found

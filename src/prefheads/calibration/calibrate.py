@@ -28,7 +28,6 @@ from prefheads.errors import DataError, SteeringError
 from prefheads.interventions.intercept import intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.models.limits import Budget
-from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array, user_means
@@ -307,15 +306,16 @@ def sweep(
     options: list[Any] = [scope, [s.to_dict() for s in settings], list(temperatures), list(maps)]
     options += model_marks(model)
     run = digest(options, itertools.chain(*encoded), list(maps.values()))
-    with intercept(model, masked_backend(model)), Checkpoint(checkpoint, run) as store:
-        done, n = len(store.rows), len(encoded[0])
-        bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
-        for i in bar:
-            own = {name: m[i] if m.dim() == 3 else m for name, m in maps.items()}
-            scored = [
-                score_settings(Scorer(model, e[i], scope, budget), own, settings, temperatures)
-                for e in encoded
-            ]
-            store.add(nll=torch.stack([a for a, _ in scored]), kl=scored[0][1])
-        result = store.stacked()
+
+    def row(i: int) -> dict[str, Tensor]:
+        own = {name: m[i] if m.dim() == 3 else m for name, m in maps.items()}
+        scored = [
+            score_settings(Scorer(model, e[i], scope, budget), own, settings, temperatures)
+            for e in encoded
+        ]
+        return {"nll": torch.stack([a for a, _ in scored]), "kl": scored[0][1]}
+
+    with intercept(model, masked_backend(model)):
+        store = Checkpoint(checkpoint, run)
+        result = store.fill(range(len(encoded[0])), row, label, progress)
     return result["nll"].double().numpy(), result["kl"].double().numpy()

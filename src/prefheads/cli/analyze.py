@@ -49,9 +49,10 @@ def analyze(
     as_json: options.Json = False,
 ) -> None:
     """Draw and tabulate what a run says of sparsity, users, controls, strengths and routing."""
-    from prefheads.cli.analyzed import analyzed
-    from prefheads.report import index, page
-    from prefheads.report.measuring import Measuring
+    from prefheads.report.measure.kept import Measurements
+    from prefheads.report.page.collect import collect
+    from prefheads.report.page.entry import write
+    from prefheads.report.page.page import write_page
 
     about = _about(run)
     if data is not None and not (data.exists() or data == Path(NAME)):
@@ -59,7 +60,7 @@ def analyze(
     config = None if model is None else load_config(model)
     if config is not None and about.get("fingerprint") not in (None, fingerprint(config)):
         raise ArtifactError(f"{run}: is a run of {session.named_model(about)}, not of {model}")
-    measuring = Measuring(
+    measurements = Measurements(
         run / "measured",
         config,
         lambda: session.load(str(model), device, dtype, seed, not quiet),
@@ -70,15 +71,15 @@ def analyze(
     )
     with session.notes() as prompts:
         with stage("analysing", not quiet):
-            entries, readings = analyzed(run, about, measuring, data, seed)
-        prompts.append(measuring.n_prompts)
+            entries, readings = collect(run, about, measurements, data, seed)
+        prompts.append(measurements.n_prompts)
     folder = writable_dir(out or run / "analysis")
     made_by = f"prefheads {about.get('command', 'run')}, model `{session.named_model(about)}`"
     line = f"Of `{run}` ({made_by})."
-    written = index.write(folder, entries, f"{line} Seed {seed}.")
-    report = page.write_page(
-        folder, f"Analysis of {run.resolve().name}", written, readings, _made(about, seed)
-    )
+    written = write(folder, entries, f"{line} Seed {seed}.")
+    made = _made(about, seed)
+    lead, title = f"{made['run']}, model {made['model']}", f"Analysis of {run.resolve().name}"
+    report = write_page(folder, title, written, readings, made, lead=lead)
     table = Table(title=f"Analyses of {run}", title_justify="left")
     for column in ("analysis", "paper", "result"):
         table.add_column(column, overflow="fold")

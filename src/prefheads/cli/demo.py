@@ -20,8 +20,10 @@ from prefheads.cli.output import emit
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.models.bundled import people_path
 from prefheads.models.loading import load_config
-from prefheads.report.findings import VERDICTS, Finding, agreement, findings
-from prefheads.report.texts import Comparison, compare, kind
+from prefheads.report.measure.comparison import Comparison, compare, kind
+from prefheads.report.measure.readings import side_by_side
+from prefheads.report.measure.tokens import PromptTexts, Readings
+from prefheads.report.statistics.findings import VERDICTS, Claim, agreement, findings
 from prefheads.stats import INTERVALS
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.storage import plain, writable_dir, write_json
@@ -76,7 +78,7 @@ def demo(
 
     Takes several minutes on two cores. Ctrl-C loses nothing: the same command goes on from there.
     """
-    import prefheads.report.report  # noqa: F401  a missing extra is told before the work
+    import prefheads.report.page.demo  # noqa: F401  a missing extra is told before the work
 
     require_extra()
     config = load_config("bundled")
@@ -115,11 +117,11 @@ def run(
 
     The kind of a person is the part of the ``user_id`` before the dash; fitting does not see it.
     """
-    from prefheads.report.report import write_report  # needs the extra `plots`
+    from prefheads.report.page.demo import write_report  # needs the extra `plots`
 
     say = (console or Console(quiet=True)).print
     out, began = writable_dir(out), time.monotonic()
-    say("1/4  Finding heads and groups of people, and how to steer")
+    say("1/4  Claim heads and groups of people, and how to steer")
     steerer = PreferenceSteerer.fit(
         model,
         tokenizer,
@@ -137,18 +139,18 @@ def run(
     unseen = steerer.unseen(examples)
     validation = steerer.validate(
         spread(unseen, size.test, seed),
-        checkpoint=out / "test.safetensors",
+        checkpoint=out / "test.jsonl",
         progress=progress,
     )
     write_json(out / "validation.json", plain(validation.to_dict()))
     say("3/4  Writing texts, plain and steered")
-    texts = compare(steerer, unseen, size.people, out / "texts.json", max_new_tokens)
+    texts = compare(steerer, unseen, size.people, out / "texts.jsonl", max_new_tokens)
     say("4/4  Writing the report")
     report = write_report(
         out,
         steerer,
         validation,
-        texts,
+        _side_by_side(steerer, texts),
         kinds=_kinds(steerer),
         notes={"command": command, "time": f"{(time.monotonic() - began) / 60:.1f} minutes"},
         title="Preference heads of a small model",
@@ -208,11 +210,20 @@ def summary(result: Result) -> list[RenderableType]:
     return [*lines, "", Text(f"Report: {result.report}", "bold")]
 
 
+def _side_by_side(steerer: PreferenceSteerer, texts: Sequence[Comparison]) -> Readings | None:
+    """As they were written: to read each token with and without steering takes minutes."""
+    shown = [
+        PromptTexts(t.user_id, t.prompt, {n: x for n, x in t.texts.items() if x is not None})
+        for t in texts
+    ]
+    return side_by_side(steerer, shown) if shown else None
+
+
 def _kinds(steerer: PreferenceSteerer) -> dict[str, str]:
     return {user: kind(user) for user in steerer.clusters.assignment}
 
 
-def _line(found: Finding) -> Text:
+def _line(found: Claim) -> Text:
     return Text.assemble((f"{found.verdict.upper():<16}", STYLES[found.verdict]), found.claim)
 
 

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 import prefheads
 from prefheads.checkpoint import digest, model_marks
 from prefheads.cli import options, session
 from prefheads.cli.cost import discovery_stage, tell_cost
 from prefheads.cli.output import emit
-from prefheads.cli.tables import head_rows, head_table
+from prefheads.cli.terminal import head_rows, head_table
 from prefheads.data.example import load_examples
 from prefheads.errors import ArtifactError
 from prefheads.heads.files import HEADS
@@ -18,10 +19,11 @@ from prefheads.heads.scores import HeadScores
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.storage import read_json, write_json
-from prefheads.types import DiscoveryMethod
+from prefheads.types import Ablation, DiscoveryMethod
 
 SHOWN = 20
-SCORES, UNFINISHED = "scores.safetensors", "unfinished.safetensors"
+SCORES, UNFINISHED = "scores.safetensors", "unfinished.jsonl"
+ZERO, ZERO_UNFINISHED = "scores-zero.safetensors", "unfinished-zero.jsonl"
 
 
 def discover(
@@ -38,6 +40,13 @@ def discover(
         DiscoveryMethod,
         typer.Option(help="Ablate every head, or only those that gradients put highest."),
     ] = "exact",
+    ablation: Annotated[
+        Ablation,
+        typer.Option(
+            help="Put 0 in place of a head's output, or its mean over the samples; with the mean, "
+            "0 is measured too and shown beside it."
+        ),
+    ] = "zero",
     fraction: Annotated[
         float, typer.Option(min=1e-4, max=1, help="Share of all heads to keep.")
     ] = 0.04,
@@ -54,7 +63,7 @@ def discover(
     config = load_config(model)
     with stage(f"reading {data}", not quiet):
         examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
-    settings = {
+    settings: dict[str, Any] = {
         "data": data,
         "limit": limit,
         "items": items,
@@ -66,35 +75,41 @@ def discover(
         "seed": seed,
         "dtype": dtype,
     }
+    if ablation != "zero":  # runs of before it was a choice do not name it
+        settings["ablation"] = ablation
     run = session.open_run(out, "discover", model, config, settings)
     with session.notes() as prompts:
         prompts.append(len(examples))
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         read = [[e.id, e.user_id, e.profile, e.input, e.output, e.task] for e in examples]
         run["made_from"] = digest([read, *model_marks(network)])
-        scores = _finished(out, run)
+        how: dict[str, Any] = {
+            "scope": scope,
+            "target": target,
+            "reference": None if reference == "none" else reference,
+            "method": method,
+        }
+
+        def measure(kind: Ablation, unfinished: str, kept: str) -> HeadScores:
+            found = prefheads.discover(
+                network, tokenizer, examples, **how, ablation=kind, checkpoint=out / unfinished,
+                seed=seed, progress=not quiet,
+            )  # fmt: skip
+            found.save(out / kept)
+            write_json(out / session.RUN_FILE, run)
+            (out / unfinished).unlink(missing_ok=True)
+            return found
+
+        scores = _finished(out, run, SCORES, UNFINISHED)
+        zero = _finished(out, run, ZERO, ZERO_UNFINISHED) if ablation == "mean" else None
         if scores is None:
             session.begin(out, run)
-            how: dict[str, Any] = {
-                "scope": scope,
-                "target": target,
-                "reference": None if reference == "none" else reference,
-                "method": method,
-            }
             if not quiet and not (out / UNFINISHED).is_file():
-                tell_cost(network, tokenizer, [discovery_stage(network, examples, **how)])
-            scores = prefheads.discover(
-                network,
-                tokenizer,
-                examples,
-                **how,
-                checkpoint=out / UNFINISHED,
-                seed=seed,
-                progress=not quiet,
-            )
-            scores.save(out / SCORES)
-            write_json(out / session.RUN_FILE, run)
-            (out / UNFINISHED).unlink(missing_ok=True)
+                stages = [discovery_stage(network, examples, **how)] * (1 + (ablation == "mean"))
+                tell_cost(network, tokenizer, stages)
+            scores = measure(ablation, UNFINISHED, SCORES)
+        if ablation == "mean" and zero is None:
+            zero = measure("zero", ZERO_UNFINISHED, ZERO)
         heads = scores.top(fraction=fraction)
     heads.save(out / HEADS)
     result = {
@@ -104,22 +119,35 @@ def discover(
         "shape": scores.shape[1:],
         "nll": scores.nll.mean().item(),
         "selected": heads.heads,
-        "heads": head_rows(scores, scores.values[0].numel()),
+        "heads": head_rows(scores, scores.values[0].numel(), zero),
     }
-    said = f"{heads.n_active} heads in {out / 'heads.safetensors'}"
-    emit(as_json, result, [head_table(scores, SHOWN), said])
+    lines: list[Table | str] = [
+        head_table(scores, SHOWN, zero),
+        f"{heads.n_active} heads in {out / HEADS}",
+    ]
+    if zero is not None:
+        from prefheads.report.statistics.correlation import relate
+
+        found = relate(scores, zero, ("mean ablation", "zero ablation"), heads.n_active)
+        result["agreement"] = found.row()
+        lines.append(
+            f"mean and zero ablation rank the heads with correlation {found.correlation.mean:.2f} "
+            f"[{found.correlation.low:.2f}, {found.correlation.high:.2f}]; their top {found.k} "
+            f"overlap by {found.overlap:.2f} (Jaccard; {found.chance:.2f} by chance)"
+        )
+    emit(as_json, result, lines)
 
 
-def _finished(out: Path, run: dict[str, Any]) -> HeadScores | None:
+def _finished(out: Path, run: dict[str, Any], kept: str, unfinished: str) -> HeadScores | None:
     """The scores of the same run, if it came to its end.
 
     Raises:
         ArtifactError: They are of other samples or another model.
     """
-    if not (out / SCORES).is_file() or (out / UNFINISHED).is_file():
+    if not (out / kept).is_file() or (out / unfinished).is_file():
         return None
     if read_json(out / session.RUN_FILE).get("made_from") != run["made_from"]:
         raise ArtifactError(
             f"{out}: holds a run on other data or another model; give another folder"
         )
-    return HeadScores.load(out / SCORES)
+    return HeadScores.load(out / kept)

@@ -11,7 +11,7 @@ from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
 from prefheads.cli.cost import fit_stages, tell_cost
 from prefheads.cli.output import emit
-from prefheads.cli.tables import calibration_table, cluster_table
+from prefheads.cli.terminal import calibration_table, cluster_table
 from prefheads.data.example import Example, load_examples
 from prefheads.errors import DataError
 from prefheads.models.loading import load_config

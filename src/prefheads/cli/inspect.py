@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
 
-from prefheads.calibration.calibrate import Calibration
-from prefheads.calibration.validate import Validation
 from prefheads.cli import options
 from prefheads.cli.output import emit
-from prefheads.cli.tables import (
+from prefheads.cli.terminal import (
     calibration_table,
     cluster_table,
     head_rows,
@@ -23,27 +20,9 @@ from prefheads.cli.tables import (
     validation_table,
     verdict,
 )
-from prefheads.errors import ArtifactError, SteeringError
-from prefheads.heads.files import HEADS, STEERER, is_fitted
-from prefheads.heads.scores import HeadScores, HeadWeights
-from prefheads.report.findings import findings
-from prefheads.steerer.files import load_clusters, read_steerer
-from prefheads.storage import read_json, writable_dir
-from prefheads.users import Clusters
-
-T = TypeVar("T")
-
-
-@dataclass
-class Contents:
-    """What could be read from a run's folder."""
-
-    scores: dict[str, HeadScores] = field(default_factory=dict)
-    heads: HeadWeights | None = None
-    clusters: Clusters | None = None
-    active: list[int] = field(default_factory=list)  # heads of each cluster
-    calibration: Calibration | None = None
-    validation: Validation | None = None
+from prefheads.report.run import Contents, read
+from prefheads.report.statistics.findings import findings
+from prefheads.storage import writable_dir
 
 
 def inspect(
@@ -58,40 +37,6 @@ def inspect(
     said = f"Figures are in {run / 'plots'}." if figures else 'Figures need the extra "plots".'
     shown = [*tables(contents, top), said]
     emit(as_json, data(contents, top) | {"plots": figures}, shown)
-
-
-def read(run: Path) -> Contents:
-    """Read a run's folder.
-
-    Raises:
-        ArtifactError: Nothing there, or something damaged.
-    """
-    contents = Contents()
-    for path in sorted(run.glob("scores*.safetensors")):
-        scores = HeadScores.load(path)
-        contents.scores[scores.info.target] = scores
-    if (run / HEADS).is_file():
-        contents.heads = HeadWeights.load(run / HEADS)
-    if is_fitted(run):
-        contents.calibration = _parse(
-            run / STEERER, Calibration.from_dict, read_steerer(run).get("calibration")
-        )
-        contents.clusters, maps, _ = load_clusters(run)
-        contents.active = [m.n_active for m in maps]
-    if (run / "validation.json").is_file():
-        contents.validation = _parse(
-            run / "validation.json", Validation.from_dict, read_json(run / "validation.json")
-        )
-    if contents == Contents():
-        raise ArtifactError(f"{run}: holds no finished run of `prefheads discover` or `fit`")
-    return contents
-
-
-def _parse(path: Path, parse: Callable[[Any], T], content: Any) -> T:
-    try:
-        return parse(content)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, SteeringError) as error:
-        raise ArtifactError(f"{path}: damaged ({error!r}); run the command again") from error
 
 
 def tables(contents: Contents, top: int) -> list[RenderableType]:
@@ -133,15 +78,17 @@ def data(contents: Contents, top: int) -> dict[str, Any]:
 
 def draw(contents: Contents, folder: Path) -> list[Path]:
     """Draw what was found; returns the files."""
-    from prefheads.report import plots
+    from prefheads.report.figures.heads import heat_map
+    from prefheads.report.figures.steering import calibration_curves, validation_plot
+    from prefheads.report.figures.style import save
 
     figures = {
-        f"heads-{target}": plots.heat_map({"all users": scores})
+        f"heads-{target}": heat_map({"all users": scores})
         for target, scores in contents.scores.items()
     }
     if contents.calibration is not None:
-        figures["calibration"] = plots.calibration_curves(contents.calibration)
+        figures["calibration"] = calibration_curves(contents.calibration)
     if contents.validation is not None and not contents.validation.setting.plain:
-        figures["validation"] = plots.validation_plot(contents.validation)
+        figures["validation"] = validation_plot(contents.validation)
     writable_dir(folder)
-    return [path for name, figure in figures.items() for path in plots.save(figure, folder / name)]
+    return [path for name, figure in figures.items() for path in save(figure, folder / name)]

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.output import emit, figure, percent
+from prefheads.cli.output import emit, percent
 from prefheads.errors import DataError
 from prefheads.optional import needs
 from prefheads.progress import track
+from prefheads.report.wording import interval
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
@@ -104,7 +105,7 @@ def llm(
     ] = "OPENAI_API_KEY",
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", help="SQLite file of answers; judge-answers.sqlite in RUN."),
+        typer.Option("--cache", help="File of answers; judge-answers.jsonl in RUN."),
     ] = None,
     form: Annotated[
         Literal["json_schema", "json_object", "text"],
@@ -133,7 +134,7 @@ def llm(
     prices = _prices(price)
     endpoint = Endpoint(base_url, os.environ.get(key_env, "").strip(), timeout=timeout)
     study = _study(run, methods, task, n, seed)
-    answers = Answers(cache or run / "judge-answers.sqlite")
+    answers = Answers(cache or run / "judge-answers.jsonl")
     total = len(ORDERS) * len(study.differing)
     with track(total=total, desc="judging", unit="rating", disable=quiet) as bar:
         ratings = rate(
@@ -222,7 +223,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _score(e: Estimate, sign: str = "") -> str:
-    return figure(e, f"{sign}z.2f")
+    return interval(e, f"{sign}z.2f")
 
 
 def _or_na(value: float, form: str = ".2f") -> str:

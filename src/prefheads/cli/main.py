@@ -61,7 +61,7 @@ COMMANDS = {
         "Draw and tabulate what a run says of sparsity, users, controls, strengths and routing.",
     ),
     "tables": (
-        "joined:tables",
+        "tables:tables",
         "Join evaluations into the paper's Tables 1 and 2: models, tasks and methods.",
     ),
     "demo": (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
+from prefheads.report.wording import interval
 from prefheads.storage import plain
 
 if TYPE_CHECKING:
@@ -34,19 +35,6 @@ def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
         console.print(item, soft_wrap=isinstance(item, str))  # a piped text keeps its lines
 
 
-def figure(e: Estimate, form: str, scale: float = 1) -> str:
-    """An estimate with its interval, if there is one."""
-    mean, low, high = (f"{scale * v:{form}}" for v in (e.mean, e.low, e.high))
-    if "nan" in low:
-        return or_na(mean)
-    return f"{mean} [{low}, {high}]"
-
-
 def percent(e: Estimate, sign: str = "", digits: int = 1) -> str:
     """A share or a difference of shares, in per cent."""
-    return figure(e, f"{sign}z.{digits}f", 100)
-
-
-def or_na(figure: str) -> str:
-    """A figure, or "n/a" where there is none."""
-    return "n/a" if "nan" in figure else figure
+    return interval(e, f"{sign}z.{digits}f", 100)

@@ -123,8 +123,9 @@ def begin(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def has_results(folder: Path) -> bool:
-    """Whether a run has begun to write there."""
-    return any(folder.glob("*.safetensors"))
+    """Whether a run has begun to write there: maps, or a checkpoint of what it recorded before."""
+    begun = (folder / RUN_FILE).exists() and any(folder.glob("*.jsonl"))
+    return begun or any(folder.glob("*.safetensors"))
 
 
 def options_of(folder: Path) -> dict[str, Any]:

@@ -1,132 +1,54 @@
-"""Results as tables, for every command that prints them."""
+"""`prefheads tables`: evaluations of several models as the paper's Tables 1 and 2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
+import typer
+from rich.console import RenderableType
 from rich.table import Table
 
-from prefheads.calibration.calibrate import Calibration
-from prefheads.calibration.paper import is_paper, whose
-from prefheads.calibration.validate import Row
-from prefheads.cli.output import or_na, percent
-from prefheads.heads.scores import HeadScores
-from prefheads.report.findings import VERDICTS, Finding, Verdict
-from prefheads.stats import INTERVALS
-from prefheads.users import Clusters
+from prefheads.cli import options
+from prefheads.cli.output import emit
+from prefheads.optional import require
+from prefheads.progress import stage
+from prefheads.storage import writable_dir
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    return table
+def tables(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `eval` wrote.", metavar="RUN")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for tables.md, tables.tex and tables.csv.")
+    ] = None,
+    extract: Annotated[
+        bool, typer.Option("--extract", help="Score answers extracted from the texts.")
+    ] = False,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Join evaluations into the paper's Tables 1 and 2: models, tasks and methods.
 
+    The best method is bold where it is told from the second best by a paired test.
+    """
+    from prefheads.report.statistics import joined
 
-def head_rows(scores: HeadScores, n: int) -> list[dict[str, Any]]:
-    """The ``n`` heads of highest PCS with standard errors and 95 % intervals."""
-    low, high = scores.interval()
-    return [
-        {
-            "layer": layer,
-            "head": head,
-            "pcs": mean,
-            "stderr": stderr,
-            "low": low[layer, head].item(),
-            "high": high[layer, head].item(),
-        }
-        for layer, head, mean, stderr in scores.ranked()[:n]
-    ]
-
-
-def head_table(scores: HeadScores, n: int) -> Table:
-    """The strongest heads; PCS in thousandths of a nat a token, where most of them lie."""
-    users = len(set(scores.user_ids))
-    title = (
-        f"Heads of highest PCS, target {scores.info.target}: {scores.n_examples} examples, "
-        f"{users} users, NLL {scores.nll.mean():.3f} nats a token"
-    )
-    table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval")
-    for row in head_rows(scores, n):
-        pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
-        table.add_row(
-            f"{row['layer']}.{row['head']}",
-            f"{pcs:+z.2f}",
-            or_na(f"{error:.2f}"),
-            or_na(f"[{low:+z.2f}, {high:+z.2f}]"),
-        )
-    return table
-
-
-def cluster_table(clusters: Clusters, active: Sequence[int]) -> Table:
-    """Sizes of the clusters, and how many heads each steers."""
-    table = _table("Clusters of users", "cluster", "users", "heads", "for example")
-    for i, (size, heads) in enumerate(zip(clusters.sizes, active, strict=True)):
-        some = ", ".join(sorted(clusters.members(i))[:3])
-        table.add_row(str(i), str(size), str(heads), some)
-    return table
-
-
-def calibration_table(calibration: Calibration, n: int = 8) -> Table:
-    """Plain decoding, then by NLL: the chosen setting, the best others, and of the paper's form the
-    best and those with the numbers of its authors' code and of ours."""
-    title = (
-        f"Calibration: {calibration.n_examples} samples of {calibration.n_users} users, "
-        f"plain NLL {calibration.plain_nll:.3f} nats a token"
-    )
-    specific = calibration.specificity
-    columns = ["setting", "change of NLL", "std. error", "divergence"]
-    table = _table(title, *columns, *(["specificity"] if specific else []), "")
-    best = sorted(range(len(calibration.settings)), key=calibration.change.__getitem__)
-    papers = [i for i in best if is_paper(calibration.settings[i])]
-    marks = {i: whose(calibration.settings[i]) for i in papers}
-    marks |= {papers[0]: f"the paper's form, best of {len(papers)}"} if papers else {}
-    shown = {calibration.chosen, *best[:n], *(i for i, mark in marks.items() if mark)}
-    for i in dict.fromkeys([0, *(i for i in best if i in shown)]):
-        chosen = ["chosen"] if i == calibration.chosen else []
-        table.add_row(
-            str(calibration.settings[i]),
-            f"{calibration.change[i]:+z.4f}",
-            or_na(f"{calibration.stderr[i]:.4f}"),
-            f"{calibration.divergence[i]:.4f}",
-            *([or_na(f"{specific[i]:+z.4f}")] if specific else []),
-            ", ".join([*chosen, marks.get(i, "")]).strip(", "),
-        )
-    return table
-
-
-def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
-    """Every method with its controls."""
-    table = _table(
-        f"Validation on {n_examples} samples; changes against plain, {INTERVALS}",
-        "method",
-        "NLL",
-        "change",
-        "other's profile",
-        "no profile",
-        "specificity",
-        "its change",
-        "own wins, %",
-    )
-    for row in rows:
-        table.add_row(
-            row.method,
-            f"{row.nll:.3f}",
-            str(row.change),
-            str(row.other),
-            str(row.none),
-            or_na(f"{row.specificity.mean:+z.3f}"),
-            str(row.specificity_change),
-            percent(row.own_wins, digits=0),
-        )
-    return table
-
-
-def verdict(found: Sequence[Finding]) -> str:
-    """What holds and what does not, in one sentence."""
-    if not found:
-        return "Calibration chose plain decoding: no steering helped there, so none is tested."
-    claims = {v: [f.claim for f in found if f.verdict == v] for v in get_args(Verdict)}
-    said = " ".join(f"{v.capitalize()}: {'; '.join(c)}." for v, c in claims.items() if c)
-    return f"{said} {VERDICTS}"
+    for library in ("pandas", "tabulate"):
+        require(library, "eval")
+    with stage("testing", shown=not quiet):
+        scores = joined.join(runs, extracted=extract, seed=seed)
+    shown: list[RenderableType] = []
+    for title, frame in joined.frames(scores, "{} *").items():
+        table = Table("model", "method", title=title, title_justify="left")
+        for task, metric in frame.columns:
+            table.add_column(f"{task}\n{metric}", justify="right")
+        for (model, method), row in frame.iterrows():
+            table.add_row(model, method, *row)
+        shown.append(table)
+    shown.append(joined.LEGEND.replace("Bold", "*"))
+    if out is not None:
+        joined.write(writable_dir(out), scores)
+        shown.append(f"Written to {out}: tables.md, tables.tex, tables.csv")
+    emit(as_json, [asdict(s) | {"best": s.best} for s in scores], shown)

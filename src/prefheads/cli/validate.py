@@ -10,12 +10,12 @@ from prefheads.calibration.validate import N_RANDOM
 from prefheads.cli import options, session
 from prefheads.cli.cost import Stage, tell_cost
 from prefheads.cli.output import emit
-from prefheads.cli.tables import validation_table, verdict
+from prefheads.cli.terminal import validation_table, verdict
 from prefheads.data.example import Example, load_examples, spread
 from prefheads.errors import DataError
 from prefheads.models.loading import load_config
 from prefheads.progress import stage
-from prefheads.report.findings import findings
+from prefheads.report.statistics.findings import findings
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.files import read_steerer
 from prefheads.storage import plain, writable_dir, write_json
@@ -62,7 +62,7 @@ def validate(
             select=choose,
         )
     writable_dir(run)
-    checkpoint = run / "unfinished-validation.safetensors"
+    checkpoint = run / "unfinished-validation.jsonl"
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         steerer = PreferenceSteerer.load(run, network, tokenizer)

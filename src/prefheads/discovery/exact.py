@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.encoding import Encoded
 from prefheads.data.example import Example, other_profiles, without_profile
+from prefheads.discovery.means import mean_outputs
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
@@ -31,9 +32,8 @@ from prefheads.interventions.intercept import HeadLayout, causal_model, head_lay
 from prefheads.interventions.masks import masked_backend
 from prefheads.interventions.probes import sharing_of
 from prefheads.models.limits import Budget
-from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all
-from prefheads.types import DiscoveryMethod, Reference, Scope, Target
+from prefheads.types import Ablation, DiscoveryMethod, Reference, Scope, Target
 
 KEPT_BYTES = 2**30  # prompts kept between screening and ablation; others are encoded twice
 
@@ -47,6 +47,7 @@ def discover(
     target: Target = "head",
     reference: Reference | None = None,
     method: DiscoveryMethod = "exact",
+    ablation: Ablation = "zero",
     candidates: float = CANDIDATES,
     end_of_turn: bool = False,
     checkpoint: str | Path | None = None,
@@ -69,6 +70,9 @@ def discover(
             second-order estimate from gradients, averaged over all examples, puts highest. They
             are the same on all examples, and their scores are those of ``"exact"``; the others
             have not been measured: their score is 0, so that they are never selected.
+        ablation: ``"zero"``: an ablated head hands on nothing, as in the paper. ``"mean"``: it
+            hands on its mean output over all examples where ablation acts; for target
+            ``"head"`` and method ``"exact"``.
         candidates: Share of all heads that ``"screen"`` ablates; take several times the share that
             is to be selected.
         end_of_turn: Count the end-of-turn token as part of the response.
@@ -92,12 +96,15 @@ def discover(
         ("target", target, get_args(Target)),
         ("reference", reference, (None, *get_args(Reference))),
         ("method", method, get_args(DiscoveryMethod)),
+        ("ablation", ablation, get_args(Ablation)),
     ):
         if value not in allowed:
             choices = ", ".join(map(str, allowed))
             raise SteeringError(f"unknown {name} {value!r}; choose from {choices}")
     if not 0 < candidates <= 1:
         raise SteeringError(f"candidates={candidates}: give a share of the heads in (0, 1]")
+    if ablation == "mean" and (target, method) != ("head", "exact"):
+        raise SteeringError("ablation='mean' goes with target='head' and method='exact'")
     model, examples = causal_model(model), list(examples)
     if not examples:
         raise DataError("no examples to discover heads on")
@@ -119,6 +126,7 @@ def discover(
         target=target,
         reference=reference,
         method=method,
+        ablation=ablation,
         n_examples=len(examples),
         seed=seed,
     )
@@ -131,9 +139,13 @@ def discover(
     with (
         torch.inference_mode(without_gradients),
         intercept(model, masked_backend(model)),
-        Checkpoint(checkpoint, run) as store,
     ):
-        done, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
+        store = Checkpoint(checkpoint, run)
+        if ablation == "mean":
+            scorers.means = store.once(
+                "means", lambda: mean_outputs(model, encoded, scope, progress)
+            )
+        first, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
         if screened:
             if not sharing_of(model).any_layer:
                 raise ModelError(
@@ -145,14 +157,14 @@ def discover(
                 return estimate_scores(scorers.lend(e), layout, target, seed)
 
             estimates = _fill(
-                store, done, f"screening, target {target}", estimate, encoded, others, progress
+                store, first, f"screening, target {target}", estimate, encoded, others, progress
             )
-            done, heads = len(examples), choose_candidates(estimates["values"], candidates)
+            first, heads = len(examples), choose_candidates(estimates["values"], candidates)
 
         def ablate(e: Encoded) -> tuple[Tensor, Tensor]:
             return _pcs(scorers, layout, e, target, heads)
 
-        result = _fill(store, done, f"PCS, target {target}", ablate, encoded, others, progress)
+        result = _fill(store, first, f"PCS, target {target}", ablate, encoded, others, progress)
     return HeadScores(
         result["values"],
         result["nll"],
@@ -172,15 +184,14 @@ def _fill(
     progress: bool,
 ) -> dict[str, Tensor]:
     """Fill the rows of a checkpoint from ``first`` on, one an example; those rows, stacked."""
-    n = len(encoded)
-    done = min(len(store.rows) - first, n)
-    bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
-    for i in bar:
+
+    def row(i: int) -> dict[str, Tensor]:
         values, nll = score(encoded[i])
         if others is not None:
             values = values - score(others[i])[0]
-        store.add(values=values, nll=nll)
-    return {name: rows[first : first + n] for name, rows in store.stacked().items()}
+        return {"values": values, "nll": nll}
+
+    return store.fill(range(first, first + len(encoded)), row, label, progress)
 
 
 class _Scorers:
@@ -189,11 +200,12 @@ class _Scorers:
     def __init__(self, model: PreTrainedModel, scope: Scope, budget: Budget, room: int) -> None:
         self.model, self.scope, self.budget = model, scope, budget
         self.room = room  # bytes
+        self.means: list[Tensor] | None = None
         self._kept: dict[int, Scorer] = {}
 
     def lend(self, encoded: Encoded) -> Scorer:
         """A scorer that will be asked for again."""
-        scorer = Scorer(self.model, encoded, self.scope, self.budget)
+        scorer = self._make(encoded)
         size = scorer.nbytes
         if size <= self.room:
             self.room -= size
@@ -203,7 +215,10 @@ class _Scorers:
     def take(self, encoded: Encoded) -> Scorer:
         """A scorer, for the last time."""
         kept = self._kept.pop(id(encoded), None)
-        return kept or Scorer(self.model, encoded, self.scope, self.budget)
+        return kept or self._make(encoded)
+
+    def _make(self, encoded: Encoded) -> Scorer:
+        return Scorer(self.model, encoded, self.scope, self.budget, self.means)
 
 
 def _pcs(

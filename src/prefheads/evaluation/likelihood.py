@@ -23,7 +23,6 @@ from prefheads.evaluation.decoder import SETTING_FIELDS, Decoder
 from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.interventions.masks import masked_backend
 from prefheads.models.limits import Budget
-from prefheads.progress import track
 from prefheads.scoring.nll import mean_nll
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.stats import Array
@@ -125,25 +124,27 @@ def _scores(
     )
     budget = Budget()
     path = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{scope}-{run[:8]}")
-    with intercept(model, masked_backend(model)), Checkpoint(path, run) as store:
-        done, n = len(store.rows), len(encoded[0])
-        label = "likelihood" if scope == "response" else "likelihood, all positions"
-        bar = track(range(done, n), label, n, unit="example", initial=done, disable=not progress)
-        for i in bar:
-            own = {name: m[i] for name, m in maps.items()} or nothing
-            scorers = [Scorer(model, part[i], scope, budget) for part in encoded]
-            nll = torch.stack([score_settings(s, own, settings, temperatures)[0] for s in scorers])
-            if own_logits:
-                plain = [_plain(s) for s in scorers]
-                for column in own_logits:
-                    method = decoders[column].method
-                    for context, own_text in enumerate(plain):
-                        logits = method.logits(own_text, plain[-1])
-                        targets = scorers[context].targets
-                        nll[context, column] = mean_nll(logits, targets, temperatures)
-                require_numbers(nll, encoded[0][i].example_id)
-            store.add(nll=nll)
-        return store.stacked()["nll"].double().numpy()
+    label = "likelihood" if scope == "response" else "likelihood, all positions"
+
+    def row(i: int) -> dict[str, Tensor]:
+        own = {name: m[i] for name, m in maps.items()} or nothing
+        scorers = [Scorer(model, part[i], scope, budget) for part in encoded]
+        nll = torch.stack([score_settings(s, own, settings, temperatures)[0] for s in scorers])
+        if own_logits:
+            plain = [_plain(s) for s in scorers]
+            for column in own_logits:
+                method = decoders[column].method
+                for context, own_text in enumerate(plain):
+                    logits = method.logits(own_text, plain[-1])
+                    targets = scorers[context].targets
+                    nll[context, column] = mean_nll(logits, targets, temperatures)
+            require_numbers(nll, encoded[0][i].example_id)
+        return {"nll": nll}
+
+    with intercept(model, masked_backend(model)):
+        store = Checkpoint(path, run)
+        rows = store.fill(range(len(encoded[0])), row, label, progress)
+    return rows["nll"].double().numpy()
 
 
 def _written(settings: Sequence[Setting]) -> list[dict[str, Any]]:

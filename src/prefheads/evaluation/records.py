@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from prefheads.checkpoint import Journal
 from prefheads.errors import ArtifactError
 
 
@@ -56,21 +55,21 @@ class Records:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._journal = path, Journal(path)
         self.done: dict[tuple[str, str], Record] = {}
-        if path.exists():
-            for record in read_records(path):
-                self.done[record.method, record.id] = record
-            _drop_torn_line(path)
+        for place, row in self._journal.read():
+            try:
+                record = Record(**row)
+            except TypeError:
+                raise ArtifactError(
+                    f"{place}: not a record of an evaluation; give another folder"
+                ) from None
+            self.done[record.method, record.id] = record
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append records in one write; those that are there already are left out."""
+        """Append records; those that are there already are left out."""
         new = [r for r in records if (r.method, r.id) not in self.done]
-        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in new)
-        with self.path.open("ab") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal.append(asdict(r) for r in new)
         for record in new:
             self.done[record.method, record.id] = record
 
@@ -101,29 +100,3 @@ class Records:
     def of(self, method: str, ids: Sequence[str]) -> list[Record]:
         """The records of a method, in the order of the ids."""
         return [self.done[method, key] for key in ids]
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """The records in a file; a last line that was cut off is left out.
-
-    Raises:
-        ArtifactError: The file cannot be read, or is no such file.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be used ({error.strerror})") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield Record(**json.loads(line))
-        except (ValueError, TypeError):
-            raise ArtifactError(
-                f"{path}:{number}: not a record of an evaluation; give another folder"
-            ) from None
-
-
-def _drop_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)

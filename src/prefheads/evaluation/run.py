@@ -179,7 +179,7 @@ def _evaluate(
         for decoder in decoders:
             settings.setdefault(decoder.method.name, []).append(decoder.described)
         if plan.likelihood:
-            path = out / f"likelihood-{index}.safetensors"
+            path = out / f"likelihood-{index}.jsonl"
             parts.append(
                 likelihood(
                     model, tokenizer, fold.test, decoders,

@@ -135,7 +135,10 @@ class BranchedForward(AttentionHook):
                 return self._attend_in_turn(call, gain)
             return self._attend(call, gain, prompt_kv)
         out, weights = self._attend(call, None, prompt_kv)
-        return out if gain is None else self._scaled(out, gain), weights
+        if gain is None:
+            return out, weights
+        means = None if self.plan.means is None else self.plan.means[call.layer]
+        return self._scaled(out, gain, means), weights
 
     def _attend_in_turn(self, call: AttentionCall, gain: Tensor) -> AttentionOutput:
         """Run all queries as they are, and the active ones once more with gains on the profile."""
@@ -186,16 +189,18 @@ class BranchedForward(AttentionHook):
             out = out.masked_fill(hidden.transpose(1, 2)[..., None], 0)
         return out, weights
 
-    def _scaled(self, x: Tensor, gain: Tensor) -> Tensor:
-        """Outputs or queries of heads ``(rows, query, heads, head_dim)`` times their gains."""
+    def _scaled(self, x: Tensor, gain: Tensor, means: Tensor | None = None) -> Tensor:
+        """Outputs or queries of heads ``(rows, query, heads, head_dim)`` times their gains; with
+        ``means`` (heads, head_dim), the means make up for what a gain takes away."""
         gains, start = gain[:, None, :, None].to(x.dtype), self.active.start
         if self.active.row_starts is not None:
             rows = self._active_rows(start, x.shape[1], len(x), x.device)
             gains = torch.where(rows[:, :, None, None], gains, 1.0)
+        scaled = x[:, start:] * gains
+        if means is not None:
+            scaled = scaled + (1 - gains) * means.to(x)
         # Models take a view of what attention returns, which must be contiguous for that.
-        if not start:
-            return (x * gains).contiguous()
-        return torch.cat([x[:, :start], x[:, start:] * gains], 1)
+        return torch.cat([x[:, :start], scaled], 1) if start else scaled.contiguous()
 
     def _active_rows(self, first: int, end: int, n: int, device: torch.device) -> Tensor:
         """Which positions are active in each row of the batch, where rows differ."""

@@ -24,6 +24,8 @@ class BranchPlan:
         origins: The base row that each branch copies.
         target: What a gain multiplies: the head's output, its unnormalised attention to the
             profile's tokens, or its query.
+        means: What a gain of 0 puts in place of a head's output, of each layer ``(n_heads,
+            head_dim)``; zeros if None. For target ``"head"``.
     """
 
     @torch.inference_mode(False)  # its tensors may be used later, where there are gradients
@@ -34,7 +36,9 @@ class BranchPlan:
         starts: Sequence[int],
         origins: Sequence[int],
         target: Target,
+        means: Sequence[Tensor] | None = None,
     ) -> None:
+        self.means = means
         self.gains = gains.float().clone()
         self.n_base = n_base
         self.target = target
@@ -67,13 +71,18 @@ def without_branches(gains: Tensor, target: Target) -> BranchPlan:
 
 
 def branches_of_one(
-    gains: Tensor, target: Target, *, any_layer: bool = True
+    gains: Tensor,
+    target: Target,
+    *,
+    any_layer: bool = True,
+    means: Sequence[Tensor] | None = None,
 ) -> tuple[BranchPlan, Tensor]:
     """The plan of branches of one base row, run before, that leave where ``gains`` (R, L, H)
     change it.
 
     Args:
         any_layer: Whether they may leave in any layer; otherwise all leave in the lowest.
+        means: As for :class:`BranchPlan`.
 
     Returns:
         The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
@@ -82,7 +91,8 @@ def branches_of_one(
     last = gains.shape[1] - 1
     starts = torch.where(changed.any(1), changed.int().argmax(1), last) * any_layer
     order = starts.argsort(stable=True)
-    return BranchPlan(gains[order], 1, starts[order].tolist(), [0] * len(order), target), order
+    origins = [0] * len(order)
+    return BranchPlan(gains[order], 1, starts[order].tolist(), origins, target, means), order
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import random
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
-import httpx2
+from openai import (
+    APIConnectionError,
+    APIStatusError,
+    AsyncOpenAI,
+    DefaultAsyncHttpxClient,
+    omit,
+)
 from pydantic import BaseModel, ValidationError
 
 from prefheads.errors import DataError, PrefheadsError
 from prefheads.judge.store import Answer
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds of back-off
-PATIENCE = 600.0  # seconds: an endpoint that wants a longer pause is left for a later run
-_PASSING = {408, 409, 425, 429}  # of the errors below 500, those that another try may not meet
+_HINTS = {
+    401: "; put a valid key into the variable that --key-env names",
+    404: "; look at --base-url and --model",
+}
 T = TypeVar("T")
 
 
@@ -37,22 +40,16 @@ class Usage:
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, requests: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Count; from any thread."""
-        with self._lock:
-            self.requests += requests
-            self.prompt_tokens += prompt_tokens
-            self.completion_tokens += completion_tokens
+
+# The client's own types ask for more than servers send.
 
 
 class _Message(BaseModel):
     content: str | None = None
-    refusal: str | None = None
 
 
-class _Choice(BaseModel):
+class _Candidate(BaseModel):
     message: _Message
     finish_reason: str | None = None
 
@@ -63,59 +60,62 @@ class _Tokens(BaseModel):
 
 
 class _Completion(BaseModel):
-    choices: list[_Choice]
+    choices: list[_Candidate]
     usage: _Tokens | None = None
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint; threads may share it.
+    """An OpenAI-compatible endpoint, open in an ``async with`` block.
+
+    Busy or failing servers and lost connections are tried again after the pause that the server
+    wants, or else ever longer ones, as the ``openai`` client does it.
 
     Args:
         base_url: Up to the version, such as ``http://localhost:8000/v1``.
         key: Sent with every request and kept nowhere; none if empty.
         timeout: Seconds that a request may take to connect, and between parts of its answer.
         retries: Tries after the first one.
-        sleep: How to wait; by default in a way that `stop` ends.
 
     Raises:
         DataError: No such URL, or a key that cannot be one.
     """
 
     def __init__(
-        self,
-        base_url: str,
-        key: str = "",
-        *,
-        timeout: float = 120.0,
-        retries: int = 5,
-        sleep: Callable[[float], object] | None = None,
+        self, base_url: str, key: str = "", *, timeout: float = 120.0, retries: int = 5
     ) -> None:
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise DataError("the key holds characters that no key has; look at its variable")
+        self.retries, self.usage, self._key = retries, Usage(), key
+        self._authorization = f"Bearer {key}" if key else omit
         try:
-            url = httpx2.URL(base_url.rstrip("/") + "/chat/completions")
-        except httpx2.InvalidURL:
-            url = httpx2.URL()
-        if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+            self._client = AsyncOpenAI(
+                base_url=base_url,
+                api_key=key or "none",  # the client refuses to be made without one
+                max_retries=retries,
+                http_client=DefaultAsyncHttpxClient(
+                    timeout=timeout, follow_redirects=False, event_hooks={"request": [self._count]}
+                ),
+            )
+            url = self._client.base_url
+            usable = url.scheme in ("http", "https") and url.host
+        except Exception:  # the error of the client's own HTTP library
+            usable = False
+        if not usable or url.userinfo or url.query:
             raise DataError(
                 "--base-url must be such as http://localhost:8000/v1, without a key in it"
             )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise DataError("the key holds characters that no key has; look at its variable")
-        self.url, self.retries, self.usage = str(url), retries, Usage()
-        self._key, self._stopped = key, threading.Event()
-        self._sleep = self._stopped.wait if sleep is None else sleep
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(headers=headers, timeout=timeout, follow_redirects=False)
+        self.url, self._host = f"{url}chat/completions", url.netloc.decode()
 
-    def stop(self) -> None:
-        """Try nothing again; a request that is under way still gets its answer."""
-        self._stopped.set()
+    async def __aenter__(self) -> Self:
+        return self
 
-    def ask(self, body: Mapping[str, Any], check: Callable[[str], T]) -> tuple[T, Answer]:
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def ask(self, body: Mapping[str, Any], check: Callable[[str], T]) -> tuple[T, Answer]:
         """Ask until ``check`` takes the answer's text.
 
-        Busy or failing servers and lost connections are tried again after the pause that the
-        server wants, or else ever longer ones; answers that are cut off or not what was asked for
-        at once.
+        Answers that are cut off or not what was asked for are asked for again at once.
 
         Args:
             body: Of the request.
@@ -128,46 +128,33 @@ class Endpoint:
             EndpointError: The endpoint refuses, cannot be reached, or fails to the last.
             UnusableError: The last answer could not be used.
         """
-        spent = Usage()
-        problem: PrefheadsError | None = None
-        wait = 0.0
-        for attempt in range(self.retries + 1):
-            if wait:
-                self._sleep(wait)
-            if self._stopped.is_set():
-                raise problem or EndpointError(f"{self._host}: stopped")
-            backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
-            self.usage.add(requests=1)
+        spent, problem = Usage(), ""
+        for _ in range(self.retries + 1):
             try:
-                response = self._client.post(self.url, json=body)
-            except httpx2.TransportError as error:
-                reason = self._hidden(str(error)) or "no answer in time"
-                problem = EndpointError(f"{self._host}: {type(error).__name__}: {reason}")
-                wait = backoff
-                continue
-            if response.status_code != 200:
-                problem = EndpointError(f"{self._host}: {self._reason(response)}")
-                if response.status_code < 500 and response.status_code not in _PASSING:
-                    raise problem
-                wait = max(backoff, _retry_after(response))
-                if wait > PATIENCE:
-                    raise EndpointError(f"{problem}; it wants a pause of {wait:.0f} seconds")
-                continue
+                content = await self._client.post(
+                    "/chat/completions",
+                    cast_to=str,
+                    body=dict(body),
+                    options={"headers": {"Authorization": self._authorization}},
+                )
+            except (APIConnectionError, APIStatusError) as error:
+                raise EndpointError(f"{self._host}: {self._reason(error)}") from None
             try:
-                text = self._text(response, spent)
+                text = self._text(content, spent)
                 return check(text), Answer(text, spent.prompt_tokens, spent.completion_tokens)
             except ValueError as error:
-                problem = UnusableError(f"{self._host}: {_first_problem(error)}")
-                wait = 0.0
-        assert problem is not None
-        raise type(problem)(f"{problem} ({self.retries + 1} tries)")
+                problem = _first_problem(error)
+        raise UnusableError(f"{self._host}: {problem} ({self.retries + 1} tries)")
 
-    def _text(self, response: httpx2.Response, spent: Usage) -> str:
-        completion = _Completion.model_validate_json(response.content)
-        if completion.usage is not None:
-            sent, written = completion.usage.prompt_tokens, completion.usage.completion_tokens
-            for usage in (spent, self.usage):
-                usage.add(prompt_tokens=sent or 0, completion_tokens=written or 0)
+    async def _count(self, request: object) -> None:
+        self.usage.requests += 1
+
+    def _text(self, content: str, spent: Usage) -> str:
+        completion = _Completion.model_validate_json(content)
+        tokens = completion.usage or _Tokens()
+        for usage in (spent, self.usage):
+            usage.prompt_tokens += tokens.prompt_tokens or 0
+            usage.completion_tokens += tokens.completion_tokens or 0
         if not completion.choices:
             raise ValueError("an answer without choices")
         choice = completion.choices[0]
@@ -177,35 +164,21 @@ class Endpoint:
             raise ValueError("an empty answer, or a refusal")
         return choice.message.content
 
-    @property
-    def _host(self) -> str:
-        return httpx2.URL(self.url).netloc.decode()
-
-    def _reason(self, response: httpx2.Response) -> str:
-        hints = {
-            401: "; put a valid key into the variable that --key-env names",
-            404: "; look at --base-url and --model",
-        }
+    def _reason(self, error: APIConnectionError | APIStatusError) -> str:
+        tries = int(error.request.headers["x-stainless-retry-count"]) + 1
+        again = f" ({tries} tries)" if tries > 1 else ""
+        if isinstance(error, APIConnectionError):
+            cause = error.__cause__ or error
+            said = str(cause) or "no answer in time"
+            return self._hidden(f"{type(cause).__name__}: {said}{again}")
+        code, response = error.status_code, error.response
+        if (pause := response.headers.get("Retry-After", "")).isdigit() and not again:
+            again = f"; it wants a pause of {pause} seconds"
         told = " ".join(self._hidden(response.text).split())[:300]
-        return f"HTTP {response.status_code} {told}{hints.get(response.status_code, '')}"
+        return f"HTTP {code} {told}{_HINTS.get(code, '')}{again}"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    """Seconds that the server wants to be left alone: a number, or a date; 0 if it says none."""
-    text = response.headers.get("Retry-After", "").strip()
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        until = parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
 def _first_problem(error: ValueError) -> str:

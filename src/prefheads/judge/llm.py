@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,7 +135,7 @@ def rate(
 
     Args:
         study: The pairs.
-        endpoint: Whom to ask.
+        endpoint: Whom to ask; closed afterwards.
         answers: Earlier answers, which are not asked for again; new ones are added as they come.
         model: Its name at the endpoint.
         form: How to ask for JSON; not every endpoint takes a schema.
@@ -156,25 +156,28 @@ def rate(
     problems: dict[str, str] = {}
     advance(len(found))
 
-    def ask(asked: tuple[str, bool]) -> Answer:
+    async def ask(asked: tuple[str, bool], gate: asyncio.Semaphore) -> None:
         key, body = wanted[asked]
-        _, answer = endpoint.ask(body, parse_verdict)
-        answers.add(key, answer)
-        return answer
-
-    with ThreadPoolExecutor(workers) as executor:
-        futures = {executor.submit(ask, asked): asked for asked in wanted if asked not in found}
         try:
-            for future in as_completed(futures):
-                try:
-                    found[futures[future]] = future.result()
-                    advance(len(found))
-                except UnusableError as error:
-                    problems[futures[future][0]] = str(error)
-        except BaseException:
-            endpoint.stop()
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+            async with gate:
+                _, answer = await endpoint.ask(body, parse_verdict)
+        except UnusableError as error:
+            problems[asked[0]] = str(error)
+            return
+        answers.add(key, answer)
+        found[asked] = answer
+        advance(len(found))
+
+    async def ask_all() -> None:
+        gate = asyncio.Semaphore(workers)
+        async with endpoint, asyncio.TaskGroup() as group:
+            for asked in [asked for asked in wanted if asked not in found]:
+                group.create_task(ask(asked, gate))
+
+    try:
+        asyncio.run(ask_all())
+    except ExceptionGroup as errors:  # the first error has ended all other requests
+        raise errors.exceptions[0] from None
     rated = [p for p in study.differing if all((p.id, swapped) in found for swapped in ORDERS)]
     scores = [[_by_method(found[p.id, swapped], swapped) for swapped in ORDERS] for p in rated]
     return Ratings(

@@ -1,20 +1,26 @@
-"""Judgements on disk, in SQLite: what has been answered once survives whatever comes later."""
+"""Judgements on disk: what has been answered once survives whatever comes later.
+
+Votes can be taken back and come from several people at once, so they are in a database; answers of
+a language model are partial results of long work like others.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefheads.checkpoint import Checkpoint
 from prefheads.errors import ArtifactError
 from prefheads.judge.pairs import Pair, Study
+from prefheads.storage import writable_dir
 
 TIE = "tie"
-_VOTES, _ANSWERS = 0x50485631, 0x50484131  # application ids: a file of another kind is refused
+_VOTES, _ANSWERS = 0x50485631, 0x50484131  # application ids: other files are not ours
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,6 @@ class Votes:
             raise ArtifactError(f"{path}: no such file; `prefheads judge serve` writes it")
         self._db = _connect(
             path,
-            _VOTES,
             "CREATE TABLE IF NOT EXISTS study (only INTEGER PRIMARY KEY CHECK (only = 1), "
             "description TEXT NOT NULL)",
             "CREATE TABLE IF NOT EXISTS votes (pair TEXT NOT NULL, annotator TEXT NOT NULL, "
@@ -108,49 +113,64 @@ class Answers:
     """Answers of a language model by what was asked, with the tokens that they took.
 
     Args:
-        path: An SQLite file; made where needed.
+        path: File of a :class:`~prefheads.checkpoint.Checkpoint`; made where needed. Earlier
+            versions wrote SQLite: answers in such a file, or in one beside ``path`` that ends in
+            ``.sqlite``, are known, and new ones go to a file that ends in ``.jsonl``.
 
     Raises:
         ArtifactError: The file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._db = _connect(
-            path,
-            _ANSWERS,
-            "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, "
-            "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL)",
-        )
+        if not path.parent.is_dir():
+            raise ArtifactError(f"{path}: no such folder")
+        writable_dir(path.parent)
+        earlier = _earlier(path)
+        if earlier is not None:
+            path = path.with_suffix(".jsonl")
+        self._kept = Checkpoint(path, "answers of a judge")
+        self._earlier = earlier or _earlier(path.with_suffix(".sqlite")) or {}
 
     def get(self, key: str) -> Answer | None:
         """What was answered, or None."""
-        row = self._db.execute(
-            "SELECT answer, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
-        ).fetchone()
-        return None if row is None else Answer(*row)
+        found = self._kept.done.get(key)
+        return self._earlier.get(key) if found is None else Answer(**found)
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer; from any thread."""
-        with self._lock:
-            self._db.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-                (key, answer.text, answer.prompt_tokens, answer.completion_tokens),
-            )
+        """Keep an answer."""
+        self._kept.add(key, asdict(answer))
 
 
-def _connect(path: Path, kind: int, *schema: str) -> sqlite3.Connection:
-    """Open or make a database; each statement is on disk when it returns (WAL, full sync)."""
+def _earlier(path: Path) -> dict[str, Answer] | None:
+    """The answers that an earlier version kept in an SQLite file; None if it is none."""
+    if not path.is_file():
+        return None
+    try:
+        with closing(sqlite3.connect(path)) as db:
+            if db.execute("PRAGMA application_id").fetchone()[0] != _ANSWERS:
+                return None
+            return {
+                row[0]: Answer(*row[1:])
+                for row in db.execute(
+                    "SELECT key, answer, prompt_tokens, completion_tokens FROM answers"
+                )
+            }
+    except sqlite3.Error:
+        return None
+
+
+def _connect(path: Path, *schema: str) -> sqlite3.Connection:
+    """Open or make a file of votes; each statement is on disk when it returns (WAL, full sync)."""
     try:
         db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         found = db.execute("PRAGMA application_id").fetchone()[0]
         empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if found != kind and not (found == 0 and empty):
+        if found != _VOTES and not (found == 0 and empty):
             raise ArtifactError(f"{path}: holds something else; give another file")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        if found != kind:
-            db.execute(f"PRAGMA application_id={kind}")
+        if found != _VOTES:
+            db.execute(f"PRAGMA application_id={_VOTES}")
         for statement in schema:
             db.execute(statement)
     except sqlite3.Error as error:

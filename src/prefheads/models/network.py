@@ -7,6 +7,7 @@ name the last thing that failed. So they are asked only where there is a way to 
 from __future__ import annotations
 
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 from urllib.error import HTTPError
@@ -25,12 +26,12 @@ def unreachable(url: str) -> str:
     reasons = [f"no answer within {SECONDS:g} seconds"]
 
     def ask() -> None:
-        request = Request(url, headers={"User-Agent": "prefheads"}, method="HEAD")
         try:
+            request = Request(url, headers={"User-Agent": "prefheads"}, method="HEAD")
             with suppress(HTTPError):  # an answer
                 urlopen(request, timeout=2 * SECONDS).close()
             reasons.append("")
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
             reason = getattr(error, "reason", error)
             reasons.append(str(getattr(reason, "strerror", None) or reason))
 

@@ -82,11 +82,18 @@ class Scorer:
             share the prompt where the model allows it (:mod:`prefheads.interventions.probes`).
             ``"all"``: gains act at every position.
         budget: Bound on the tokens of a pass, shared between examples so that it adapts once.
+        means: What ablated heads hand on, as for :class:`prefheads.interventions.plan.BranchPlan`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, encoded: Encoded, scope: Scope, budget: Budget | None = None
+        self,
+        model: PreTrainedModel,
+        encoded: Encoded,
+        scope: Scope,
+        budget: Budget | None = None,
+        means: Sequence[Tensor] | None = None,
     ) -> None:
+        self.means = means
         self.model = model = causal_model(model)
         self.layout = head_layout(model)
         self.encoded = encoded
@@ -141,7 +148,9 @@ class Scorer:
         order = branches_of_one(gains, target)[1]
 
         def work(rows: slice) -> Tensor:
-            plan, _ = branches_of_one(gains[order[rows]], target, any_layer=self.any_layer)
+            plan, _ = branches_of_one(
+                gains[order[rows]], target, any_layer=self.any_layer, means=self.means
+            )
             return answer(self.branch(plan))
 
         for rows, logits in self.budget.run(len(gains), self.n_keys - self.first, work):

@@ -11,11 +11,13 @@ from prefheads.serve.engine import Finish, Piece, Sampling
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 
 
-class Decoder:
+class Detokenizer:
     """Turns tokens into text piece by piece; the pieces together are the text of all tokens.
 
     A character may take several tokens, and what a token looks like may depend on those before it,
-    so each piece is the difference of two decodings that begin a few tokens back.
+    so each piece is the difference of two decodings that begin a few tokens back. The
+    ``DecodeStream`` of tokenizers works likewise, but raises an error at bytes that make no
+    character and does not give what is left at the end (0.23).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -92,7 +94,7 @@ class Transcript:
         self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
     ) -> None:
         self._max_tokens, self._ends = sampling.max_tokens, ends
-        self._decoder, self._stops = Decoder(tokenizer), Stops(sampling.stop)
+        self._detokenizer, self._stops = Detokenizer(tokenizer), Stops(sampling.stop)
         self.n_tokens = 0
         self.done = False
 
@@ -100,12 +102,12 @@ class Transcript:
         """What can be shown with the next token, if anything."""
         self.n_tokens += 1
         ended = token in self._ends
-        shown = "" if ended else self._stops.add(self._decoder.add(token))
+        shown = "" if ended else self._stops.add(self._detokenizer.add(token))
         finish: Finish | None = "stop" if ended or self._stops.hit else None
         if finish is None and self.n_tokens >= self._max_tokens:
             finish = "length"
         if finish is not None and not self._stops.hit:
-            shown += self._stops.add(self._decoder.rest())
+            shown += self._stops.add(self._detokenizer.rest())
             finish = "stop" if self._stops.hit else finish
             shown += self._stops.rest()
         self.done = finish is not None

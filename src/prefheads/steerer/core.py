@@ -138,7 +138,7 @@ class PreferenceSteerer:
                 scope=scope,
                 target=target,
                 reference=reference,
-                checkpoint=None if folder is None else folder / f"discovery-{target}.safetensors",
+                checkpoint=None if folder is None else folder / f"discovery-{target}.jsonl",
                 **common,
             )
             for target in targets
@@ -156,7 +156,7 @@ class PreferenceSteerer:
             },
             settings,
             objective=objective,
-            checkpoint=None if folder is None else folder / "calibration.safetensors",
+            checkpoint=None if folder is None else folder / "calibration.jsonl",
             **common,
         )
         # Where nothing helped, the maps are there still, for whoever sets a strength by hand.

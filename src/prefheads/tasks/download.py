@@ -1,4 +1,8 @@
-"""Fetching the files of LaMP and LongLaMP: resumed, complete, and checked before they are kept."""
+"""Fetching the files of LaMP and LongLaMP: resumed, complete, and checked before they are kept.
+
+LongLaMP is on the hub, whose client fetches it. LaMP is on a plain web server, for which that
+client has no public function that resumes a file; pooch and the like begin anew, too.
+"""
 
 from __future__ import annotations
 

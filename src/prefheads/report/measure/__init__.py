@@ -1,0 +1,1 @@
+"""What the report measures in the model."""

@@ -1,0 +1,1 @@
+"""The report itself: its files and its page."""

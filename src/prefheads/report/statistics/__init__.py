@@ -1,0 +1,1 @@
+"""What scores and results say, with their controls; needs no model."""
