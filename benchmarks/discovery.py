@@ -27,8 +27,7 @@ from prefheads.data.encoding import Encoded
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.interventions.intercept import head_layout, intercept
 from prefheads.models.limits import Budget
-from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Scorer
+from prefheads.scoring.scorer import Scorer, token_nll
 
 WAYS = ("authors", "naive", "exact", "screened")
 TOP = 0.04  # of the heads

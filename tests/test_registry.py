@@ -19,8 +19,8 @@ from prefheads.data.example import load_examples
 from prefheads.data.prompts import build_prompt
 from prefheads.data.task import GENERIC, TASKS, find_task, register_task, task_name, task_of
 from prefheads.errors import DataError
-from prefheads.evaluation.methods import METHODS, Method, register_method
-from prefheads.evaluation.records import read_records
+from prefheads.evaluation.methods import BASELINES, METHODS, Method, register_method
+from prefheads.evaluation.records import Records
 from prefheads.registry import Registry
 
 POINTS = "[prefheads.tasks]\nverse = verse:VERSE\n[prefheads.methods]\nflat = flat:FLAT\n"
@@ -48,7 +48,7 @@ def check_run(out: Path) -> None:
     assert list(texts) == list(nll) == ["plain", "flat", "flat:by=1"]
     assert nll["flat:by=1"] == pytest.approx(nll["plain"], abs=1e-5)
     assert nll["flat"] != pytest.approx(nll["plain"], abs=1e-3)
-    records = list(read_records(out / "Verse-2" / "records.jsonl"))
+    records = Records(out / "Verse-2" / "records.jsonl").done.values()
     assert len(records) == 3 * 6 and all(0 < r.new_tokens <= 5 for r in records)
     assert {r.setting for r in records if r.method != "plain"} == {"flat"}
 
@@ -154,10 +154,11 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 def test_built_in_tasks_and_methods_are_reached_by_the_registry_alone() -> None:
     kinds = {m.kind for m in METHODS.all().values()}
     assert len(kinds) == 9 and len(TASKS.all()) == 11
+    baselines = {"BASELINES", *(type(one).__name__ for one in BASELINES)}
     for path in SOURCE.rglob("*.py"):
         folder = path.relative_to(SOURCE).parts[0]
         for module, name in imports(path):
-            assert module not in ("prefheads.evaluation.baselines", "prefheads.evaluation.steered")
+            assert module != "prefheads.evaluation.steered" and name not in baselines, path
             if folder != "tasks":
                 assert not module.startswith(("prefheads.tasks.lamp", "prefheads.tasks.longlamp"))
             if folder == "data":

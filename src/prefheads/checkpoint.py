@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from prefheads.data.encoding import Encoded
 from prefheads.errors import ArtifactError
-from prefheads.heads.provenance import fingerprint
+from prefheads.heads.weights import fingerprint
 from prefheads.progress import track
 from prefheads.storage import PathLike, load_tensors, reason, write_atomic
 
@@ -40,11 +40,7 @@ class Journal:
         self._end: int | None = None  # of the whole lines, where a torn one follows
 
     def read(self) -> Iterator[tuple[str, Any]]:
-        """Yield each line with its place, none if there is no file.
-
-        Raises:
-            ArtifactError: The file cannot be read, or a line is damaged.
-        """
+        """Yield each line with its place, none if there is no file."""
         if not self.path.exists():
             return
         try:
@@ -61,11 +57,7 @@ class Journal:
                 raise ArtifactError(f"{place}: damaged, or of something else") from None
 
     def append(self, rows: Iterable[Any]) -> None:
-        """Add lines, all of them or none; they are on the disk when this returns.
-
-        Raises:
-            ArtifactError: The file cannot be written, such as when the disk is full.
-        """
+        """Add lines, all of them or none; they are on the disk when this returns."""
         data = _lines(rows)
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -85,17 +77,11 @@ class Journal:
 
 
 class Checkpoint:
-    """Finished parts of long work, by their keys.
+    """Finished parts of long work, by their keys, in the order in which they came.
 
     Args:
         path: A :class:`Journal` to keep them in; None keeps nothing.
         run: What is computed, in words or as a :func:`digest`. A file of another run is refused.
-
-    Attributes:
-        done: The parts, in the order in which they came.
-
-    Raises:
-        ArtifactError: The file is damaged, or of another run.
     """
 
     def __init__(self, path: PathLike | None, run: str) -> None:
@@ -128,16 +114,8 @@ class Checkpoint:
         label: str,
         progress: bool = True,
     ) -> dict[str, Tensor]:
-        """Make the rows that are missing, one an example, and return all of them.
-
-        Args:
-            rows: Keys of the rows.
-            make: Called with the number of an example, counted from 0.
-            label: Of the progress bar.
-
-        Returns:
-            The tensors of all rows, stacked.
-        """
+        """The tensors of all rows of these keys, one an example, stacked; those that are missing
+        are made, of the number of the example, counted from 0."""
         todo = [i for i in rows if str(i) not in self.done]
         n, done = len(rows), len(rows) - len(todo)
         for i in track(todo, label, n, unit="example", initial=done, disable=not progress):

@@ -28,11 +28,8 @@ INTERVALS = "95 % intervals over users (jackknife and t; shares: Clopper-Pearson
 
 
 def user_totals(values: Any, users: Sequence[str]) -> tuple[Array, NDArray[np.int64]]:
-    """Sums over each user's samples, users in sorted order.
-
-    Returns:
-        The sums, ``(n, ...)`` to ``(n_users, ...)``, and the number of samples ``(n_users,)``.
-    """
+    """Sums over each user's samples ``(n, ...)`` to ``(n_users, ...)``, users in sorted order, and
+    their numbers ``(n_users,)``."""
     values = np.asarray(values, dtype=np.float64)
     _, index, counts = np.unique(list(users), return_inverse=True, return_counts=True)
     totals = np.zeros((len(counts), *values.shape[1:]))
@@ -72,12 +69,9 @@ class Jackknife:
         return cls(value, np.asarray(stderr), effective_users(counts) - 1)
 
     def over_draws(self, draws: Sequence[Array]) -> Jackknife:
-        """With what a choice of random draws adds to the error over users (Welch, Satterthwaite).
-
-        Args:
-            draws: The statistic of each draw ``(n_draws,)``, of everything whose mean it is of; one
-                draw alone tells nothing.
-        """
+        """With what a choice of random draws adds to the error over users (Welch, Satterthwaite):
+        ``draws`` has the statistic of each draw ``(n_draws,)``, of everything whose mean it is
+        of; one draw alone tells nothing."""
         parts = [(float(self.stderr) ** 2, self.df)]
         parts += [(float(d.var(ddof=1)) / len(d), len(d) - 1.0) for d in draws if len(d) > 1]
         total = sum(square for square, _ in parts)
@@ -87,11 +81,7 @@ class Jackknife:
         return Jackknife(self.value, np.asarray(np.sqrt(total)), df)
 
     def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
-        """Lower and upper end, each ``(...)``.
-
-        Raises:
-            DataError: ``level`` is not between 0 and 1.
-        """
+        """Lower and upper end, each ``(...)``; a DataError unless 0 < level < 1."""
         if not 0 < level < 1:
             raise DataError(f"an interval needs 0 < level < 1: {level}")
         reach = _t(self.df, level) * self.stderr
@@ -108,13 +98,8 @@ class Jackknife:
 def jackknife(
     values: Any, users: Sequence[str], of_mean: Callable[[Array], Array] | None = None
 ) -> Jackknife:
-    """The mean over samples ``(n, ...)``, or a function of that mean, with its jackknife.
-
-    Args:
-        values: One value, or array of values, a sample.
-        users: The user of each sample.
-        of_mean: Applied to several means at once, ``(m, ...)``; keeps the first axis.
-    """
+    """The mean over samples ``(n, ...)`` of users, with its jackknife; or a function of that mean,
+    which is applied to several at once, ``(m, ...)``."""
     totals, counts = user_totals(values, users)
     mean = totals.sum(0, keepdims=True) / counts.sum()
     if len(counts) == 1:
@@ -238,11 +223,8 @@ class Estimate:
 
 
 def holm(p_values: Sequence[float]) -> Array:
-    """p values of several tests, adjusted by Holm's step-down method, in the given order.
-
-    Raises:
-        DataError: A value outside [0, 1].
-    """
+    """p values of several tests, adjusted by Holm's step-down method, in the given order; a
+    DataError if one is outside [0, 1]."""
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise DataError(f"p values must lie in [0, 1]: {list(p_values)}")

@@ -53,9 +53,6 @@ def save_tensors(
     """Save tensors atomically as safetensors, with `kind` and JSON-serialisable `meta` inside.
 
     The same content gives the same bytes.
-
-    Raises:
-        ArtifactError: the file cannot be written.
     """
     import safetensors.torch
 
@@ -85,29 +82,20 @@ def load_tensors(path: PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str
         header = json.loads(metadata[_METADATA_KEY])
         found, meta = str(header["kind"]), dict(header["meta"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: not written by prefheads (its metadata is missing)"
-        ) from error
+        message = f"{path}: not written by prefheads (its metadata is missing)"
+        raise ArtifactError(message) from error
     if found != kind:
         raise ArtifactError(f"{path}: holds {found}, but {kind} are needed here")
     return tensors, meta
 
 
 def write_json(path: PathLike, data: Any) -> None:
-    """Write `data` atomically as indented UTF-8 JSON.
-
-    Raises:
-        ArtifactError: the file cannot be written.
-    """
+    """Write `data` atomically as indented UTF-8 JSON."""
     write_atomic(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: PathLike) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ArtifactError: missing or unreadable file, or no JSON; names the line.
-    """
+    """Read a JSON file; an ArtifactError names the line that is no JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:

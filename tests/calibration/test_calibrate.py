@@ -23,8 +23,7 @@ from prefheads.data.encoding import encode
 from prefheads.data.example import Example
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.interventions.intercept import intercept
-from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Scorer, response_nll
+from prefheads.scoring.scorer import Scorer, response_nll, token_nll
 from prefheads.steering.combine import combine
 from prefheads.steering.context import steer
 from prefheads.steering.setting import PLAIN, Setting

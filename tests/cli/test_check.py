@@ -56,7 +56,9 @@ def test_a_mask_that_is_not_the_call_s_own_is_seen(monkeypatch) -> None:
 def test_gains_that_are_too_small_are_seen(monkeypatch) -> None:
     scaled = BranchedForward._scaled
     monkeypatch.setattr(
-        BranchedForward, "_scaled", lambda self, out, gain: scaled(self, out, gain**0.9)
+        BranchedForward,
+        "_scaled",
+        lambda self, out, gain, *means: scaled(self, out, gain**0.9, *means),
     )
     rows = Steering.rows
     monkeypatch.setattr(Steering, "rows", lambda self, x, n: rows(self, x.flip(0), n))
@@ -94,7 +96,9 @@ def test_the_command(cli, tiny_folder, monkeypatch) -> None:
     assert {"what", "difference", "limit", "note"} == set(found["findings"][0])
     scaled = BranchedForward._scaled
     monkeypatch.setattr(
-        BranchedForward, "_scaled", lambda self, out, gain: scaled(self, out, gain * 1.1)
+        BranchedForward,
+        "_scaled",
+        lambda self, out, gain, *means: scaled(self, out, gain * 1.1, *means),
     )
     off = cli("check", "--model", tiny_folder)
     assert off.code == 1 and "WRONG" in off.out

@@ -14,7 +14,7 @@ from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.discovery import discover
 from prefheads.discovery import exact as module
 from prefheads.errors import ArtifactError, DataError, ModelError, PrefheadsError, SteeringError
-from prefheads.heads.provenance import fingerprint
+from prefheads.heads.weights import fingerprint
 
 EXAMPLES = [
     Example("a", "u", ({"text": "Tea, no sugar!"},), "Say it: ", "Hot & plain."),
@@ -110,11 +110,11 @@ class Killed:
         self.measured: list[str] = []
         measure = module._pcs
 
-        def counting(model, layout, encoded, *rest):
+        def counting(scorer, *rest):
             if len(self.measured) == after:
                 raise error
-            self.measured.append(encoded.example_id)
-            return measure(model, layout, encoded, *rest)
+            self.measured.append(scorer.encoded.example_id)
+            return measure(scorer, *rest)
 
         monkeypatch.setattr(module, "_pcs", counting)
 

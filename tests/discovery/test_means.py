@@ -9,10 +9,10 @@ from support.models import SHAPE, character_tokenizer, shared
 from prefheads.data.encoding import encode
 from prefheads.data.example import Example
 from prefheads.discovery import discover
-from prefheads.discovery.means import mean_outputs
+from prefheads.discovery.exact import mean_outputs
 from prefheads.errors import SteeringError
 from prefheads.interventions.intercept import intercept
-from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import token_nll
 
 EXAMPLES = [
     Example("a", "u", ({"text": "Tea, no sugar!"},), "Say it: ", "Hot & plain."),

@@ -17,7 +17,7 @@ from prefheads.discovery import retrieval_scores
 from prefheads.discovery.retrieval import needle_prompt
 from prefheads.errors import DataError, SteeringError
 from prefheads.evaluation.methods import Method
-from prefheads.heads.provenance import fingerprint
+from prefheads.heads.weights import fingerprint
 from prefheads.steering.context import steer
 
 KINDS = ["llama", "mistral", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "mixtral"]

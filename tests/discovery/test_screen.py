@@ -133,18 +133,18 @@ class Killed:
         self.measured: list[str] = []
         screening, measuring = module.estimate_scores, module._pcs
 
-        def count(done: list[str], encoded) -> None:
+        def count(done: list[str], scorer) -> None:
             if len(self.screened) + len(self.measured) == after:
                 raise KeyboardInterrupt
-            done.append(encoded.example_id)
+            done.append(scorer.encoded.example_id)
 
         def counted_screening(scorer, *rest):
-            count(self.screened, scorer.encoded)
+            count(self.screened, scorer)
             return screening(scorer, *rest)
 
-        def counted_measuring(scorers, layout, encoded, *rest):
-            count(self.measured, encoded)
-            return measuring(scorers, layout, encoded, *rest)
+        def counted_measuring(scorer, *rest):
+            count(self.measured, scorer)
+            return measuring(scorer, *rest)
 
         monkeypatch.setattr(module, "estimate_scores", counted_screening)
         monkeypatch.setattr(module, "_pcs", counted_measuring)

@@ -8,10 +8,9 @@ import pytest
 from benchmarks.coverage import KINDS, coverage
 from prefheads.calibration.validate import Validation
 from prefheads.errors import DataError
-from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.run import Measured
-from prefheads.evaluation.significance import difference, interval
+from prefheads.evaluation.significance import difference, interval, over_draws
 from prefheads.evaluation.tables import cells
 from prefheads.steering.setting import PLAIN
 from prefheads.tasks.answers import Metric, answers_of

@@ -11,7 +11,7 @@ import prefheads as ph
 from prefheads.data.encoding import encode
 from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.evaluation.likelihood import likelihood
-from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import token_nll
 from prefheads.steering.combine import combine
 
 

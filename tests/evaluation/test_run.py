@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_retrieval_heads_are_measured_once_a_model(
 
     monkeypatch.setattr(run, "retrieval_scores", few)
     for _ in range(2):  # the second is another run's, in the same folder
-        heads = run.RetrievalHeads(*tiny_model, tmp_path / "heads.safetensors", plan)
+        heads = partial(run._retrieval_heads, *tiny_model, plan, tmp_path / "heads.safetensors")
         found = [heads(fraction).heads for fraction in (0.09, 0.17)]
         assert found == [scores.top(k=k).heads for k in (1, 2)]
     assert calls == [3]

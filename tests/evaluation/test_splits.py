@@ -10,7 +10,7 @@ from support.lamp_files import write_task
 
 from prefheads.data.example import load_examples
 from prefheads.errors import DataError
-from prefheads.evaluation.splits import find_samples, find_sibling, find_tasks
+from prefheads.evaluation.prepare import find_samples, find_sibling, find_tasks
 
 
 def test_samples_are_found_wherever_they_lie(tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ from support.steered import (
 from prefheads import response_from, response_nll, steer
 from prefheads.data.encoding import encode
 from prefheads.errors import SteeringError
-from prefheads.heads.provenance import Provenance, fingerprint
-from prefheads.heads.weights import HeadWeights
-from prefheads.scoring.nll import token_nll
+from prefheads.heads.weights import HeadWeights, Provenance, fingerprint
+from prefheads.scoring.scorer import token_nll
 
 EXACT = 5e-5  # of the largest logit
 WAYS = [(mode, target) for mode in ("contrast", "amplify") for target in ("head", "profile")]

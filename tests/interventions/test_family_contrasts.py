@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefheads.errors import ModelError
-from prefheads.interventions.intercept import positions
+from prefheads.interventions.layout import positions
 from prefheads.steering.cad import context_contrast
 from prefheads.steering.combine import contrast_layers
 from prefheads.steering.dola import layer_contrast

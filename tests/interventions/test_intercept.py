@@ -10,7 +10,8 @@ from support.models import ARCHITECTURES, SHAPE, random_ids, shared, tiny
 from support.reference import plain_logits
 
 from prefheads.errors import SteeringError
-from prefheads.interventions.intercept import attention_backend, intercept
+from prefheads.interventions.hooks import attention_backend
+from prefheads.interventions.intercept import intercept
 from prefheads.steering.context import steer
 
 IDS = random_ids(12)

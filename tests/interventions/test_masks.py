@@ -7,9 +7,9 @@ import torch
 from support.models import SHAPE, random_encoded, shared
 
 from prefheads.errors import ModelError
-from prefheads.interventions import masks
-from prefheads.interventions.intercept import head_layout, intercept
-from prefheads.interventions.masks import as_bias, masked_backend
+from prefheads.interventions import intercept as module
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
+from prefheads.interventions.shared_prompt import as_bias
 from prefheads.scoring.scorer import Scorer
 from prefheads.steering.context import steer
 
@@ -18,7 +18,7 @@ from prefheads.steering.context import steer
 def test_backends_that_take_no_bias_are_refused_for_the_profile(backend, monkeypatch) -> None:
     model = shared("llama")
     head_layout(model)
-    monkeypatch.setattr(masks, "attention_backend", lambda _: backend)
+    monkeypatch.setattr(module, "attention_backend", lambda _: backend)
     profile = torch.ones(1, 12, dtype=torch.bool)
     with (
         pytest.raises(ModelError, match=f"{backend}.*sdpa") as caught,
@@ -30,7 +30,7 @@ def test_backends_that_take_no_bias_are_refused_for_the_profile(backend, monkeyp
 
 
 def test_flex_attention_has_an_exact_stand_in(monkeypatch) -> None:
-    monkeypatch.setattr(masks, "attention_backend", lambda _: "flex_attention")
+    monkeypatch.setattr(module, "attention_backend", lambda _: "flex_attention")
     assert masked_backend(shared("llama")) == "sdpa"
     assert masked_backend(shared("gemma2")) == "eager"  # has a soft cap
     monkeypatch.undo()

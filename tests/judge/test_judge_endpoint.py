@@ -42,17 +42,12 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return noted
 
 
-def ask_once(endpoint: Endpoint, body: dict[str, Any] = BODY) -> tuple[str, Answer]:
-    async def asked() -> tuple[str, Answer]:
+def ask_once(endpoint: Endpoint, body: dict[str, Any] = BODY) -> Answer:
+    async def asked() -> Answer:
         async with endpoint:
-            return await endpoint.ask(body, check)
+            return await endpoint.ask(body, parse_verdict)
 
     return asyncio.run(asked())
-
-
-def check(text: str) -> str:
-    parse_verdict(text)
-    return "checked"
 
 
 @pytest.mark.parametrize(
@@ -79,8 +74,7 @@ def test_what_passes_is_tried_again(
 ) -> None:
     chat.mishaps = [mishap]
     endpoint = Endpoint(chat.url, KEY, timeout=0.5)
-    found, answer = ask_once(endpoint)
-    assert (found, answer.text) == ("checked", verdict(3, 2))
+    assert ask_once(endpoint).text == verdict(3, 2)
     assert len(chat.requests) == endpoint.usage.requests == 2
     assert len(pauses) == waits
     assert chat.headers[1]["Authorization"] == f"Bearer {KEY}"
@@ -111,7 +105,7 @@ def test_a_pause_is_really_made(chat: Chat) -> None:
 def test_tokens_of_unusable_answers_are_counted(chat: Chat, pauses: list[float]) -> None:
     chat.mishaps = [Response(completion("no", sent=7, written=3)), Response(status=500)]
     endpoint = Endpoint(chat.url)
-    _, answer = ask_once(endpoint)
+    answer = ask_once(endpoint)
     assert (answer.prompt_tokens, answer.completion_tokens) == (107, 13)
     usage = endpoint.usage
     assert (usage.requests, usage.prompt_tokens, usage.completion_tokens) == (3, 107, 13)

@@ -19,8 +19,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "model.gguf").write_bytes(b"")
     monkeypatch.setenv("PREFHEADS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(bundled, "_package_dir", lambda *_: folder)
-    monkeypatch.setattr(bundled, "_package_version", lambda: "9.9")
+    monkeypatch.setattr(bundled, "_package_file", lambda *_: folder / "model.gguf")
+    monkeypatch.setattr(bundled.metadata, "version", lambda _: "9.9")
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from prefheads.cli import session
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.splits import find_tasks
+from prefheads.evaluation.prepare import find_tasks
 from prefheads.models.bundled import cache_dir, model_name
 from prefheads.report.hints import HOURS, Hints
 from prefheads.storage import write_json

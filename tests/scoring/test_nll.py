@@ -8,8 +8,9 @@ from support.models import ARCHITECTURES, VOCABULARY, shared, tiny
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from prefheads.scoring import nll
-from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
+from prefheads.interventions.projection import vocabulary_projection
+from prefheads.scoring import scorer
+from prefheads.scoring.scorer import projected_nll, token_nll
 
 DONE_TO_LOGITS = ("gemma2", "granite")  # a cap, a scale
 
@@ -22,7 +23,7 @@ def test_token_nll_is_cross_entropy() -> None:
 
 
 def test_normalisers_in_few_rows_at_a_time(monkeypatch) -> None:
-    monkeypatch.setattr(nll, "AT_ONCE", 2**13)
+    monkeypatch.setattr(scorer, "AT_ONCE", 2**13)
     logits = torch.randn(3, 5, 2**12, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(5)
     wanted = -logits.log_softmax(-1)[:, range(5), targets]
@@ -32,10 +33,10 @@ def test_normalisers_in_few_rows_at_a_time(monkeypatch) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("vocabulary", [7, 256, 1000])  # one part, one full part, several
+@pytest.mark.parametrize("vocabulary", [7, 256, 1000])
 def test_projected_nll_is_that_of_the_logits(vocabulary, bias, dtype, monkeypatch) -> None:
     """To more digits than by the logits themselves, where these have few."""
-    monkeypatch.setattr(nll, "AT_ONCE", 1)
+    monkeypatch.setattr(scorer, "AT_ONCE", 1)
     torch.manual_seed(0)
     projection = nn.Linear(16, vocabulary, bias).to(dtype)
     base = 20 * torch.randn(1, 3, 16, dtype=dtype)

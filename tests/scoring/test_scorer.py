@@ -13,11 +13,10 @@ from support.steered import EXAMPLES
 from prefheads.data.encoding import encode
 from prefheads.data.example import Example, load_examples
 from prefheads.errors import DataError, ModelError
-from prefheads.interventions.intercept import intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import intercept, masked_backend
 from prefheads.interventions.probes import sharing_of
+from prefheads.interventions.projection import vocabulary_projection
 from prefheads.models.limits import Budget, context_length
-from prefheads.scoring.nll import vocabulary_projection
 from prefheads.scoring.scorer import Scorer, response_nll
 
 N_HEADS = SHAPE[0] * SHAPE[1]

@@ -16,8 +16,7 @@ import pytest
 from prefheads.data.example import Example, load_examples, split_users, spread
 from prefheads.data.people import People, Seen, mark
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.folds import make_folds
-from prefheads.evaluation.prepare import Choice, choose_samples
+from prefheads.evaluation.prepare import Choice, choose_samples, make_folds
 from prefheads.steerer.files import load_seen
 
 PEOPLE = 14
@@ -239,7 +238,9 @@ def test_strangers_in_the_other_file_may_join_two_of_one() -> None:
     made = {k: Example(k, k, (), "", "o", "LaMP-4", marks=m) for k, m in texts.items()}
     others = [Example(f"n{i}", f"n{i}", (), "", "o", "LaMP-4") for i in range(9)]
     (fold,) = make_folds(
-        [made["t"], made["d"]], [made["p"], made["q"], *others], discovery=2, calibration=2, limit=1
+        [made["t"], made["d"]],
+        [made["p"], made["q"], *others],
+        Choice(discovery=2, calibration=2, limit=1),
     )
     assert [e.id for e in fold.test] in (["t"], ["d"])
     assert not {"p", "q"} & {e.id for e in fold.pool}
@@ -249,5 +250,5 @@ def test_few_strangers_are_not_what_heads_are_found_on() -> None:
     """Where nearly all people are in both splits, they are halved."""
     dev = [Example(f"d{i}", f"u{i}", (), "", "o", "LaMP-4") for i in range(40)]
     train = [Example(f"t{i}", f"u{i}", (), "", "o", "LaMP-4") for i in range(45)]
-    folds = make_folds(dev, train, discovery=8, calibration=10, limit=None)
+    folds = make_folds(dev, train, Choice(discovery=8, calibration=10))
     assert [len({e.user_id for e in fold.pool}) for fold in folds] == [18, 18]

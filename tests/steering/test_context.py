@@ -36,8 +36,7 @@ from support.steered import (
 
 from prefheads.data.encoding import encode
 from prefheads.errors import SteeringError
-from prefheads.heads.provenance import Provenance, fingerprint
-from prefheads.heads.weights import HeadWeights
+from prefheads.heads.weights import HeadWeights, Provenance, fingerprint
 from prefheads.scoring.scorer import response_nll
 from prefheads.steering.context import ScopeWarning, steer
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefheads.errors import ModelError
-from prefheads.steering.divergence import divergence, require_numbers
+from prefheads.steering.combine import divergence, require_numbers
 
 INF = math.inf
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from prefheads.discovery import screen
-from prefheads.interventions.intercept import intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import intercept, masked_backend
 from prefheads.scoring.scorer import Scorer
 
 

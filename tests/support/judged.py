@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefheads.data.example import Example
-from prefheads.evaluation.records import Record, Records
-from prefheads.evaluation.samples import write_samples
+from prefheads.evaluation.records import Record, Records, write_samples
 from prefheads.judge.llm import DIMENSIONS
 
 TASK, METHODS = "LaMP-7", ("cad", "dps:gamma=0.5")

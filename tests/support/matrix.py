@@ -23,8 +23,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from prefheads.errors import PrefheadsError
-from prefheads.interventions.intercept import head_layout, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
 from prefheads.scoring.scorer import Scorer
 from prefheads.steering.context import steer
 

@@ -25,7 +25,7 @@ from vllm.exceptions import VLLMValidationError
 
 import prefheads as ph
 from prefheads.errors import PrefheadsError
-from prefheads.heads.provenance import Provenance
+from prefheads.heads.weights import Provenance
 from prefheads.vllm.library import Library
 from prefheads.vllm.request import resolve, steering_of
 from prefheads.vllm.support import require_supported

@@ -169,8 +169,8 @@ def test_rows_are_free_again(llama) -> None:
     answers(llama, mixed(20))
     answers(llama, [Asked(random_prompt(5, 0), None, 2)])  # the next step clears finished rows
     batch = batch_of(llama)
-    assert not batch._slot.any()
-    assert sorted(batch._free) == list(range(1, len(batch._slot) + 1))
+    assert not batch._rows["slot"].any()
+    assert sorted(batch._free) == list(range(1, len(batch._rows) + 1))
 
 
 def test_unsteered_requests_are_untouched_bit_for_bit(llama, saved) -> None:

@@ -25,13 +25,11 @@ from prefheads.calibration.headsets import grid
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.example import Example, other_profiles
 from prefheads.errors import DataError, SteeringError
-from prefheads.interventions.intercept import intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import intercept, masked_backend
 from prefheads.models.limits import Budget
-from prefheads.scoring.nll import mean_nll
-from prefheads.scoring.scorer import Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all, mean_nll
 from prefheads.stats import Array, user_means
-from prefheads.steering.divergence import divergence, require_numbers
+from prefheads.steering.combine import divergence, require_numbers
 from prefheads.steering.setting import PLAIN, Setting
 from prefheads.types import Objective, Scope, Target
 
@@ -44,19 +42,14 @@ def score_settings(
     settings: Sequence[Setting],
     temperatures: Sequence[float] = (1.0,),
 ) -> tuple[Tensor, Tensor]:
-    """One example's response under many settings.
+    """Mean NLL of one example's response under many settings ``(n_settings, n_temperatures)``, in
+    nats a token, and the mean divergence from plain decoding, KL(plain || steered),
+    ``(n_settings,)``. Infinite for a setting that rules out a token of the response, or any that
+    plain decoding does not; a DataError where the model itself rules out a token of the response,
+    a ModelError where logits are no numbers.
 
     Args:
         maps: Weights ``(n_layers, n_heads)`` of each head set.
-
-    Returns:
-        Mean response NLL ``(n_settings, n_temperatures)`` in nats a token, and the mean
-        divergence from plain decoding, KL(plain || steered), ``(n_settings,)``. Infinite for a
-        setting that rules out a token of the response, or any that plain decoding does not.
-
-    Raises:
-        DataError: The model itself rules out a token of the response.
-        ModelError: Logits that are no numbers.
     """
     nll = torch.full((len(settings), len(temperatures)), torch.nan)
     kl = torch.zeros(len(settings))
@@ -251,9 +244,9 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
         divergence: ``(n_settings,)`` how far each setting moves the distribution.
         rise: ``(n_users, n_settings)`` rise of specificity, if that is the objective.
     """
-    usable = np.isfinite(divergence)
-    for values in (gain,) if rise is None else (gain, rise):
-        usable &= np.isfinite(values).all(0)
+    usable = np.isfinite(divergence) & np.isfinite(gain).all(0)
+    if rise is not None:
+        usable &= np.isfinite(rise).all(0) & (gain.mean(0) >= 0)
     aim = np.where(usable, gain if rise is None else rise, 0.0)
     n = len(aim)
 
@@ -261,10 +254,7 @@ def choose(gain: Array, divergence: Array, rise: Array | None = None) -> int:
         return np.asarray(x.std(0, ddof=1) / np.sqrt(n))
 
     reach = stdtrit(n - 1, 0.975)  # few users need more than two errors
-    worth = aim.mean(0) > reach * error(aim)
-    if rise is not None:
-        worth &= gain.mean(0) >= 0
-    worth &= usable
+    worth = usable & (aim.mean(0) > reach * error(aim))
     worth[0] = False
     if not worth.any():
         return 0
@@ -287,16 +277,13 @@ def sweep(
     progress: bool = True,
     label: str = "calibrate",
 ) -> tuple[Array, Array]:
-    """Score all settings on all examples, in each of several contexts.
+    """NLL of all examples in each of several contexts, under all settings of one scope
+    ``(n_examples, n_contexts, n_settings, n_temperatures)`` in nats a token, and the divergence
+    from plain decoding in the first context ``(n_examples, n_settings)``.
 
     Args:
         contexts: Equally long lists of examples: the same ones with the own profile, with another
             user's, without.
-        settings: All of one scope.
-
-    Returns:
-        NLL ``(n_examples, n_contexts, n_settings, n_temperatures)`` in nats a token, and the
-        divergence from plain decoding in the first context ``(n_examples, n_settings)``.
     """
     budget = Budget(tokens_per_pass)
     encoded = [encode_all(model, tokenizer, examples) for examples in contexts]

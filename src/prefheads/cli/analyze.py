@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-from rich.table import Table
+from typer import Argument, Option
 
 from prefheads.cli import options, session
-from prefheads.cli.output import emit
+from prefheads.cli.output import emit, table
 from prefheads.errors import ArtifactError, DataError
 from prefheads.heads.scores import fingerprint
 from prefheads.models.bundled import NAME
@@ -19,28 +18,22 @@ from prefheads.storage import read_json, writable_dir
 
 
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Folder that `discover`, `fit` or `eval` wrote.")],
+    run: Annotated[Path, Argument(help="Folder that `discover`, `fit` or `eval` wrote.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
+        Option(
             help="The run's model, to measure what heads do and read texts token by token; what "
             "was measured is kept in RUN/measured.",
             metavar="MODEL",
         ),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="The run's data, to count it; and if it has moved since."),
+        Path | None, Option(help="The run's data, to count it; and if it has moved since.")
     ] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Samples to measure heads on.")
-    ] = 16,
-    texts: Annotated[
-        int, typer.Option("--texts", min=1, help="Samples of a task to read token by token.")
-    ] = 4,
+    samples: Annotated[int, Option(min=1, help="Samples to measure heads on.")] = 16,
+    texts: Annotated[int, Option(min=1, help="Samples of a task to read token by token.")] = 4,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the results; RUN/analysis if absent.")
+        Path | None, Option(help="Folder of the results; RUN/analysis if absent.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -80,12 +73,10 @@ def analyze(
     made = _made(about, seed)
     lead, title = f"{made['run']}, model {made['model']}", f"Analysis of {run.resolve().name}"
     report = write_page(folder, title, written, readings, made, lead=lead)
-    table = Table(title=f"Analyses of {run}", title_justify="left")
-    for column in ("analysis", "paper", "result"):
-        table.add_column(column, overflow="fold")
+    shown = table(f"Analyses of {run}", "analysis", "paper", "result", left=3)
     for w in written:
         found = w.figures[:1] or w.tables[:1]
-        table.add_row(w.entry.title, w.entry.paper, found[0].name if found else "missing")
+        shown.add_row(w.entry.title, w.entry.paper, found[0].name if found else "missing")
     said = (
         f"All of it on one page: {report}. What each shows, and how to get what is missing, is "
         f"also in {folder / 'index.md'}."
@@ -96,7 +87,7 @@ def analyze(
         "index": folder / "index.md",
         "entries": [w.to_dict() for w in written],
     }
-    emit(as_json, result, [table, said])
+    emit(as_json, result, [shown, said])
 
 
 def _about(run: Path) -> dict[str, Any]:

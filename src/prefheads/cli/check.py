@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
+from typer import Exit, Option
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
 from prefheads.cli.session import load
+from prefheads.errors import ModelError
 
 WRONG = 1
 
@@ -19,10 +20,7 @@ WRONG = 1
 def check(
     model: options.Model,
     attention: Annotated[
-        str | None,
-        typer.Option(
-            "--attention", help="sdpa, eager, flex_attention, ...; the model's own if unset."
-        ),
+        str | None, Option(help="sdpa, eager, flex_attention, ...; the model's own if unset.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -38,12 +36,16 @@ def check(
 
     loaded, tokenizer = load(model, device, dtype, seed)
     if attention is not None:
-        _set_attention(loaded, attention)
+        try:
+            loaded.set_attn_implementation(attention)
+        except (ValueError, ImportError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelError(f"--attention {attention}: {reason}") from None
     result = run(loaded, tokenizer, progress=not quiet)
     table = Table("what", "largest difference", "limit", "", title_justify="left")
     for finding in result.findings:
         found = "n/a" if finding.difference is None else f"{finding.difference:.1e}"
-        verdict = finding.note or ("right" if finding.right else "WRONG")
+        verdict = finding.note or "right"
         if not finding.right:
             verdict = f"WRONG {finding.note}".strip()
         table.add_row(finding.what, found, f"{finding.limit:.1e}", verdict)
@@ -59,14 +61,4 @@ def check(
     ]
     emit(as_json, asdict(result) | {"right": result.right}, lines)
     if not result.right:
-        raise typer.Exit(WRONG)
-
-
-def _set_attention(model: object, name: str) -> None:
-    from prefheads.errors import ModelError
-
-    try:
-        model.set_attn_implementation(name)  # type: ignore[attr-defined]
-    except (ValueError, ImportError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"--attention {name}: {reason}") from None
+        raise Exit(WRONG)

@@ -63,17 +63,12 @@ def discovery_stage(
 ) -> Stage:
     """PCS of all heads: a head's copy takes its own layer and those above, half on average."""
     layers, heads = head_layout(model).shape
-    ablated = layers * heads * (CANDIDATES if method == "screen" else 1)
+    share, screening = (CANDIDATES, BACKWARD) if method == "screen" else (1, 0)
+    ablated = layers * heads * share
     twice = reference is not None and (target, reference) != ("profile", "no-profile")
     contexts = 2 if twice else 1
-    screening = BACKWARD if method == "screen" else 0
-    return Stage(
-        f"{ablated:.0f} of {layers * heads} heads ablated, target {target}",
-        samples,
-        contexts * (1 + ablated / 2 + screening),
-        contexts,
-        scope == "all",
-    )
+    what = f"{ablated:.0f} of {layers * heads} heads ablated, target {target}"
+    return Stage(what, samples, contexts * (1 + ablated / 2 + screening), contexts, scope == "all")
 
 
 def fit_stages(
@@ -86,8 +81,7 @@ def fit_stages(
 ) -> list[Stage]:
     """A fit: PCS for both targets, then every setting, and the temperatures of the chosen one."""
     contexts = 2 if objective == "specificity" else 1
-    whole = how.get("scope") == "all"
-    copies = contexts * n_settings + 2
+    copies, whole = contexts * n_settings + 2, how.get("scope") == "all"
     return [
         *(discovery_stage(model, found, target=target, **how) for target in ("head", "profile")),
         Stage(f"{n_settings} settings", held, copies, contexts + 1, whole),
@@ -98,6 +92,8 @@ def tell_cost(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stages: Sequence[Stage]
 ) -> None:
     """Two lines on standard error: what will be done, and about how long and large it is."""
+    if not stages:
+        return
     tokens, longest, pace = 0.0, 0, 0.0
     for stage in stages:
         step = -(-len(stage.samples) // SAMPLED)
@@ -107,19 +103,15 @@ def tell_cost(
         longest = max(longest, *map(sum, lengths))
         pace = pace or _seconds_a_token(model, tokenizer, stage.samples[::step], encoded)
     done = "; ".join(f"{len(s.samples)} samples, {s.what}" for s in stages)
-    _say(f"to do: {done}")
+    print(f"to do: {done}", file=sys.stderr)
     weights = model.get_memory_footprint() / 1e9
     beside = _working_bytes(model, longest) / 1e9
-    _say(
+    print(
         f"cost: {tokens:,.0f} tokens through the model, about {_duration(pace * tokens)} at the "
         f"pace of one pass just now; memory about {weights + beside:.1f} GB, {weights:.1f} GB of "
-        "it weights"
+        "it weights",
+        file=sys.stderr,
     )
-
-
-def tell_texts(texts: Sequence[str]) -> None:
-    """A line on how many texts of how many tokens will be written."""
-    _say(f"texts: {', '.join(texts)}; their time is told after the first")
 
 
 def _seconds_a_token(
@@ -152,7 +144,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
+from typer import Argument, Option, Typer
 
 from prefheads.cli import options
-from prefheads.cli.output import emit
+from prefheads.cli.output import emit, table
 from prefheads.errors import ArtifactError
 from prefheads.models.bundled import people_path
 from prefheads.storage import write_atomic
@@ -18,14 +18,14 @@ from prefheads.tasks.download import BASE_URL, Separation
 from prefheads.tasks.download import download as fetch
 from prefheads.tasks.statistics import Spread, TaskStatistics, task_statistics
 
-app = typer.Typer(name="data", no_args_is_help=True, help="Fetch LaMP and LongLaMP; count data.")
+app = Typer(name="data", no_args_is_help=True, help="Fetch LaMP and LongLaMP; count data.")
 
 
 @app.command()
 def stats(
     paths: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             help='Files of examples, or folders with splits or tasks; or "bundled".', metavar="PATH"
         ),
     ],
@@ -33,25 +33,24 @@ def stats(
 ) -> None:
     """Users, instances and lengths of each task."""
     rows = task_statistics(paths)
-    emit(as_json, [_plain(row) for row in rows], [_table(rows)])
+    spreads = ({k: v._asdict() for k, v in vars(r).items() if isinstance(v, Spread)} for r in rows)
+    told = [asdict(row) | found for row, found in zip(rows, spreads, strict=True)]
+    emit(as_json, told, [_table(rows)])
 
 
 @app.command()
 def download(
     tasks: Annotated[
-        list[str], typer.Argument(help="Tasks, such as LaMP-4 or LongLaMP-2.", metavar="TASK")
+        list[str], Argument(help="Tasks, such as LaMP-4 or LongLaMP-2.", metavar="TASK")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the files; resumes.")],
+    out: Annotated[Path, Option(help="Folder for the files; resumes.")],
     split: Annotated[
-        str, typer.Option("--split", help="Of train, dev, test; LaMP's test has no golds.")
+        str, Option(help="Of train, dev, test; LaMP's test has no golds.")
     ] = "train,dev",
     setting: Annotated[
-        Separation,
-        typer.Option("--setting", help="Split by user, or each user's texts by time."),
+        Separation, Option(help="Split by user, or each user's texts by time.")
     ] = "user",
-    base_url: Annotated[
-        str, typer.Option("--base-url", help="Where the folders of LaMP are.")
-    ] = BASE_URL,
+    base_url: Annotated[str, Option(help="Where the folders of LaMP are.")] = BASE_URL,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
@@ -63,9 +62,7 @@ def download(
 
 
 @app.command()
-def people(
-    out: Annotated[Path, typer.Option("--out", help="The file to write, as JSONL.")],
-) -> None:
+def people(out: Annotated[Path, Option(help="The file to write, as JSONL.")]) -> None:
     """Write the 24 made-up people that `--data bundled` names, to look at or to change."""
     if out.exists():
         raise ArtifactError(f"{out}: is there already; give another name")
@@ -73,19 +70,13 @@ def people(
     print(out)
 
 
-def _plain(row: TaskStatistics) -> dict[str, object]:
-    spreads = {k: v._asdict() for k, v in vars(row).items() if isinstance(v, Spread)}
-    return asdict(row) | spreads
-
-
 def _table(rows: list[TaskStatistics]) -> Table:
-    table = Table(title="Data; items and words as mean / median", title_justify="left")
-    for column in ("task", "type", "setting", "splits"):
-        table.add_column(column, overflow="fold")
-    for column in ("users", "instances", "profile items", "input words", "output words"):
-        table.add_column(column, justify="right")
+    named = ("task", "type", "setting", "splits")
+    counted = ("users", "instances", "profile items", "input words", "output words")
+    title = "Data; items and words as mean / median"
+    shown = table(title, *named, *counted, left=len(named))
     for row in rows:
-        table.add_row(
+        shown.add_row(
             row.task or "no task",
             row.kind,
             row.setting,
@@ -94,7 +85,7 @@ def _table(rows: list[TaskStatistics]) -> Table:
             f"{row.instances:,}",
             *map(_shown, (row.profile_items, row.input_words, row.output_words)),
         )
-    return table
+    return shown
 
 
 def _shown(spread: Spread | None) -> str:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typer import Option
 
 from prefheads.calibration.validate import Validation
 from prefheads.cli import options, session
@@ -66,7 +66,7 @@ class Result:
 def demo(
     out: options.Out = Path("demo"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="About half the samples: faster, but shows less.")
+        bool, Option("--quick", help="About half the samples: faster, but shows less.")
     ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -121,7 +121,7 @@ def run(
 
     say = (console or Console(quiet=True)).print
     out, began = writable_dir(out), time.monotonic()
-    say("1/4  Claim heads and groups of people, and how to steer")
+    say("1/4  Finding heads and groups of people, and how to steer")
     steerer = PreferenceSteerer.fit(
         model,
         tokenizer,
@@ -138,9 +138,7 @@ def run(
     say("2/4  Validating on people that nothing has seen, with controls")
     unseen = steerer.unseen(examples)
     validation = steerer.validate(
-        spread(unseen, size.test, seed),
-        checkpoint=out / "test.jsonl",
-        progress=progress,
+        spread(unseen, size.test, seed), checkpoint=out / "test.jsonl", progress=progress
     )
     write_json(out / "validation.json", plain(validation.to_dict()))
     say("3/4  Writing texts, plain and steered")

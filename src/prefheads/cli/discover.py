@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
+from typer import Option
 
 import prefheads
 from prefheads.checkpoint import digest, model_marks
@@ -22,8 +22,8 @@ from prefheads.storage import read_json, write_json
 from prefheads.types import Ablation, DiscoveryMethod
 
 SHOWN = 20
-SCORES, UNFINISHED = "scores.safetensors", "unfinished.jsonl"
-ZERO, ZERO_UNFINISHED = "scores-zero.safetensors", "unfinished-zero.jsonl"
+FILES = ("scores.safetensors", "unfinished.jsonl")  # while it is measured, the latter
+BESIDE = ("scores-zero.safetensors", "unfinished-zero.jsonl")  # the same of zero ablation
 
 
 def discover(
@@ -32,24 +32,21 @@ def discover(
     out: options.Out,
     target: Annotated[
         options.Target,
-        typer.Option(help="Take away a head's output, or only what it reads from the profile."),
+        Option(help="Take away a head's output, or only what it reads from the profile."),
     ] = "head",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
     method: Annotated[
-        DiscoveryMethod,
-        typer.Option(help="Ablate every head, or only those that gradients put highest."),
+        DiscoveryMethod, Option(help="Ablate every head, or only those that gradients put highest.")
     ] = "exact",
     ablation: Annotated[
         Ablation,
-        typer.Option(
+        Option(
             help="Put 0 in place of a head's output, or its mean over the samples; with the mean, "
             "0 is measured too and shown beside it."
         ),
     ] = "zero",
-    fraction: Annotated[
-        float, typer.Option(min=1e-4, max=1, help="Share of all heads to keep.")
-    ] = 0.04,
+    fraction: Annotated[float, Option(min=1e-4, max=1, help="Share of all heads to keep.")] = 0.04,
     limit: options.Limit = None,
     items: options.Items = 5,
     retrieval: options.Retrieval = "bm25",
@@ -60,56 +57,42 @@ def discover(
     as_json: options.Json = False,
 ) -> None:
     """Score every attention head by ablation (PCS), and keep the strongest."""
+    settings = session.recorded(locals(), "ablation", "fraction")
+    if ablation != "zero":  # runs of before it was a choice do not name it
+        settings["ablation"] = ablation
     config = load_config(model)
     with stage(f"reading {data}", not quiet):
         examples = load_examples(data, items=items, retrieval=retrieval, limit=limit, seed=seed)
-    settings: dict[str, Any] = {
-        "data": data,
-        "limit": limit,
-        "items": items,
-        "retrieval": retrieval,
-        "target": target,
-        "scope": scope,
-        "reference": reference,
-        "method": method,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    if ablation != "zero":  # runs of before it was a choice do not name it
-        settings["ablation"] = ablation
     run = session.open_run(out, "discover", model, config, settings)
     with session.notes() as prompts:
         prompts.append(len(examples))
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         read = [[e.id, e.user_id, e.profile, e.input, e.output, e.task] for e in examples]
         run["made_from"] = digest([read, *model_marks(network)])
-        how: dict[str, Any] = {
-            "scope": scope,
-            "target": target,
-            "reference": None if reference == "none" else reference,
-            "method": method,
-        }
+        how: dict[str, Any] = {"scope": scope, "target": target, "method": method}
+        how["reference"] = None if reference == "none" else reference
 
-        def measure(kind: Ablation, unfinished: str, kept: str) -> HeadScores:
+        def measure(kind: Ablation, kept: Path, unfinished: Path) -> HeadScores:
             found = prefheads.discover(
-                network, tokenizer, examples, **how, ablation=kind, checkpoint=out / unfinished,
+                network, tokenizer, examples, **how, ablation=kind, checkpoint=unfinished,
                 seed=seed, progress=not quiet,
             )  # fmt: skip
-            found.save(out / kept)
+            found.save(kept)
             write_json(out / session.RUN_FILE, run)
-            (out / unfinished).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             return found
 
-        scores = _finished(out, run, SCORES, UNFINISHED)
-        zero = _finished(out, run, ZERO, ZERO_UNFINISHED) if ablation == "mean" else None
+        files, beside = ([out / name for name in names] for names in (FILES, BESIDE))
+        scores = _finished(run, *files)
+        zero = _finished(run, *beside) if ablation == "mean" else None
         if scores is None:
             session.begin(out, run)
-            if not quiet and not (out / UNFINISHED).is_file():
+            if not quiet and not files[1].is_file():
                 stages = [discovery_stage(network, examples, **how)] * (1 + (ablation == "mean"))
                 tell_cost(network, tokenizer, stages)
-            scores = measure(ablation, UNFINISHED, SCORES)
+            scores = measure(ablation, *files)
         if ablation == "mean" and zero is None:
-            zero = measure("zero", ZERO_UNFINISHED, ZERO)
+            zero = measure("zero", *beside)
         heads = scores.top(fraction=fraction)
     heads.save(out / HEADS)
     result = {
@@ -138,16 +121,13 @@ def discover(
     emit(as_json, result, lines)
 
 
-def _finished(out: Path, run: dict[str, Any], kept: str, unfinished: str) -> HeadScores | None:
-    """The scores of the same run, if it came to its end.
-
-    Raises:
-        ArtifactError: They are of other samples or another model.
-    """
-    if not (out / kept).is_file() or (out / unfinished).is_file():
+def _finished(run: dict[str, Any], kept: Path, unfinished: Path) -> HeadScores | None:
+    """The scores of the same run, if it came to its end."""
+    if not kept.is_file() or unfinished.is_file():
         return None
+    out = kept.parent
     if read_json(out / session.RUN_FILE).get("made_from") != run["made_from"]:
         raise ArtifactError(
             f"{out}: holds a run on other data or another model; give another folder"
         )
-    return HeadScores.load(out / kept)
+    return HeadScores.load(kept)

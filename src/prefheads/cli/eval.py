@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from rich.console import RenderableType
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typer import Option
 
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
-from prefheads.cli.cost import Stage, fit_stages, tell_cost, tell_texts
-from prefheads.cli.output import emit, tell
+from prefheads.cli.cost import Stage, fit_stages, tell_cost
+from prefheads.cli.output import emit, table, tell
 from prefheads.data.task import task_name
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.prepare import Choice, TaskSamples, choose_samples, shortened
+from prefheads.evaluation.prepare import (
+    Choice,
+    TaskSamples,
+    choose_samples,
+    find_samples,
+    find_tasks,
+    shortened,
+)
 from prefheads.evaluation.results import (
     LEGEND,
     RESULTS,
@@ -27,14 +34,7 @@ from prefheads.evaluation.results import (
     title,
     write_tables,
 )
-from prefheads.evaluation.run import (
-    RECORDS,
-    SHORT,
-    EvaluationPlan,
-    Measured,
-    evaluate_task,
-)
-from prefheads.evaluation.splits import find_samples, find_tasks
+from prefheads.evaluation.run import RECORDS, SHORT, EvaluationPlan, Measured, evaluate_task
 from prefheads.evaluation.tables import Cell, cells, extraction_counts
 from prefheads.models.limits import context_length
 from prefheads.models.loading import load_config
@@ -50,72 +50,52 @@ DEFAULT_METHODS = "plain,cad,dola,decore,dps,dps-cluster,calibrated,random-heads
 
 def evaluate(
     model: options.Model,
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder with LaMP_1, LaMP_2, ..., or a task's files.")
-    ],
+    data: Annotated[Path, Option(help="Folder with LaMP_1, LaMP_2, ..., or a task's files.")],
     out: options.Out,
     task: Annotated[
-        str | None, typer.Option("--task", help="Tasks, as LaMP-4,LaMP-7; all in DATA if absent.")
+        str | None, Option(help="Tasks, as LaMP-4,LaMP-7; all in DATA if absent.")
     ] = None,
     methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            help="Methods with options, as dps,dps:gamma=0.5; the first is the baseline.",
-        ),
+        str, Option(help="Methods with options, as dps,dps:gamma=0.5; the first is the baseline.")
     ] = DEFAULT_METHODS,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Split to evaluate; dev if absent.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Samples to evaluate of each task.")
-    ] = None,
+    split: Annotated[str | None, Option(help="Split to evaluate; dev if absent.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Samples to evaluate of each task.")] = None,
     discovery_split: Annotated[
         str | None,
-        typer.Option(
-            "--discovery-split",
-            help="Split that heads are found on; train if there is one, else users set aside.",
-        ),
+        Option(help="Split that heads are found on; train if there is one, else users set aside."),
     ] = None,
-    discovery: Annotated[int, typer.Option(min=1, help="Users for discovery.")] = 30,
-    calibration: Annotated[int, typer.Option(min=2, help="Users for calibration.")] = 40,
+    discovery: Annotated[int, Option(min=1, help="Users for discovery.")] = 30,
+    calibration: Annotated[int, Option(min=2, help="Users for calibration.")] = 40,
     fitted: Annotated[
-        list[Path] | None,
-        typer.Option("--fitted", help="Folder that `fit` wrote for a task, to use its heads."),
+        list[Path] | None, Option(help="Folder that `fit` wrote for a task, to use its heads.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Allow heads found on the samples to evaluate.")
+        bool, Option("--force", help="Allow heads found on the samples to evaluate.")
     ] = False,
     measure: Annotated[
-        Literal["both", "texts", "likelihood"], typer.Option(help="What to measure.")
+        Literal["both", "texts", "likelihood"], Option(help="What to measure.")
     ] = "both",
     extract: Annotated[
-        bool, typer.Option("--extract", help="Also score answers extracted from the texts.")
+        bool, Option("--extract", help="Also score answers extracted from the texts.")
     ] = False,
     items: options.Items = 5,
     retrieval: options.Retrieval = "bm25",
-    prompt_length: Annotated[
-        int, typer.Option("--prompt-length", min=16, help="Tokens of a prompt, at most.")
-    ] = 2048,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="By default what tasks need.")
-    ] = None,
+    prompt_length: Annotated[int, Option(min=16, help="Tokens of a prompt, at most.")] = 2048,
+    max_new_tokens: Annotated[int | None, Option(min=1, help="By default what tasks need.")] = None,
     label_tokens: Annotated[
         int,
-        typer.Option(
+        Option(
             min=1,
             help="The same for answers that are a label or a rating (LaMP-1, 2, 3): more for a "
             "model that talks first, with --extract.",
         ),
     ] = SHORT,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at once.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="Texts at once.")] = 8,
     clusters: Annotated[
-        int | None, typer.Option(min=1, help="Clusters of users; chosen from the data if absent.")
+        int | None, Option(min=1, help="Clusters of users; chosen from the data if absent.")
     ] = None,
     min_samples: options.MinSamples = 10,
-    encoder: Annotated[
-        str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
-    ] = "bundled",
+    encoder: options.Encoder = "bundled",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -123,13 +103,19 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Compare decoding methods on LaMP or LongLaMP tasks, with intervals and paired tests."""
+    recorded = session.recorded(
+        locals(), "data", "task", "methods", "measure", "extract", "label_tokens", "batch_size"
+    )
+    recorded["fitted"] = sorted(str(path) for path in fitted or ())
+    if label_tokens != SHORT:  # recorded where it is another: runs of before can be resumed
+        recorded["label_tokens"] = label_tokens
     compared = _methods(methods)
     config = load_config(model)
     tasks = [task_name(t.strip()) for t in task.split(",")] if task else find_tasks(data)
-    loading: dict[str, Any] = {"items": items, "retrieval": retrieval, "seed": seed}
-    loading["encoder"] = encoder
+    profiles: dict[str, Any] = {"items": items, "retrieval": retrieval}
     needs_heads = any(m.needs_steerer for m in compared)
-    folders = _fitted(fitted or [], tasks, {"items": items, "retrieval": retrieval}, force)
+    folders = _fitted(fitted or [], tasks, profiles, force)
+    loading = profiles | {"seed": seed, "encoder": encoder}
     choice = Choice(limit, discovery, calibration, discovery_split, force, seed, loading)
     with stage(f"reading {data}", not quiet):
         samples = {
@@ -147,23 +133,6 @@ def evaluate(
     if needs_heads:
         require_extra()
     scored_by = {t: answers_of(t).prepare() for t in samples if measure != "likelihood"}
-    recorded = {
-        "split": split,
-        "limit": limit,
-        "discovery_split": discovery_split,
-        "discovery": discovery,
-        "calibration": calibration,
-        "fitted": sorted(str(path) for path in fitted or ()),
-        "force": force,
-        "prompt_length": prompt_length,
-        "max_new_tokens": max_new_tokens,
-        "clusters": clusters,
-        "min_samples": min_samples,
-        "dtype": dtype,
-        **loading,
-    }
-    if label_tokens != SHORT:  # recorded where it is another: runs of before can be resumed
-        recorded["label_tokens"] = label_tokens
     run = session.describe_run("eval", model, config, recorded)
     session.require_same_run(out, run)
     if (out / RESULTS).is_file():
@@ -237,10 +206,9 @@ def _tell_cost(
             n = sum(len(fold.test) for fold in ready.folds) * drawn
             length = plan.new_tokens(task)
             texts.append(f"{n} of at most {length} new tokens ({task})")
-    if stages:
-        tell_cost(model, tokenizer, stages)
+    tell_cost(model, tokenizer, stages)
     if texts:
-        tell_texts(texts)
+        print(f"texts: {', '.join(texts)}; their time is told after the first", file=sys.stderr)
 
 
 def _methods(text: str) -> tuple[Method, ...]:
@@ -260,15 +228,15 @@ def _fitted(
     found: dict[str, Path] = {}
     for folder in folders:
         task = read_steerer(folder)["task"]
-        if task not in tasks:
-            named = task or "no benchmark task"
-            tell(f"{folder} was fitted for {named}, which is not evaluated here")
-            continue
         if task in found:
             raise ArtifactError(f"{folder}: a second fit for {task}; give one a task")
-        if not force:
-            session.require_same_profiles(folder, loading)
-        found[task] = folder
+        if task in tasks:
+            if not force:
+                session.require_same_profiles(folder, loading)
+            found[task] = folder
+        else:
+            named = task or "no benchmark task"
+            tell(f"{folder} was fitted for {named}, which is not evaluated here")
     return found
 
 
@@ -282,12 +250,10 @@ def _shown(
     shown: list[RenderableType] = []
     for m, part in zip(measured, found, strict=True):
         for name, frame in frames(part).items():
-            table = Table(title=title(m.task, told[m.task], name), title_justify="left")
-            for column in frame.columns:
-                table.add_column(column, justify="left" if column == "method" else "right")
+            filled = table(title(m.task, told[m.task], name), *frame.columns)
             for row in frame.itertuples(index=False):
-                table.add_row(*row)
-            shown.append(table)
+                filled.add_row(*row)
+            shown.append(filled)
         if said := told[m.task]["note"]:
             shown.append(f"{m.task}: {said}")
         if extracted:

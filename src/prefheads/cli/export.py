@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
+from typer import Argument, Option
 
 from prefheads.cli import options, session
 from prefheads.cli.output import emit
@@ -22,25 +22,23 @@ from prefheads.steerer.files import read_steerer
 
 def export(
     source: Annotated[
-        Path, typer.Argument(help="Folder that `fit` or `discover` wrote, or a file of heads.")
+        Path, Argument(help="Folder that `fit` or `discover` wrote, or a file of heads.")
     ],
     model: options.Model,
     form: Annotated[
         Literal["peft", "merged"],
-        typer.Option("--format", help="A LoRA adapter, or a checkpoint of the whole model."),
+        Option("--format", help="A LoRA adapter, or a checkpoint of the whole model."),
     ],
-    out: Annotated[
-        Path, typer.Option(help="New folder; of a fitted run, with one folder a cluster.")
-    ],
+    out: Annotated[Path, Option(help="New folder; of a fitted run, with one folder a cluster.")],
     gamma: Annotated[
-        float | None, typer.Option(help="Strength, above 0; as calibrated if absent.")
+        float | None, Option(help="Strength, above 0; as calibrated if absent.")
     ] = None,
     max_rank: Annotated[
-        int | None, typer.Option(min=1, help="Truncate adapters to this rank; exact if absent.")
+        int | None, Option(min=1, help="Truncate adapters to this rank; exact if absent.")
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help='Of a merged checkpoint; "auto": the model\'s own.'),
+        Option(help='Of a merged checkpoint; "auto": the model\'s own.'),
     ] = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -73,14 +71,15 @@ def export(
                 if fitted and not heads.n_active:
                     plain.append(name)
                     continue
-                adapter = None
+                report: dict[str, Any] = {"folder": out / name, "heads": heads.n_active}
+                to, by = work / name, str(source)
                 if form == "peft":
-                    adapter = export_adapter(
-                        network, heads, gamma, work / name, max_rank=max_rank, source=str(source)
+                    report |= _report(
+                        export_adapter(network, heads, gamma, to, max_rank=max_rank, source=by)
                     )
                 else:
-                    export_merged(network, tokenizer, heads, gamma, work / name, source=str(source))
-                written.append(_report(out / name, heads, adapter))
+                    export_merged(network, tokenizer, heads, gamma, to, source=by)
+                written.append(report)
     result = {"format": form, "gamma": gamma, "written": written, "plain": plain}
     emit(as_json, result, _shown(result))
 
@@ -100,15 +99,12 @@ def _strength(source: Path, steerer: PreferenceSteerer, gamma: float | None) -> 
     return form.gamma if gamma is None else gamma
 
 
-def _report(folder: Path, heads: HeadWeights, adapter: Adapter | None) -> dict[str, Any]:
-    report: dict[str, Any] = {"folder": folder, "heads": heads.n_active}
-    if adapter is not None:
-        layers = [
-            {"projection": c.name, "heads": c.heads, "exact_rank": c.full_rank, "error": c.error}
-            for c in adapter.changes
-        ]
-        report |= {"rank": adapter.rank, "error": adapter.error, "layers": layers}
-    return report
+def _report(adapter: Adapter) -> dict[str, Any]:
+    layers = [
+        {"projection": c.name, "heads": c.heads, "exact_rank": c.full_rank, "error": c.error}
+        for c in adapter.changes
+    ]
+    return {"rank": adapter.rank, "error": adapter.error, "layers": layers}
 
 
 def _shown(result: dict[str, Any]) -> list[RenderableType]:

@@ -1,11 +1,11 @@
 """`prefheads fit`: clusters of users, the heads of each, and the strength to steer with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
 from prefheads.calibration.headsets import candidates
 from prefheads.cli import options, session
@@ -18,18 +18,17 @@ from prefheads.models.loading import load_config
 from prefheads.progress import stage
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.fit import divide
-from prefheads.steering.setting import Setting
 from prefheads.types import Mode, Objective
 from prefheads.users.embed import require_extra
 
 Parts = tuple[list[Example], list[Example], list[Example]]  # clustered, of these scored, held out
 
 
-def _fractions(text: str) -> tuple[float, ...]:
+def _fractions(text: str) -> list[float]:
     try:
-        fractions = tuple(float(part) for part in text.split(","))
+        fractions = [float(part) for part in text.split(",")]
     except ValueError:
-        fractions = ()
+        fractions = []
     if len(fractions) != 3:
         raise DataError(f"--split {text!r}: give three shares of the users, as 0.5,0.25,0.25")
     return fractions
@@ -37,7 +36,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 def _used(
     examples: list[Example],
-    fractions: tuple[float, ...],
+    fractions: Sequence[float],
     clusters: int | None,
     limits: tuple[int | None, int | None],
     seed: int,
@@ -73,38 +72,29 @@ def _load(
     return [filled.get(e.id, e) for e in known], found, held
 
 
-def _candidates(mode: str | None, target: str | None) -> list[Setting]:
-    """The settings that calibration chooses between, all or those of one form."""
-    return [s for s in candidates() if mode in (None, s.mode) and target in (None, s.target)]
-
-
 def fit(
     model: options.Model,
     data: options.Data,
     out: options.Out,
     clusters: Annotated[
-        int | None, typer.Option(min=1, help="Number of clusters; chosen from the data if absent.")
+        int | None, Option(min=1, help="Number of clusters; chosen from the data if absent.")
     ] = None,
     discovery: Annotated[
-        int | None, typer.Option(min=1, help="At most so many samples for discovery.")
+        int | None, Option(min=1, help="At most so many samples for discovery.")
     ] = None,
     calibration: Annotated[
-        int | None, typer.Option(min=2, help="At most so many samples for calibration.")
+        int | None, Option(min=2, help="At most so many samples for calibration.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Shares of the users for discovery, calibration and tests.")
+        str, Option(help="Shares of the users for discovery, calibration and tests.")
     ] = "0.5,0.25,0.25",
     scope: options.Scope = "response",
     reference: options.Reference = "none",
-    objective: Annotated[Objective, typer.Option(help="What calibration aims at.")] = "likelihood",
-    mode: Annotated[Mode | None, typer.Option(help="Calibrate this mode only.")] = None,
-    target: Annotated[
-        options.Target | None, typer.Option(help="Calibrate this target only.")
-    ] = None,
+    objective: Annotated[Objective, Option(help="What calibration aims at.")] = "likelihood",
+    mode: Annotated[Mode | None, Option(help="Calibrate this mode only.")] = None,
+    target: Annotated[options.Target | None, Option(help="Calibrate this target only.")] = None,
     min_samples: options.MinSamples = 10,
-    encoder: Annotated[
-        str, typer.Option(help='Sentence encoder: "bundled", a folder or a hub id.')
-    ] = "bundled",
+    encoder: options.Encoder = "bundled",
     limit: options.Limit = None,
     items: options.Items = 5,
     retrieval: options.Retrieval = "bm25",
@@ -115,7 +105,11 @@ def fit(
     as_json: options.Json = False,
 ) -> None:
     """Cluster users, discover the heads of each cluster, and calibrate how to steer."""
-    fractions = _fractions(split)
+    settings = session.recorded(locals())
+    for name in ("mode", "target"):  # runs of before they existed can still be resumed
+        if settings[name] is None:
+            del settings[name]
+    settings["split"] = fractions = _fractions(split)
     config = load_config(model)
     with stage(f"reading {data}", not quiet):
         examples, found, held = _load(
@@ -124,37 +118,15 @@ def fit(
             {"items": items, "retrieval": retrieval, "limit": limit, "seed": seed},
         )
     require_extra()
-    settings = {
-        "data": data,
-        "limit": limit,
-        "items": items,
-        "retrieval": retrieval,
-        "clusters": clusters,
-        "discovery": discovery,
-        "calibration": calibration,
-        "split": list(fractions),
-        "scope": scope,
-        "reference": reference,
-        "objective": objective,
-        "min_samples": min_samples,
-        "encoder": encoder,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    # Recorded where they are given: runs of before they existed can still be resumed.
-    settings |= {k: v for k, v in {"mode": mode, "target": target}.items() if v is not None}
     run = session.open_run(out, "fit", model, config, settings)
     resumed = session.has_results(out)
-    how: dict[str, Any] = {
-        "scope": scope,
-        "reference": None if reference == "none" else reference,
-    }
-    candidates = _candidates(mode, target)
+    how: dict[str, Any] = {"scope": scope, "reference": None if reference == "none" else reference}
+    tried = [s for s in candidates() if mode in (None, s.mode) and target in (None, s.target)]
     with session.notes() as prompts:
         network, tokenizer = session.load(model, device, dtype, seed, not quiet)
         prompts.append(len(found) + len(held))
         if not quiet and not resumed:
-            stages = fit_stages(network, found, held, len(candidates), objective, **how)
+            stages = fit_stages(network, found, held, len(tried), objective, **how)
             tell_cost(network, tokenizer, stages)
         session.begin(out, run)
         steerer = PreferenceSteerer.fit(
@@ -166,7 +138,7 @@ def fit(
             discovery_limit=discovery,
             calibration_limit=calibration,
             **how,
-            settings=candidates,
+            settings=tried,
             objective=objective,
             min_samples=min_samples,
             encoder=encoder,

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
 from transformers import PreTrainedConfig
+from typer import Option
 
 from prefheads.cli import options
-from prefheads.cli.output import emit
+from prefheads.cli.output import emit, table
 from prefheads.errors import DataError
 from prefheads.evaluation.flops import LLAMA_3_8B, ModelCost, model_cost, paper_estimate
 from prefheads.models.loading import load_config
 from prefheads.steering.dola import candidate_layers
 
 PAPERS_MODEL = "llama-3-8b-instruct"
+METHODS = ("plain", "contrast", "amplify", "cad", "dola")
 TERA = 1e12
 
 
 def flops(
     model: options.Model = PAPERS_MODEL,
     prompt: Annotated[
-        str, typer.Option(help="Tokens of the prompt, several lengths separated by commas.")
+        str, Option(help="Tokens of the prompt, several lengths separated by commas.")
     ] = "512,1024,2048",
     new: Annotated[
-        int, typer.Option(min=1, help="Tokens generated; in discovery, of the response.")
+        int, Option(min=1, help="Tokens generated; in discovery, of the response.")
     ] = 32,
     fork: Annotated[
-        int, typer.Option(min=0, help="First layer with a suppressed head: contrast forks there.")
+        int, Option(min=0, help="First layer with a suppressed head: contrast forks there.")
     ] = 0,
     bare: Annotated[
-        int, typer.Option(min=1, help="Tokens of the prompt without the profile, for CAD.")
+        int, Option(min=1, help="Tokens of the prompt without the profile, for CAD.")
     ] = 128,
     as_json: options.Json = False,
 ) -> None:
@@ -49,15 +51,21 @@ def flops(
     decoding = [_decoding(config, cost, n, new, fork, bare, early) for n in lengths]
     discovery = [_discovery(cost, n, new) for n in lengths]
     settings = {"model": model, "new": new, "fork": fork, "bare": bare, "early_layers": early}
-    said = (
-        f"TFLOP at batch size 1; contrast forks at layer {fork} of {n_layers}, CAD's prompt "
-        f"without the profile has {bare} tokens, DoLa reads {early} early layers."
-    )
+    heads = n_layers * cost.n_heads
+    scopes = ("naive,\nall logits", "naive", "ours, scope\nresponse", "ours, scope\nall")
+    of_methods = [{"prompt": row["prompt"], **row["exact"]} for row in decoding]
     shown: list[RenderableType] = [
         _paper_table(model, new, decoding),
-        _decoding_table(new, decoding),
-        _discovery_table(n_layers * cost.n_heads, new, discovery),
-        said,
+        _table(f"Each method, {new} new tokens, exact, TFLOP", METHODS, of_methods, "plain", ".2f"),
+        _table(
+            f"Discovery of {heads} heads, an example with {new} response tokens, TFLOP",
+            scopes,
+            discovery,
+            "naive",
+            ".3g",
+        ),
+        f"TFLOP at batch size 1; contrast forks at layer {fork} of {n_layers}, CAD's prompt "
+        f"without the profile has {bare} tokens, DoLa reads {early} early layers.",
     ]
     emit(as_json, settings | {"decoding": decoding, "discovery": discovery}, shown)
 
@@ -80,16 +88,17 @@ def _decoding(
     config: PreTrainedConfig, cost: ModelCost, n: int, new: int, fork: int, bare: int, early: int
 ) -> dict[str, Any]:
     paper = paper_estimate(config, n, new)
+    costs = (
+        cost.plain(n, new),
+        cost.contrast(n, new, fork),
+        cost.amplify(n, new),
+        cost.cad(n, new, bare),
+        cost.dola(n, new, early),
+    )
     return {
         "prompt": n,
-        "paper": paper and dict(zip(("plain", "contrast"), paper, strict=True)),
-        "exact": {
-            "plain": cost.plain(n, new),
-            "contrast": cost.contrast(n, new, fork),
-            "amplify": cost.amplify(n, new),
-            "cad": cost.cad(n, new, bare),
-            "dola": cost.dola(n, new, early),
-        },
+        "paper": paper and dict(zip(METHODS, paper, strict=False)),
+        "exact": dict(zip(METHODS, costs, strict=True)),
     }
 
 
@@ -103,47 +112,31 @@ def _discovery(cost: ModelCost, n: int, response: int) -> dict[str, int]:
     }
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
 def _paper_table(model: str, new: int, rows: list[dict[str, Any]]) -> Table:
     names = [f"{name}\n{by}" for by in ("paper", "exact") for name in ("plain", "DPS", "overhead")]
-    table = _table(f"Table 3: {model}, {new} new tokens, TFLOP", "prompt", *names)
+    shown = table(f"Table 3: {model}, {new} new tokens, TFLOP", "prompt", *names, left=0)
     for row in rows:
         cells = []
-        for by in ("paper", "exact"):
-            if row[by] is None:
+        for costs in (row["paper"], row["exact"]):
+            if costs is None:
                 cells += ["n/a"] * 3
                 continue
-            plain, contrast = row[by]["plain"], row[by]["contrast"]
+            plain, contrast = costs["plain"], costs["contrast"]
             cells += [_tera(plain), _tera(contrast), f"{contrast / plain:.2f}x"]
-        table.add_row(str(row["prompt"]), *cells)
-    return table
+        shown.add_row(str(row["prompt"]), *cells)
+    return shown
 
 
-def _decoding_table(new: int, rows: list[dict[str, Any]]) -> Table:
-    methods = ("plain", "contrast", "amplify", "cad", "dola")
-    table = _table(f"Each method, {new} new tokens, exact, TFLOP", "prompt", *methods)
+def _table(
+    title: str, names: Sequence[str], rows: list[dict[str, int]], unit: str, form: str
+) -> Table:
+    """Costs for each length of the prompt, and how many times that of ``unit`` each is."""
+    shown = table(title, "prompt", *names, left=0)
     for row in rows:
-        exact = row["exact"]
-        shown = (f"{_tera(exact[m])} ({exact[m] / exact['plain']:.2f}x)" for m in methods)
-        table.add_row(str(row["prompt"]), *shown)
-    return table
-
-
-def _discovery_table(n_heads: int, response: int, rows: list[dict[str, int]]) -> Table:
-    title = f"Discovery of {n_heads} heads, an example with {response} response tokens, TFLOP"
-    names = ("naive,\nall logits", "naive", "ours, scope\nresponse", "ours, scope\nall")
-    table = _table(title, "prompt", *names)
-    for row in rows:
-        kinds = ("naive_all_logits", "naive", "response", "all")
-        shown = (f"{_tera(row[kind])} ({row[kind] / row['naive']:.3g}x)" for kind in kinds)
-        table.add_row(str(row["prompt"]), *shown)
-    return table
+        prompt, *costs = row.values()
+        told = (f"{_tera(flop)} ({flop / row[unit]:{form}}x)" for flop in costs)
+        shown.add_row(str(prompt), *told)
+    return shown
 
 
 def _tera(flop: int) -> str:

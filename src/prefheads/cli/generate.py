@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import typer
 from rich.table import Table
 from transformers import set_seed
+from typer import Option
 
 from prefheads.cli import options, session
 from prefheads.cli.output import emit, tell
@@ -29,24 +29,23 @@ def generate(
     model: options.Model,
     run: options.Run,
     profile: Annotated[
-        Path,
-        typer.Option(help='The user\'s texts: JSON or JSONL of strings or {"text"}, or .txt.'),
+        Path, Option(help='The user\'s texts: JSON or JSONL of strings or {"text"}, or .txt.')
     ],
-    prompt: Annotated[str, typer.Option(help="What to write.")],
+    prompt: Annotated[str, Option(help="What to write.")],
     gamma: Annotated[
-        float | None, typer.Option(help="Strength, at least 0; as calibrated if absent.")
+        float | None, Option(help="Strength, at least 0; as calibrated if absent.")
     ] = None,
-    mode: Annotated[Mode | None, typer.Option(help="As calibrated if absent.")] = None,
-    target: Annotated[options.Target | None, typer.Option(help="As calibrated if absent.")] = None,
+    mode: Annotated[Mode | None, Option(help="As calibrated if absent.")] = None,
+    target: Annotated[options.Target | None, Option(help="As calibrated if absent.")] = None,
     routing: Annotated[
         Routing | None,
-        typer.Option(help="Mix the maps of clusters, or take the nearest; as fitted if absent."),
+        Option(help="Mix the maps of clusters, or take the nearest; as fitted if absent."),
     ] = None,
-    compare: Annotated[bool, typer.Option(help="Print the unsteered text beside it.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the text.")] = 64,
-    sample: Annotated[bool, typer.Option(help="Sample instead of taking the likeliest.")] = False,
+    compare: Annotated[bool, Option(help="Print the unsteered text beside it.")] = False,
+    max_new_tokens: Annotated[int, Option(min=1, help="Length of the text.")] = 64,
+    sample: Annotated[bool, Option(help="Sample instead of taking the likeliest.")] = False,
     temperature: Annotated[
-        float, typer.Option(min=0.01, help="Of sampling; above 1 is more varied.")
+        float, Option(min=0.01, help="Of sampling; above 1 is more varied.")
     ] = 1.0,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -94,7 +93,7 @@ def generate(
         if compare:
             result["plain"] = write(replace(setting, gamma=0.0))
     table = Table("plain", f"steered: {setting}", show_lines=True)
-    table.add_row(result.get("plain", ""), result["steered"])
+    table.add_row(result.get("plain"), result["steered"])
     emit(as_json, result, [table if compare else result["steered"]])
 
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import RenderableType
+from typer import Argument, Option
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
@@ -26,8 +26,8 @@ from prefheads.storage import writable_dir
 
 
 def inspect(
-    run: Annotated[Path, typer.Argument(help="Folder that `discover` or `fit` wrote.")],
-    top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 15,
+    run: Annotated[Path, Argument(help="Folder that `discover` or `fit` wrote.")],
+    top: Annotated[int, Option(min=1, help="How many heads to list.")] = 15,
     seed: options.Seed = 0,  # every command takes it; nothing is drawn at random here
     as_json: options.Json = False,
 ) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.table import Table
+from typer import Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.listening import listen
-from prefheads.cli.output import emit, percent
+from prefheads.cli.output import emit, percent, table
 from prefheads.errors import DataError
 from prefheads.optional import needs
 from prefheads.progress import track
-from prefheads.report.wording import interval
+from prefheads.report.wording import interval, known
 from prefheads.stats import INTERVALS, Estimate
 from prefheads.storage import write_atomic
 
@@ -27,33 +28,27 @@ if TYPE_CHECKING:  # these need the extra `judge`, or torch
 
 MILLION = 1e6
 
-app = typer.Typer(
+app = Typer(
     name="judge", no_args_is_help=True, help="Have people or a language model compare two methods."
 )
 
-Run = Annotated[Path, typer.Option("--run", help="Folder that `eval` wrote.")]
-Methods = Annotated[
-    str, typer.Option("--methods", help="The two methods to compare, as cad,dps; blinded.")
-]
-Task = Annotated[
-    str | None, typer.Option("--task", help="Task of the run; may be absent if it has only one.")
-]
-N = Annotated[int, typer.Option("--n", min=1, help="Samples to compare, at most.")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Also write all judgements to this file.")]
+Run = Annotated[Path, Option(help="Folder that `eval` wrote.")]
+Methods = Annotated[str, Option(help="The two methods to compare, as cad,dps; blinded.")]
+Task = Annotated[str | None, Option(help="Task of the run; may be absent if it has only one.")]
+N = Annotated[int, Option(min=1, help="Samples to compare, at most.")]
+Csv = Annotated[Path | None, Option(help="Also write all judgements to this file.")]
 
 
 @app.command()
 def serve(
     run: Run,
     methods: Methods,
-    db: Annotated[Path, typer.Option("--db", help="SQLite file of the votes; goes on with it.")],
+    db: Annotated[Path, Option(help="SQLite file of the votes; goes on with it.")],
     task: Task = None,
     n: N = 100,
     seed: options.Seed = 0,
-    host: Annotated[
-        str, typer.Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
 ) -> None:
     """Serve a page for blinded pairwise annotation until interrupted."""
     with needs("judge"):
@@ -62,17 +57,19 @@ def serve(
     study = _study(run, methods, task, n, seed)
     if not study.differing:
         raise DataError(f"{methods}: all {len(study.pairs)} pairs have the same text twice")
+    same = len(study.pairs) - len(study.differing)
+    alike = f", {same} more have the same text twice and count as ties" if same else ""
     votes = Votes(db, study)
     with listen(host, port) as listening:
         address = f"[{host}]" if ":" in host else host
-        print(f"{_counted(study)}; votes go to {db}")
+        print(f"{study.task}: {len(study.differing)} pairs to judge{alike}; votes go to {db}")
         print(f"http://{address}:{listening.getsockname()[1]}/", flush=True)
         web.serve(study, votes, listening)
 
 
 @app.command()
 def results(
-    db: Annotated[Path, typer.Option("--db", help="SQLite file that `serve` wrote.")],
+    db: Annotated[Path, Option(help="SQLite file that `serve` wrote.")],
     csv: Csv = None,
     seed: options.Seed = 0,  # every command takes it; nothing is drawn at random here
     as_json: options.Json = False,
@@ -85,41 +82,35 @@ def results(
     found = human_results(votes)
     if csv is not None:
         write_atomic(csv, votes_csv(votes).encode())
-    data = vars(found) | {"wins": {k: vars(v) for k, v in found.wins.items()}}
-    data |= {name: vars(getattr(found, name)) for name in ("difference", "first_wins")}
-    emit(as_json, data, _human(found))
+    emit(as_json, asdict(found), _human(found))
 
 
 @app.command()
 def llm(
     run: Run,
     methods: Methods,
-    base_url: Annotated[
-        str, typer.Option("--base-url", help="OpenAI-compatible endpoint, up to its /v1.")
-    ],
-    model: Annotated[str, typer.Option("--model", help="Name of the judge at the endpoint.")],
+    base_url: Annotated[str, Option(help="OpenAI-compatible endpoint, up to its /v1.")],
+    model: Annotated[str, Option(help="Name of the judge at the endpoint.")],
     task: Task = None,
     n: N = 100,
     key_env: Annotated[
-        str, typer.Option("--key-env", help="Environment variable that holds the key, if any.")
+        str, Option(help="Environment variable that holds the key, if any.")
     ] = "OPENAI_API_KEY",
     cache: Annotated[
-        Path | None,
-        typer.Option("--cache", help="File of answers; judge-answers.jsonl in RUN."),
+        Path | None, Option(help="File of answers; judge-answers.jsonl in RUN.")
     ] = None,
     form: Annotated[
         Literal["json_schema", "json_object", "text"],
-        typer.Option("--format", help="How to ask for JSON; not every endpoint takes a schema."),
+        Option("--format", help="How to ask for JSON; not every endpoint takes a schema."),
     ] = "json_schema",
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="The endpoint's own if absent.")
+        float | None, Option(min=0, help="The endpoint's own if absent.")
     ] = None,
     price: Annotated[
-        str | None,
-        typer.Option(help="Price of a million prompt and completion tokens, as 1.25,10."),
+        str | None, Option(help="Price of a million prompt and completion tokens, as 1.25,10.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120,
-    workers: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 4,
+    timeout: Annotated[float, Option(min=0.1, help="Seconds to wait for an answer.")] = 120,
+    workers: Annotated[int, Option(min=1, help="Requests at once.")] = 4,
     csv: Csv = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -158,7 +149,7 @@ def llm(
         "same": len(study.pairs) - len(study.differing),
         "rated": len(ratings.pairs),
         "problems": ratings.problems,
-        "table": [_plain(row) for row in rows],
+        "table": [asdict(row) for row in rows],
         "tokens": _tokens(ratings, prices),
         "this_run": {"requests": endpoint.usage.requests, **_tokens(endpoint.usage, prices)},
     }
@@ -171,23 +162,18 @@ def _study(run: Path, methods: str, task: str | None, n: int, seed: int) -> Stud
     return load_study(run, [m.strip() for m in methods.split(",") if m.strip()], task, n, seed)
 
 
-def _counted(study: Study) -> str:
-    same = len(study.pairs) - len(study.differing)
-    alike = f", {same} more have the same text twice and count as ties" if same else ""
-    return f"{study.task}: {len(study.differing)} pairs to judge{alike}"
-
-
 def _human(found: HumanResults) -> list[Table | str]:
     judged = found.pairs - found.open
-    table = _table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
+    shown = table(f"{found.task}: wins by majority vote, {judged} pairs", "", "% of pairs")
     for name, share in found.wins.items():
-        table.add_row(name, percent(share))
+        shown.add_row(name, percent(share))
     a, b = found.methods
-    table.add_row(f"{b} less {a}", percent(found.difference, "+"))
+    shown.add_row(f"{b} less {a}", percent(found.difference, "+"))
+    alpha = known(f"{found.alpha:.2f}")
     told = ", ".join(f"{name} {count}" for name, count in found.votes.items())
     return [
-        table,
-        f"Krippendorff's alpha {_or_na(found.alpha)} (1: the annotators agree; 0: as by chance). "
+        shown,
+        f"Krippendorff's alpha {alpha} (1: the annotators agree; 0: as by chance). "
         f"Of votes but ties, {percent(found.first_wins)} % went to the text shown first.",
         f"Votes: {told}. {found.same} pairs have the same text twice and count as ties; "
         f"{found.open} have no vote yet and are left out. Brackets: {INTERVALS}.",
@@ -197,12 +183,12 @@ def _human(found: HumanResults) -> list[Table | str]:
 def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[Table | str]:
     a, b = ratings.study.methods
     title = f"{data['task']}: ratings by {data['judge']}, {data['rated']} pairs in both orders"
-    table = _table(title, "", a, b, f"{b} less {a}", "for standing first")
+    shown = table(title, "", a, b, f"{b} less {a}", "for standing first")
     for row in rows:
         bias = "" if row.bias is None else _score(row.bias, "+")
         show = _score if row.bias is not None else percent
         name = row.name.replace("_", " ") + (" (%)" if row.bias is None else "")
-        table.add_row(name, *map(show, row.means), show(row.difference, "+"), bias)
+        shown.add_row(name, *map(show, row.means), show(row.difference, "+"), bias)
     notes = [
         f"Scores from 1 to 5, means of both orders; {data['same']} pairs with the same text twice "
         f"were not asked for and count as ties. Brackets: {INTERVALS}.",
@@ -212,31 +198,11 @@ def _rated(data: dict[str, Any], ratings: Ratings, rows: list[Rating]) -> list[T
     if ratings.problems:
         count, why = len(ratings.problems), next(iter(ratings.problems.values()))
         notes.append(f"{count} pairs are left out, as no answer could be used: {why}")
-    return [table, *notes]
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    return table
+    return [shown, *notes]
 
 
 def _score(e: Estimate, sign: str = "") -> str:
     return interval(e, f"{sign}z.2f")
-
-
-def _or_na(value: float, form: str = ".2f") -> str:
-    return "n/a" if value != value else f"{value:{form}}"
-
-
-def _plain(row: Rating) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "means": [vars(e) for e in row.means],
-        "difference": vars(row.difference),
-        "bias": row.bias and vars(row.bias),
-    }
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.table import Table
+from typer import Argument, Option, Typer
 
 from prefheads.cli import options
 from prefheads.cli.output import emit
@@ -18,23 +18,22 @@ if TYPE_CHECKING:  # needs the extra `serve`
 
 Db = Annotated[
     str,
-    typer.Option(
-        "--db",
+    Option(
         envvar="PREFHEADS_DB",
         help="SQLite file, or postgresql://USER@HOST/NAME; made where needed.",
     ),
 ]
 DB = "prefheads.sqlite"
-KeyId = Annotated[str, typer.Argument(help="Id of the key, as `prefheads keys list` shows it.")]
+KeyId = Annotated[str, Argument(help="Id of the key, as `prefheads keys list` shows it.")]
 
-app = typer.Typer(
+app = Typer(
     name="keys", no_args_is_help=True, help="API keys of `prefheads serve`; each has its own users."
 )
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is, for the list.")], db: Db = DB
+    name: Annotated[str, Argument(help="Whose key it is, for the list.")], db: Db = DB
 ) -> None:
     """Make a key and print it; it is shown this once."""
     print(_keys(db).create(name)[1])
@@ -50,7 +49,7 @@ def rotate(id: KeyId, db: Db = DB) -> None:
 def revoke(
     id: KeyId,
     db: Db = DB,
-    purge: Annotated[bool, typer.Option("--purge", help="Delete its profiles, too.")] = False,
+    purge: Annotated[bool, Option("--purge", help="Delete its profiles, too.")] = False,
 ) -> None:
     """Make a key useless for good."""
     _keys(db).revoke(id, purge)

@@ -26,64 +26,28 @@ from prefheads.errors import PrefheadsError
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-# Where each command is, and the first lines of its own help, which a test compares with these.
-COMMANDS = {
-    "check": (
-        "check:check",
-        "Test steering and discovery on a model, device, precision and attention; about a minute.",
-    ),
-    "discover": (
-        "discover:discover",
-        "Score every attention head by ablation (PCS), and keep the strongest.",
-    ),
-    "fit": (
-        "fit:fit",
-        "Cluster users, discover the heads of each cluster, and calibrate how to steer.",
-    ),
-    "generate": (
-        "generate:generate",
-        "Write for one user, given by a profile, with the heads and strength of a run.",
-    ),
-    "validate": (
-        "validate:validate",
-        "Measure a fitted steering on users that fitting has not seen, beside its controls.",
-    ),
-    "inspect": (
-        "inspect:inspect",
-        "Show what was found: heads, clusters, calibration, validation; and draw it.",
-    ),
-    "export": (
-        "export:export",
-        "Write amplified heads as weights: for PEFT, vLLM, or whatever loads a checkpoint.",
-    ),
-    "analyze": (
-        "analyze:analyze",
-        "Draw and tabulate what a run says of sparsity, users, controls, strengths and routing.",
-    ),
-    "tables": (
-        "tables:tables",
-        "Join evaluations into the paper's Tables 1 and 2: models, tasks and methods.",
-    ),
-    "demo": (
-        "demo:demo",
-        "Find heads, calibrate, validate and compare texts on the bundled model and people.",
-    ),
-    "flops": (
-        "flops:flops",
-        "Count FLOPs from a model's config: the paper's Table 3, and what is really computed.",
-    ),
-    "serve": (
-        "serve:serve",
-        "Serve an OpenAI-compatible API that writes for users whose profiles it keeps.",
-    ),
-    "eval": (
-        "eval:evaluate",
-        "Compare decoding methods on LaMP or LongLaMP tasks, with intervals and paired tests.",
-    ),
-    "data": ("data:app", "Fetch LaMP and LongLaMP; count data."),
-    "judge": ("judge:app", "Have people or a language model compare two methods."),
-    "keys": ("keys:app", "API keys of `prefheads serve`; each has its own users."),
-}
+# The first lines of each command's own help, which a test compares with these.
+_HELP = """
+check: Test steering and discovery on a model, device, precision and attention; about a minute.
+discover: Score every attention head by ablation (PCS), and keep the strongest.
+fit: Cluster users, discover the heads of each cluster, and calibrate how to steer.
+generate: Write for one user, given by a profile, with the heads and strength of a run.
+validate: Measure a fitted steering on users that fitting has not seen, beside its controls.
+inspect: Show what was found: heads, clusters, calibration, validation; and draw it.
+export: Write amplified heads as weights: for PEFT, vLLM, or whatever loads a checkpoint.
+analyze: Draw and tabulate what a run says of sparsity, users, controls, strengths and routing.
+tables: Join evaluations into the paper's Tables 1 and 2: models, tasks and methods.
+demo: Find heads, calibrate, validate and compare texts on the bundled model and people.
+flops: Count FLOPs from a model's config: the paper's Table 3, and what is really computed.
+serve: Serve an OpenAI-compatible API that writes for users whose profiles it keeps.
+eval: Compare decoding methods on LaMP or LongLaMP tasks, with intervals and paired tests.
+data: Fetch LaMP and LongLaMP; count data.
+judge: Have people or a language model compare two methods.
+keys: API keys of `prefheads serve`; each has its own users.
+"""
+COMMANDS: dict[str, str] = dict(line.split(": ", 1) for line in _HELP.strip().splitlines())
+# A command is the function of its name in the module of its name; groups and `eval` are not.
+GROUPS = ("data", "judge", "keys")
 
 
 class _Commands(TyperGroup):
@@ -91,9 +55,7 @@ class _Commands(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = {
-            name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()
-        }
+        self.commands = {name: TyperCommand(name, help=line) for name, line in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -102,10 +64,10 @@ class _Commands(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command, or the group of commands, of that name, from its module."""
-    module, _, attribute = COMMANDS[name][0].partition(":")
-    found = getattr(import_module(f"prefheads.cli.{module}"), attribute)
+    attribute = "app" if name in GROUPS else {"eval": "evaluate"}.get(name, name)
+    found = getattr(import_module(f"prefheads.cli.{name}"), attribute)
     _silence_libraries()
-    if isinstance(found, typer.Typer):
+    if name in GROUPS:
         return get_group(found)
     alone = typer.Typer(add_completion=False)
     alone.command(name)(found)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 from prefheads.report.wording import interval
 from prefheads.storage import plain
@@ -33,6 +34,14 @@ def emit(as_json: bool, data: Any, shown: Sequence[RenderableType]) -> None:
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     for item in shown:
         console.print(item, soft_wrap=isinstance(item, str))  # a piped text keeps its lines
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table to fill, all but its first columns aligned to the right."""
+    made = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i >= left else "left", overflow="fold")
+    return made
 
 
 def percent(e: Estimate, sign: str = "", digits: int = 1) -> str:

@@ -6,15 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Option
 
 from prefheads.cli import options, session
 from prefheads.cli.keys import DB, Db
 from prefheads.cli.listening import listen
 from prefheads.cli.output import tell
 from prefheads.errors import ModelError
-from prefheads.models.loading import load_config, load_skeleton
-from prefheads.models.presets import preset_of
+from prefheads.models.loading import PRESET_DTYPE, load_config, load_skeleton, preset_of
 from prefheads.optional import needs
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steerer.files import read_steerer
@@ -25,37 +24,31 @@ def serve(
     run: options.Run,
     db: Db = DB,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; as --model if absent.")
+        str | None, Option(help="What clients call the model; as --model if absent.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help='Address to listen at; "0.0.0.0" lets the whole network in.')
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    items: Annotated[
-        int, typer.Option(min=1, help="Profile items in a prompt, the best by BM25.")
-    ] = 5,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
+    items: Annotated[int, Option(min=1, help="Profile items in a prompt, the best by BM25.")] = 5,
     engine: Annotated[
         Literal["auto", "vllm", "transformers"],
-        typer.Option(help='What writes; "auto": vLLM where it is installed and can serve the run.'),
+        Option(help='What writes; "auto": vLLM where it is installed and can serve the run.'),
     ] = "auto",
     vllm_memory: Annotated[
         float | None,
-        typer.Option(
-            "--vllm-memory",
+        Option(
             min=0.01,
             help="GiB of vLLM's cache of keys and values; as it sees fit if absent (CPU: 4).",
         ),
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Requests in a batch, at most; 16 if absent (vLLM: 128)."),
+        int | None, Option(min=1, help="Requests in a batch, at most; 16 if absent (vLLM: 128).")
     ] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request, at most.")] = 1024,
-    rate: Annotated[float, typer.Option(min=0.01, help="Requests a second of a key.")] = 20,
-    burst: Annotated[int, typer.Option(min=1, help="Requests of a key at once.")] = 100,
+    queue: Annotated[int, Option(min=1, help="Requests that may wait.")] = 256,
+    max_tokens: Annotated[int, Option(min=1, help="New tokens a request, at most.")] = 1024,
+    rate: Annotated[float, Option(min=0.01, help="Requests a second of a key.")] = 20,
+    burst: Annotated[int, Option(min=1, help="Requests of a key at once.")] = 100,
     grace: Annotated[
-        int, typer.Option(min=1, help="Seconds to finish answers in when told to stop.")
+        int, Option(min=1, help="Seconds to finish answers in when told to stop.")
     ] = 60,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -72,21 +65,18 @@ def serve(
     config = load_config(model)
     read_steerer(run, config)
     with listen(host, port) as listening, ExitStack() as stack:
-        limits = Limits(
-            max_tokens=max_tokens,
-            default_tokens=min(max_tokens, Limits.default_tokens),
-            rate=rate,
-            burst=burst,
-        )
+        default = min(max_tokens, Limits.default_tokens)
+        limits = Limits(max_tokens=max_tokens, default_tokens=default, rate=rate, burst=burst)
         called = name or Path(model).name
         writer = None
         steerer, reason = _for_vllm(engine, model, run, device)
         if steerer is None:
             steerer = PreferenceSteerer.load(run, *session.load(model, device, dtype, seed))
         else:
+            own = PRESET_DTYPE if preset_of(model) else None
             writer = VllmEngine(
                 steerer, run, rows=batch_size or 128, queue=queue, memory=vllm_memory,
-                dtype=_dtype(model, dtype), seed=seed,
+                dtype=own if dtype == "auto" else dtype, seed=seed,
             )  # fmt: skip
             stack.callback(writer.close)
         batches = BatchLimits(rows=batch_size or BatchLimits.rows, queue=queue)
@@ -124,8 +114,3 @@ def _for_vllm(
     if engine == "vllm" and reason is not None:
         raise ModelError(f"{reason}; use --engine transformers")
     return (steerer, "") if reason is None else (None, reason)
-
-
-def _dtype(model: str, dtype: str) -> str | None:
-    preset = preset_of(model)
-    return dtype if dtype != "auto" else preset.dtype if preset else None

@@ -29,11 +29,7 @@ _PACKAGE = str(Path(prefheads.__file__).parent)
 def load(
     model: str, device: str, dtype: str, seed: int, shown: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and fix every random generator.
-
-    Args:
-        shown: Whether to say so, should it take long.
-    """
+    """Load the model, saying so should it take long and be shown; fix every random generator."""
     set_seed(seed)
     with stage(f"loading {model}", shown):
         return load_model(model, device=device, dtype=None if dtype == "auto" else dtype)
@@ -45,10 +41,6 @@ def open_run(
     """Make sure that a folder can take this run, and return what to record in it.
 
     A folder that holds results takes only the very same run again, which then resumes.
-
-    Args:
-        model: As the user named it.
-        options: What the results depend on; ``data`` is recorded but may have moved.
 
     Raises:
         ArtifactError: The folder cannot be written, or holds another run.
@@ -62,10 +54,19 @@ def open_run(
     return run
 
 
+def recorded(options: Mapping[str, Any], *but: str) -> dict[str, Any]:
+    """The options that a run's results depend on: all of a command's but these and the usual."""
+    usual = ("model", "out", "device", "quiet", "as_json")
+    return {name: value for name, value in options.items() if name not in (*usual, *but)}
+
+
 def describe_run(
     command: str, model: str, config: PreTrainedConfig, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What ``run.json`` records of a run: ``model`` as it was named, ``source`` where it was."""
+    """What ``run.json`` records of a run: ``model`` as it was named, ``source`` where it was.
+
+    Of the options, ``data`` is recorded but may have moved when the run is resumed.
+    """
     return {
         "command": command,
         "version": prefheads.__version__,
@@ -87,33 +88,24 @@ def require_same_run(folder: Path, run: Mapping[str, Any]) -> None:
     before = read_json(folder / RUN_FILE)
     if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
         raise ArtifactError(f"{folder / RUN_FILE}: damaged; give another folder")
-    if before.get("fingerprint") != run["fingerprint"]:
-        raise ArtifactError(
-            f"{folder}: holds a run of another model ({named_model(before)}), not of "
-            f"{run['model']}; give another folder"
-        )
-    if _source(before) != _source(run):
-        raise ArtifactError(
-            f"{folder}: holds a run with another model ({named_model(before)}, now "
-            f"{run['model']}); give another folder"
-        )
+    model = named_model(before)
     old = {"command": before.get("command"), **before["options"]}
     new = {"command": run["command"], **run["options"]}
-    for name in sorted((old.keys() | new.keys()) - {"data"}):
-        if old.get(name) != new.get(name):
-            raise ArtifactError(
-                f"{folder}: holds a run with another {name} ({old.get(name)}, now "
-                f"{new.get(name)}); give another folder"
-            )
+    other = [n for n in sorted((old.keys() | new.keys()) - {"data"}) if old.get(n) != new.get(n)]
+    if before.get("fingerprint") != run["fingerprint"]:
+        what = f"of another model ({model}), not of {run['model']}"
+    elif before.get("source", before.get("model")) != run["source"]:
+        what = f"with another model ({model}, now {run['model']})"
+    elif other:
+        what = f"with another {other[0]} ({old.get(other[0])}, now {new.get(other[0])})"
+    else:
+        return
+    raise ArtifactError(f"{folder}: holds a run {what}; give another folder")
 
 
 def named_model(run: Mapping[str, Any]) -> str:
     """The model of a run as its user named it; runs of before that was recorded have its folder."""
     return model_name(run.get("model"))
-
-
-def _source(run: Mapping[str, Any]) -> Any:
-    return run.get("source", run.get("model"))
 
 
 def begin(folder: Path, run: Mapping[str, Any]) -> None:
@@ -147,11 +139,7 @@ def load_seen(folder: Path) -> Seen:
 
 
 def require_same_profiles(folder: Path, loading: Mapping[str, Any]) -> None:
-    """Make sure that profiles are made as those of a run: heads found with other prompts are other
-    heads.
-
-    Args:
-        loading: Options that profiles depend on, as they are given now.
+    """Make sure that profiles are made as those of a run, with the same options.
 
     Raises:
         ArtifactError: The run had others.

@@ -6,24 +6,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import RenderableType
-from rich.table import Table
+from typer import Argument, Option
 
 from prefheads.cli import options
-from prefheads.cli.output import emit
+from prefheads.cli.output import emit, table
 from prefheads.optional import require
 from prefheads.progress import stage
 from prefheads.storage import writable_dir
 
 
 def tables(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `eval` wrote.", metavar="RUN")],
+    runs: Annotated[list[Path], Argument(help="Folders that `eval` wrote.", metavar="RUN")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for tables.md, tables.tex and tables.csv.")
+        Path | None, Option(help="Folder for tables.md, tables.tex and tables.csv.")
     ] = None,
     extract: Annotated[
-        bool, typer.Option("--extract", help="Score answers extracted from the texts.")
+        bool, Option("--extract", help="Score answers extracted from the texts.")
     ] = False,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -41,12 +40,11 @@ def tables(
         scores = joined.join(runs, extracted=extract, seed=seed)
     shown: list[RenderableType] = []
     for title, frame in joined.frames(scores, "{} *").items():
-        table = Table("model", "method", title=title, title_justify="left")
-        for task, metric in frame.columns:
-            table.add_column(f"{task}\n{metric}", justify="right")
+        metrics = (f"{task}\n{metric}" for task, metric in frame.columns)
+        filled = table(title, "model", "method", *metrics, left=2)
         for (model, method), row in frame.iterrows():
-            table.add_row(model, method, *row)
-        shown.append(table)
+            filled.add_row(model, method, *row)
+        shown.append(filled)
     shown.append(joined.LEGEND.replace("Bold", "*"))
     if out is not None:
         joined.write(writable_dir(out), scores)

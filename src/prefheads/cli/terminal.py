@@ -10,18 +10,12 @@ from rich.table import Table
 from prefheads.calibration.calibrate import Calibration
 from prefheads.calibration.paper import is_paper, whose
 from prefheads.calibration.validate import Row
+from prefheads.cli.output import table
 from prefheads.heads.scores import HeadScores
 from prefheads.report.statistics.findings import VERDICTS, Claim, Verdict, validation_cells
 from prefheads.report.wording import known
 from prefheads.stats import INTERVALS
 from prefheads.users import Clusters
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    return table
 
 
 def head_rows(scores: HeadScores, n: int, zero: HeadScores | None = None) -> list[dict[str, Any]]:
@@ -53,26 +47,26 @@ def head_table(scores: HeadScores, n: int, zero: HeadScores | None = None) -> Ta
     if zero is not None:
         title = title.replace("PCS", "PCS by mean ablation")
     columns = [] if zero is None else ["by zero ablation"]
-    table = _table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval", *columns)
+    shown = table(title, "layer.head", "PCS / 1000", "std. error", "95 % interval", *columns)
     for row in head_rows(scores, n, zero):
         pcs, error, low, high = (1000 * row[k] for k in ("pcs", "stderr", "low", "high"))
-        table.add_row(
+        shown.add_row(
             f"{row['layer']}.{row['head']}",
             f"{pcs:+z.2f}",
             known(f"{error:.2f}"),
             known(f"[{low:+z.2f}, {high:+z.2f}]"),
             *([f"{1000 * row['zero']:+z.2f}"] if zero is not None else []),
         )
-    return table
+    return shown
 
 
 def cluster_table(clusters: Clusters, active: Sequence[int]) -> Table:
     """Sizes of the clusters, and how many heads each steers."""
-    table = _table("Clusters of users", "cluster", "users", "heads", "for example")
+    shown = table("Clusters of users", "cluster", "users", "heads", "for example")
     for i, (size, heads) in enumerate(zip(clusters.sizes, active, strict=True)):
         some = ", ".join(sorted(clusters.members(i))[:3])
-        table.add_row(str(i), str(size), str(heads), some)
-    return table
+        shown.add_row(str(i), str(size), str(heads), some)
+    return shown
 
 
 def calibration_table(calibration: Calibration, n: int = 8) -> Table:
@@ -84,15 +78,15 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
     )
     specific = calibration.specificity
     columns = ["setting", "change of NLL", "std. error", "divergence"]
-    table = _table(title, *columns, *(["specificity"] if specific else []), "")
+    shown = table(title, *columns, *(["specificity"] if specific else []), "")
     best = sorted(range(len(calibration.settings)), key=calibration.change.__getitem__)
     papers = [i for i in best if is_paper(calibration.settings[i])]
     marks = {i: whose(calibration.settings[i]) for i in papers}
     marks |= {papers[0]: f"the paper's form, best of {len(papers)}"} if papers else {}
-    shown = {calibration.chosen, *best[:n], *(i for i, mark in marks.items() if mark)}
-    for i in dict.fromkeys([0, *(i for i in best if i in shown)]):
+    wanted = {calibration.chosen, *best[:n], *(i for i, mark in marks.items() if mark)}
+    for i in dict.fromkeys([0, *(i for i in best if i in wanted)]):
         chosen = ["chosen"] if i == calibration.chosen else []
-        table.add_row(
+        shown.add_row(
             str(calibration.settings[i]),
             f"{calibration.change[i]:+z.4f}",
             known(f"{calibration.stderr[i]:.4f}"),
@@ -100,17 +94,17 @@ def calibration_table(calibration: Calibration, n: int = 8) -> Table:
             *([known(f"{specific[i]:+z.4f}")] if specific else []),
             ", ".join([*chosen, marks.get(i, "")]).strip(", "),
         )
-    return table
+    return shown
 
 
 def validation_table(rows: Sequence[Row], n_examples: int) -> Table:
     """Every method with its controls."""
     cells = validation_cells(rows)
     title = f"Validation on {n_examples} samples; changes against plain, {INTERVALS}"
-    table = _table(title, *cells[0])
+    shown = table(title, *cells[0])
     for row in cells:
-        table.add_row(*row.values())
-    return table
+        shown.add_row(*row.values())
+    return shown
 
 
 def verdict(found: Sequence[Claim]) -> str:

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
 from prefheads.calibration.validate import N_RANDOM
 from prefheads.cli import options, session
@@ -28,10 +28,10 @@ def validate(
     data: options.Data,
     limit: options.Limit = None,
     items: Annotated[
-        int | None, typer.Option(min=1, help="Profile items; by default as many as in fitting.")
+        int | None, Option(min=1, help="Profile items; by default as many as in fitting.")
     ] = None,
     retrieval: Annotated[
-        Retrieval | None, typer.Option(help="How they are chosen; by default as in fitting.")
+        Retrieval | None, Option(help="How they are chosen; by default as in fitting.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -72,12 +72,7 @@ def validate(
             copies = 3 * 6 + (0 if steerer.setting.plain else 2 * N_RANDOM)
             todo = Stage("with controls", unseen, copies, 3, steerer.scope == "all")
             tell_cost(network, tokenizer, [todo])
-        result = steerer.validate(
-            examples,
-            checkpoint=checkpoint,
-            seed=seed,
-            progress=not quiet,
-        )
+        result = steerer.validate(examples, checkpoint=checkpoint, seed=seed, progress=not quiet)
         tested = len(result.example_ids)
         prompts.append(tested)
     there, left = counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,26 +19,18 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a chat.
+    """One turn of a chat."""
 
-    Attributes:
-        role: ``"system"``, ``"user"`` or ``"assistant"``, as the template knows them.
-        content: What was said.
-    """
-
-    role: str
+    role: str  # "system", "user" or "assistant", as the template knows them
     content: str
 
 
 def apply_template(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], answer: bool = True
 ) -> str:
-    """The chat as the tokenizer's template writes it, up to where the ``answer`` begins.
-
-    Raises:
-        ModelError: The template does not take these turns.
-    """
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    """The chat as the tokenizer's template writes it, up to where the ``answer`` begins; a
+    ``ModelError`` if it does not take these turns."""
+    messages = [asdict(turn) for turn in turns]
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)

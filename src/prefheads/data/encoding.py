@@ -34,8 +34,7 @@ class Encoded:
         profile_mask: ``(P,)``, true at the tokens of the profile.
         text: The prompt as it was rendered.
         truncated: Whether the profile was cut.
-        example_id: The example's id.
-        user_id: The example's user.
+        example_id, user_id: Of the example.
     """
 
     prompt_ids: LongTensor
@@ -49,15 +48,8 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Encoded examples side by side: prompts end, and responses begin, in the same column.
-
-    Attributes:
-        prompt_ids: ``(B, P)``, padded on the left.
-        prompt_mask: ``(B, P)``, false at padding.
-        profile_mask: ``(B, P)``.
-        response_ids: ``(B, T)``, padded on the right.
-        response_mask: ``(B, T)``, false at padding.
-    """
+    """Encoded examples side by side: prompts ``(B, P)`` end, and responses ``(B, T)`` begin, in the
+    same column; the masks are false at padding."""
 
     prompt_ids: Tensor
     prompt_mask: Tensor
@@ -101,10 +93,15 @@ def encode(
     text, ids, mask = tokens(build_prompt(example))
     if not len(ids):
         raise DataError(f'example {example.id!r}: the prompt has no tokens; fill "input"')
-    response = _response_ids(tokenizer, text, ids, example.output, templated, end_of_turn)
-    limit = max_length if max_length is not None else _default_length(tokenizer)
-    truncated = limit is not None and len(ids) + len(response) > limit
-    if limit is not None and truncated:
+    response = []
+    if example.output is not None:
+        output = example.output if templated else " " + example.output
+        response = _continuation(tokenizer, text, ids, output, special=not templated)
+        response += [_end_id(tokenizer)] if end_of_turn else []
+    # Tokenizers that know no context say a huge number.
+    limit = int(tokenizer.model_max_length) if max_length is None else max_length
+    truncated = len(ids) + len(response) > limit
+    if truncated:
         text, ids, mask = _fit(tokenizer, tokens, example, mask, limit, len(response))
         message = f"example {example.id!r}: the profile was cut to fit {limit} tokens"
         warnings.warn(message, TruncationWarning, stacklevel=2)
@@ -122,58 +119,29 @@ def encode(
 def shorten_prompt(
     tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int
 ) -> Example:
-    """Cut an example's profile as the LaMP benchmark does for prompts of ``max_tokens`` tokens.
-
-    The tokens are those of the prompt before any chat template, counted as the benchmark counts
-    them: with the special tokens that the tokenizer adds to every text
-    (:func:`prefheads.data.prompts.shorten_to`).
-
-    Args:
-        tokenizer: A fast tokenizer.
-        example: The example, with the profile items that retrieval chose.
-        max_tokens: Tokens that the prompt may have; the paper's experiments allow 2,048.
-
-    Returns:
-        The example with the long text of its items cut; the input is left as it is. Without a
-        profile where not even the frames of its items would fit.
-
-    Raises:
-        DataError: ``max_tokens`` below 1, or an item without a needed field.
-        ModelError: The tokenizer is not fast.
-    """
+    """Cut an example's profile as the LaMP benchmark does for prompts of ``max_tokens`` tokens
+    before any chat template (:func:`prefheads.data.prompts.shorten_to`), by a fast tokenizer's
+    count."""
     _require_fast(tokenizer)
     count, cut = _measures(tokenizer, special=True)
     return shorten_to(example, max_tokens, count=count, cut=cut)
 
 
 def pad_batch(encodeds: Sequence[Encoded], pad_id: int) -> Batch:
-    """Put encoded examples into one batch.
-
-    Args:
-        encodeds: At least one.
-        pad_id: The token id to pad with.
-
-    Raises:
-        DataError: Nothing to batch.
-    """
+    """Put encoded examples, at least one, into one batch; a ``DataError`` if there is none."""
     if not encodeds:
         raise DataError("a batch needs at least one example")
-    prompts = [e.prompt_ids for e in encodeds]
-    responses = [e.response_ids for e in encodeds]
 
-    def left(rows: Sequence[Tensor], value: float) -> Tensor:
-        return pad_sequence(list(rows), True, value, padding_side="left")
+    def padded(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
+        return pad_sequence(list(rows), True, value, padding_side=side)
 
-    def right(rows: Sequence[Tensor], value: float) -> Tensor:
-        return pad_sequence(list(rows), True, value)
+    def ids_and_mask(rows: Sequence[Tensor], side: str) -> tuple[Tensor, Tensor]:
+        there = [torch.ones_like(ids, dtype=torch.bool) for ids in rows]
+        return padded(rows, pad_id, side), padded(there, 0, side)
 
-    return Batch(
-        prompt_ids=left(prompts, pad_id),
-        prompt_mask=left([torch.ones_like(ids, dtype=torch.bool) for ids in prompts], 0),
-        profile_mask=left([e.profile_mask for e in encodeds], 0),
-        response_ids=right(responses, pad_id),
-        response_mask=right([torch.ones_like(ids, dtype=torch.bool) for ids in responses], 0),
-    )
+    prompts = ids_and_mask([e.prompt_ids for e in encodeds], "left")
+    profiles = padded([e.profile_mask for e in encodeds], 0, "left")
+    return Batch(*prompts, profiles, *ids_and_mask([e.response_ids for e in encodeds], "right"))
 
 
 def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -218,24 +186,15 @@ def _tokenize(
     return text, ids, mask
 
 
-def _response_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    prompt_ids: list[int],
-    output: str | None,
-    templated: bool,
-    end_of_turn: bool,
+def _continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], text: str, special: bool
 ) -> list[int]:
-    if output is None:
-        return []
-    response = output if templated else " " + output
+    """Token ids of a text that goes on after a prompt."""
     # A tokenizer that begins every text with a space of its own (SentencePiece) must not do so in
-    # the middle, so the response is taken from the whole, unless a token would span the border.
-    whole = [] if templated else opening(tokenizer)
-    whole += _ids(tokenizer, prompt + response)
+    # the middle, so the text is taken from the whole, unless a token would span the border.
+    whole = [*(opening(tokenizer) if special else ()), *_ids(tokenizer, prompt + text)]
     border = len(prompt_ids)
-    ids = whole[border:] if whole[:border] == prompt_ids else _ids(tokenizer, response)
-    return [*ids, _end_id(tokenizer)] if end_of_turn else ids
+    return whole[border:] if whole[:border] == prompt_ids else _ids(tokenizer, text)
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -255,12 +214,6 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _default_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The tokenizer's context; tokenizers that know none say a huge number."""
-    length = int(tokenizer.model_max_length)
-    return length if length < 1_000_000 else None
-
-
 def _fit(
     tokenizer: PreTrainedTokenizerBase,
     tokens: Callable[[Prompt], Tokenized],
@@ -271,21 +224,15 @@ def _fit(
 ) -> Tokenized:
     """The prompt with its profile cut so that it fits, tokenised by ``tokens``."""
     _, bare, _ = tokens(build_prompt(without_profile(example)))
-    named = f"example {example.id!r}"
+    problem = ""
     if response >= limit:
-        raise DataError(
-            f"{named}: the response alone ({response} tokens) is longer than the context ({limit})"
-        )
-    if len(bare) > limit:
-        raise DataError(
-            f"{named}: the input alone ({len(bare)} tokens) is longer than the context ({limit})"
-        )
-    if len(bare) + response > limit:
-        raise DataError(
-            f"{named}: input ({len(bare)} tokens) and response ({response} tokens) together are "
-            f"longer than the context ({limit})"
-        )
-
+        problem = f"the response alone ({response} tokens) is"
+    elif len(bare) > limit:
+        problem = f"the input alone ({len(bare)} tokens) is"
+    elif len(bare) + response > limit:
+        problem = f"input ({len(bare)} tokens) and response ({response} tokens) together are"
+    if problem:
+        raise DataError(f"example {example.id!r}: {problem} longer than the context ({limit})")
     count, cut = _measures(tokenizer, special=False)
     room = limit - response
     budget = room - (len(mask) - sum(mask))

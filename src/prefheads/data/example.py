@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -94,20 +93,32 @@ def load_examples(
         raise DataError("items and limit must be at least 1")
 
     def rows(require: bool) -> Iterator[tuple[str, Any]]:
-        return _rows(source, None if outputs is None else Path(outputs), require)
+        if isinstance(source, str | Path):
+            return read_rows(Path(source), None if outputs is None else Path(outputs), require)
+        if outputs is not None:
+            raise DataError("outputs belong to a file of LaMP questions; a list holds its own")
+        return ((f"example [{index}]", row) for index, row in enumerate(source))
 
     known = _survey(rows, limit, require_output)
     if not known:
         named = source if isinstance(source, str | Path) else "the list"
         raise DataError(f"{named}: holds no examples")
     wanted = set(known) if select is None else {e.id for e in select(list(known.values()))}
-    choose = partial(retrieve, k=items, method=retrieval, seed=seed, encoder=encoder)
+    how: dict[str, Any] = {"method": retrieval, "seed": seed, "encoder": encoder}
     examples: list[Example] = []
     for where, row in rows(require_output):
         if isinstance(row, Example):
             examples += [row] if row.id in wanted else []
-        elif str(row["id"]) in wanted:
-            examples.append(known[str(row["id"])].with_profile(_reduced(row, where, choose)))
+        elif (key := str(row["id"])) in wanted:
+            whole = parse_example(row, where)
+            profile = whole.profile
+            if find_task(whole.task) is not None:
+                try:
+                    kept = retrieve(whole.task, whole.input, profile, items, key=key, **how)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
+                profile = tuple(kept)
+            examples.append(known[key].with_profile(profile))
         if len(examples) == len(wanted):
             break
     return examples
@@ -116,11 +127,7 @@ def load_examples(
 def _survey(
     rows: Callable[[bool], Iterator[tuple[str, Any]]], limit: int | None, require_output: bool
 ) -> dict[str, Example]:
-    """The first ``limit`` examples by id, checked, without their profiles.
-
-    Args:
-        rows: Reads them, which need an output or not.
-    """
+    """The first ``limit`` examples by id, checked, without their profiles."""
     known: dict[str, Example] = {}
     people, nameless = People(), list[str]()
 
@@ -158,9 +165,7 @@ def split_users(
     within a part that order is kept.
 
     Args:
-        examples: The examples.
         fractions: Share of the users in each part; positive, with sum 1. No part stays empty.
-        seed: Seed of the shuffle.
 
     Raises:
         DataError: Fractions that are no shares, or fewer users than parts.
@@ -196,13 +201,9 @@ def spread(examples: Sequence[Example], limit: int | None, seed: int = 0) -> lis
 
 
 def other_profiles(examples: Sequence[Example], seed: int = 0) -> list[Example]:
-    """Each example with the profile of another user of the same task (is it *this* user's?).
-
-    Users are put in a circle and each takes the next one's profile, so all are used alike.
-
-    Raises:
-        DataError: Fewer than two users in a task.
-    """
+    """Each example with the profile of another user of the same task (is it *this* user's?). Users
+    are put in a circle and each takes the next one's profile, so all are used alike; a
+    ``DataError`` if a task has a single one."""
     by_task: dict[str | None, list[Example]] = defaultdict(list)
     for example in examples:
         by_task[example.task].append(example)
@@ -230,25 +231,9 @@ def _shuffled_users(examples: Sequence[Example], seed: int) -> list[str]:
     return users
 
 
-def _rows(
-    source: str | Path | Sequence[Mapping[str, Any] | Example],
-    outputs: Path | None,
-    require_output: bool,
-) -> Iterator[tuple[str, Any]]:
-    """What the source holds, row by row, with the place of each for error messages."""
-    if isinstance(source, str | Path):
-        return read_rows(Path(source), outputs, require_output)
-    if outputs is not None:
-        raise DataError("outputs belong to a file of LaMP questions; a list holds its own")
-    return ((f"example [{index}]", row) for index, row in enumerate(source))
-
-
 def parse_example(row: Any, where: str) -> Example:
-    """An example from a row in the example format, its profile whole.
-
-    Raises:
-        DataError: What is wrong, beginning with ``where``.
-    """
+    """An example from a row in the example format, its profile whole; a ``DataError`` that begins
+    with ``where`` says what is wrong."""
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: must be an object in the example format")
     profile = row.get("profile")
@@ -308,19 +293,6 @@ def _item(item: Any, where: str) -> dict[str, str]:
     # Scores and years are often written as numbers; the prompt prints them alike.
     printed = {k: str(v) if isinstance(v, int | float) else v for k, v in item.items()}
     return {field: _text(printed, field, where) for field in printed}
-
-
-def _reduced(
-    row: Mapping[str, Any], where: str, choose: Callable[..., list[Item]]
-) -> Iterable[Item]:
-    """The profile, reduced where there is retrieval."""
-    example = parse_example(row, where)
-    if find_task(example.task) is None:
-        return example.profile
-    try:
-        return choose(example.task, example.input, example.profile, key=example.id)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
 
 
 def _check(example: Example, where: str, require_output: bool) -> None:

@@ -85,47 +85,27 @@ def format_of(source: Path) -> DataFormat:
 def read_rows(
     source: Path, outputs: Path | None = None, require_output: bool = True
 ) -> Iterator[tuple[str, Any]]:
-    """The rows of a source in whatever format, one at a time, each with its place.
-
-    Args:
-        source: As for :func:`prefheads.load_examples`; "bundled" are the example people.
-        outputs: The golds of a file of questions that are not beside it.
-        require_output: Whether every question needs a gold.
-
-    Raises:
-        DataError: Files that are missing or malformed.
-    """
+    """The rows of a source in whatever format, one at a time, each with its place; arguments as for
+    :func:`prefheads.load_examples`. A ``DataError`` if files are missing or malformed."""
     source = people_path() if source == Path(NAME) else source
     yield from format_of(source).rows(source, outputs, require_output)
 
 
 def find_sources(path: Path) -> list[Path]:
-    """Everything under a path that :func:`read_rows` takes; a file or split is found itself.
-
-    Raises:
-        DataError: A folder without data.
-    """
+    """Everything under a path that :func:`read_rows` takes; a file or split is found itself. A
+    ``DataError`` if a folder has no data."""
     if path == Path(NAME):
         return [people_path()]
     if not path.is_dir():
         return [path]
-    formats = FORMATS.all().values()
-    found = {
-        source for folder, files in _folders(path) for f in formats
-        for source in f.sources(folder, files)
-    }  # fmt: skip
-    if not found:
-        raise DataError(f"{path}: holds no {' and no '.join(f.holds for f in formats if f.holds)}")
-    return sorted(found)
-
-
-def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and all below it with the names of their files, behind links too, each once."""
-    seen: set[str] = set()
+    formats, found, seen = FORMATS.all().values(), set[Path](), set[str]()
     for folder, below, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen:  # by another link
             below.clear()
             continue
         seen.add(real)
-        yield Path(folder), files
+        found.update(source for f in formats for source in f.sources(Path(folder), files))
+    if not found:
+        raise DataError(f"{path}: holds no {' and no '.join(f.holds for f in formats if f.holds)}")
+    return sorted(found)

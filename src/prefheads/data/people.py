@@ -5,30 +5,14 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from prefheads.data.example import Example
 
 LEAST = 40
 """Characters of a text below which two people may well have written the same."""
-
-
-class Sample(Protocol):
-    """What is looked at of an :class:`prefheads.Example`."""
-
-    @property
-    def id(self) -> str:
-        """Of the sample."""
-
-    @property
-    def user_id(self) -> str:
-        """Of its person."""
-
-    @property
-    def marks(self) -> str:
-        """Of the texts that the person is known by."""
-
-
-S = TypeVar("S", bound=Sample)
 
 
 def mark(text: str) -> int | None:
@@ -92,7 +76,7 @@ class Seen:
     marks: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, samples: Iterable[Sample]) -> Self:
+    def of(cls, samples: Iterable[Example]) -> Self:
         """What these samples show."""
         samples = list(samples)
         return cls(
@@ -101,7 +85,7 @@ class Seen:
             frozenset(m for s in samples for m in s.marks.split()),
         )
 
-    def unseen(self, samples: Sequence[S]) -> list[S]:
+    def unseen(self, samples: Sequence[Example]) -> list[Example]:
         """The samples of people of whom nothing was seen, whatever they are called there.
 
         A user of a file without names is another's in another file, so people are the same where
@@ -118,11 +102,7 @@ class Seen:
 
     def to_dict(self) -> dict[str, list[str]]:
         """As JSON-serialisable data."""
-        return {
-            "samples": sorted(self.samples),
-            "users": sorted(self.users),
-            "marks": sorted(self.marks),
-        }
+        return {name: sorted(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -131,7 +111,7 @@ class Seen:
         Raises:
             TypeError, KeyError, ValueError: It is damaged.
         """
-        parts = [data[name] for name in ("samples", "users", "marks")]
+        parts = [data[one.name] for one in fields(cls)]
         if not all(isinstance(p, list) and all(isinstance(x, str) for x in p) for p in parts):
             raise TypeError("must hold lists of strings")
         for number in parts[2]:

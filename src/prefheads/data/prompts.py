@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefheads.data.example import Example, without_profile
-from prefheads.data.task import Item, Task, require_fields, task_of
+from prefheads.data.task import require_fields, task_of
 from prefheads.errors import DataError
 
 Count = Callable[[str], int]
@@ -32,11 +32,8 @@ class Prompt:
 
 
 def build_prompt(example: Example) -> Prompt:
-    """The prompt of an example in the form of its task; without a profile, the input alone.
-
-    Raises:
-        DataError: A profile item lacks a field, or the input has no place for the profile.
-    """
+    """The prompt of an example in the form of its task; without a profile, the input alone. A
+    ``DataError`` if an item lacks a field, or the input has no place for the profile."""
     if not example.profile:
         return Prompt("", "", example.input)
     form, where = task_of(example.task), f"example {example.id!r}"
@@ -63,7 +60,6 @@ def shorten(example: Example, budget: int, *, count: Count, cut: Cut) -> Example
     of it, the last (least relevant) item is dropped and the budget split anew.
 
     Args:
-        example: An example with a profile.
         budget: Tokens that the profile block may take.
         count: Number of tokens of a text.
         cut: ``cut(text, n)`` is the beginning of the text, at most ``n`` tokens long.
@@ -94,10 +90,8 @@ def shorten_to(example: Example, max_tokens: int, *, count: Count, cut: Cut) -> 
     falls by 0.1.
 
     Args:
-        example: The example.
         max_tokens: Tokens of the whole prompt, before any chat template.
-        count: Number of tokens of a text, with those that the tokenizer adds to every text.
-        cut: As in :func:`shorten`, by such numbers.
+        count, cut: As in :func:`shorten`, with the tokens that the tokenizer adds to every text.
 
     Returns:
         The example with its items cut; without a profile if no factor leaves room for it.
@@ -111,7 +105,11 @@ def shorten_to(example: Example, max_tokens: int, *, count: Count, cut: Cut) -> 
     if not n:
         return example
     form, lengths = task_of(example.task), _lengths(example, count)
-    frames = [_counted_frame(form, item, count) for item in example.profile]
+    frame = form.frame or form.item  # tokens that the benchmark reckons besides the long text
+    frames = [
+        frame if isinstance(frame, int) else count(frame.format_map({**item, form.long: " "}))
+        for item in example.profile
+    ]
     fixed = 2 * (n - 1) + (1 if form.closing else 0) + (count(form.counted) if form.counted else 0)
     input_tokens = count(example.input)
     factor = 0.6
@@ -129,13 +127,6 @@ def _lengths(example: Example, count: Count) -> list[int]:
     form = task_of(example.task)
     require_fields(example.profile, form.fields, f"example {example.id!r}")
     return [count(item[form.long]) for item in example.profile]
-
-
-def _counted_frame(form: Task, item: Item, count: Count) -> int:
-    """Tokens that the benchmark reckons an item to need besides its long text."""
-    if isinstance(form.frame, int):
-        return form.frame
-    return count((form.frame or form.item).format_map({**item, form.long: " "}))
 
 
 def _rooms(share: int, frames: list[int], lengths: list[int], least: int) -> list[int] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from prefheads.data.task import Item, Task, require_fields, task_of
+from prefheads.data.task import Item, require_fields, task_of
 from prefheads.errors import DataError
 from prefheads.types import Retrieval
 
@@ -34,16 +34,11 @@ def retrieve(
 
     Args:
         task: Name of the task; it decides what the query is and which fields are searched.
-        input: The input of the example.
-        profile: All items of the user.
-        k: How many items to keep.
         method: ``"bm25"`` (Okapi over whitespace tokens), ``"dense"`` (cosine of sentence
             embeddings), ``"recent"`` (the latest first, by ``date`` where items have one),
             ``"random"``, or ``"all"`` (the whole profile in its own order, whatever ``k``).
         key: The example's id, which with the seed fixes what ``"random"`` draws.
-        seed: The seed.
-        encoder: The sentence encoder of ``"dense"``, as in
-            :class:`prefheads.users.embed.ProfileEncoder`.
+        encoder: Of ``"dense"``, as in :class:`prefheads.users.embed.ProfileEncoder`.
 
     Raises:
         DataError: An item without a needed field, an input without a query, an unknown method.
@@ -53,7 +48,11 @@ def retrieve(
     if method == "all":
         return list(profile)
     if method == "recent":
-        return _by_time(form, profile)[::-1][:k]
+        ordered = list(profile)
+        if form.dated:
+            require_fields(profile, ("date",), 'retrieval "recent"')
+            ordered.sort(key=_date)
+        return ordered[::-1][:k]
     if method == "random":
         return random.Random(f"{seed}:{key}").sample(profile, min(k, len(profile)))
     if method not in ("bm25", "dense"):
@@ -74,15 +73,8 @@ def retrieve(
 
 
 def cosines(query: str, corpus: Sequence[str], encoder: str = "bundled") -> NDArray[np.float64]:
-    """Cosines between the sentence embeddings of a query and of each text of a corpus.
-
-    Returns:
-        ``(n_documents,)``; -1 for a text without a word.
-
-    Raises:
-        DataError: The query has no word.
-        PrefheadsError: The extra ``cluster`` or the encoder is missing.
-    """
+    """Cosines ``(n_documents,)`` between the sentence embeddings of a query and of each text of a
+    corpus, -1 for a text without a word; a ``DataError`` if the query has none."""
     if not query.strip():
         raise DataError("the input is empty where retrieval would read its query")
     worded = [index for index, text in enumerate(corpus) if text.strip()]
@@ -104,14 +96,9 @@ def _encoder(name: str) -> ProfileEncoder:
 def okapi_scores(
     query: Sequence[str], corpus: Sequence[Sequence[str]], k1: float = 1.5, b: float = 0.75
 ) -> NDArray[np.float64]:
-    """BM25-Okapi scores of tokenised documents, with the idf floor of the benchmark's retriever.
-
-    The idf of a word in n of N documents is ln((N - n + 0.5) / (n + 0.5)); where that is negative,
-    a quarter of the mean idf of all words of the corpus stands in for it.
-
-    Returns:
-        ``(n_documents,)``.
-    """
+    """BM25-Okapi scores ``(n_documents,)`` with the idf floor of the benchmark's retriever: where a
+    word's idf ln((N - n + 0.5) / (n + 0.5)), in n of N documents, is negative, a quarter of the
+    mean idf of all words stands in for it."""
     lengths = np.array([len(document) for document in corpus], dtype=float)
     scores = np.zeros(len(corpus))
     if not lengths.any():
@@ -132,13 +119,6 @@ def okapi_scores(
         if word in idf:
             scores += idf[word] * (found[word] * (k1 + 1) / (found[word] + norm))
     return scores
-
-
-def _by_time(form: Task, profile: Sequence[Item]) -> list[Item]:
-    if not form.dated:
-        return list(profile)
-    require_fields(profile, ("date",), 'retrieval "recent"')
-    return sorted(profile, key=_date)
 
 
 def _date(item: Item) -> tuple[int, ...]:

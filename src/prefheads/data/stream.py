@@ -16,22 +16,16 @@ WHOLE = 64 * 2**20  # bytes up to which a damaged file is read again to find the
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped).
-
-    Raises:
-        DataError: No such file, not readable, or not UTF-8.
-    """
+    """The text of a UTF-8 file without its byte order mark; a ``DataError`` if it cannot be read,
+    or is not UTF-8."""
     with opened(path) as file:
         return _decoded(file.read(), path, file.tell())
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, behind its byte order mark if it has one.
-
-    Raises:
-        DataError: No such file, or not readable.
-    """
+    """Open a file for reading bytes, behind its byte order mark; a ``DataError`` if it cannot be
+    read."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -97,7 +91,6 @@ def read_json_items(path: Path, prefix: str) -> Iterator[Any]:
     """The values in a JSON file at a prefix, one at a time, in memory for the largest of them.
 
     Args:
-        path: The file.
         prefix: Keys on the way, with ``item`` for the members of a list, as in ``"golds.item"``.
 
     Raises:

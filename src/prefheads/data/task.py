@@ -85,15 +85,8 @@ GENERIC = Task("", '"{text}"', "text", ("text",), " are written by a person. ")
 TASKS = Registry(
     "prefheads.tasks", Task, ("prefheads.tasks.lamp:LAMP", "prefheads.tasks.longlamp:LONGLAMP")
 )
-
-
-def register_task(task: Task) -> None:
-    """Make a task known in this process, for instance in a notebook.
-
-    Raises:
-        DataError: Its name belongs to a task that is built in or installed.
-    """
-    TASKS.register(task)
+register_task = TASKS.register
+"""Make a task known in this process, for instance in a notebook."""
 
 
 def task_name(name: str) -> str:
@@ -120,11 +113,7 @@ def task_name(name: str) -> str:
 
 
 def find_task(name: str | None) -> Task | None:
-    """The task of that name, or ``None``.
-
-    Raises:
-        DataError: A number that a benchmark does not have, such as ``LaMP-9``.
-    """
+    """The task of that name, or ``None``; fails as :func:`task_name` does."""
     return TASKS.all().get(task_name(name)) if name else None
 
 

@@ -24,14 +24,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.checkpoint import Checkpoint, digest, model_marks
 from prefheads.data.encoding import Encoded
 from prefheads.data.example import Example, other_profiles, without_profile
-from prefheads.discovery.means import mean_outputs
 from prefheads.discovery.screen import CANDIDATES, choose_candidates, estimate_scores
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint
-from prefheads.interventions.intercept import HeadLayout, causal_model, head_layout, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.hooks import AttentionCall, AttentionRecorder, hooked
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
+from prefheads.interventions.layout import HeadLayout, causal_model, input_device, positions
 from prefheads.interventions.probes import sharing_of
 from prefheads.models.limits import Budget
+from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer, encode_all
 from prefheads.types import Ablation, DiscoveryMethod, Reference, Scope, Target
 
@@ -133,7 +134,7 @@ def discover(
     screened = method == "screen"
     options = [asdict(info), *([candidates] if screened else []), *model_marks(model)]
     run = digest(options, [*encoded, *(others or [])])
-    scorers = _Scorers(model, scope, Budget(tokens_per_pass), KEPT_BYTES if screened else 0)
+    budget, means, room = Budget(tokens_per_pass), None, KEPT_BYTES if screened else 0
     # Screening takes gradients, which inference mode has none of.
     without_gradients = torch.is_inference_mode_enabled() and not screened
     with (
@@ -142,9 +143,23 @@ def discover(
     ):
         store = Checkpoint(checkpoint, run)
         if ablation == "mean":
-            scorers.means = store.once(
-                "means", lambda: mean_outputs(model, encoded, scope, progress)
-            )
+            means = store.once("means", lambda: mean_outputs(model, encoded, scope, progress))
+        scorers = _Scorers(lambda e: Scorer(model, e, scope, budget, means), room)
+
+        def fill(
+            first: int, label: str, score: Callable[[Encoded], tuple[Tensor, Tensor]]
+        ) -> dict[str, Tensor]:
+            """Fill the rows of the checkpoint from ``first`` on, one an example."""
+
+            def row(i: int) -> dict[str, Tensor]:
+                values, nll = score(encoded[i])
+                if others is not None:
+                    values = values - score(others[i])[0]
+                return {"values": values, "nll": nll}
+
+            rows = range(first, first + len(encoded))
+            return store.fill(rows, row, f"{label}, target {target}", progress)
+
         first, heads = 0, torch.arange(layout.shape[0] * layout.shape[1])
         if screened:
             if not sharing_of(model).any_layer:
@@ -153,18 +168,11 @@ def discover(
                     "so one alone cannot be differentiated; use method 'exact'"
                 )
 
-            def estimate(e: Encoded) -> tuple[Tensor, Tensor]:
-                return estimate_scores(scorers.lend(e), layout, target, seed)
-
-            estimates = _fill(
-                store, first, f"screening, target {target}", estimate, encoded, others, progress
+            estimates = fill(
+                0, "screening", lambda e: estimate_scores(scorers.lend(e), layout, target, seed)
             )
             first, heads = len(examples), choose_candidates(estimates["values"], candidates)
-
-        def ablate(e: Encoded) -> tuple[Tensor, Tensor]:
-            return _pcs(scorers, layout, e, target, heads)
-
-        result = _fill(store, first, f"PCS, target {target}", ablate, encoded, others, progress)
+        result = fill(first, "PCS", lambda e: _pcs(scorers.take(e), layout, target, heads))
     return HeadScores(
         result["values"],
         result["nll"],
@@ -174,38 +182,16 @@ def discover(
     )
 
 
-def _fill(
-    store: Checkpoint,
-    first: int,
-    label: str,
-    score: Callable[[Encoded], tuple[Tensor, Tensor]],
-    encoded: Sequence[Encoded],
-    others: Sequence[Encoded] | None,
-    progress: bool,
-) -> dict[str, Tensor]:
-    """Fill the rows of a checkpoint from ``first`` on, one an example; those rows, stacked."""
-
-    def row(i: int) -> dict[str, Tensor]:
-        values, nll = score(encoded[i])
-        if others is not None:
-            values = values - score(others[i])[0]
-        return {"values": values, "nll": nll}
-
-    return store.fill(range(first, first + len(encoded)), row, label, progress)
-
-
 class _Scorers:
     """Makes the scorer of an example, and keeps those that are used twice while they fit."""
 
-    def __init__(self, model: PreTrainedModel, scope: Scope, budget: Budget, room: int) -> None:
-        self.model, self.scope, self.budget = model, scope, budget
-        self.room = room  # bytes
-        self.means: list[Tensor] | None = None
+    def __init__(self, make: Callable[[Encoded], Scorer], room: int) -> None:
+        self.make, self.room = make, room  # bytes
         self._kept: dict[int, Scorer] = {}
 
     def lend(self, encoded: Encoded) -> Scorer:
         """A scorer that will be asked for again."""
-        scorer = self._make(encoded)
+        scorer = self.make(encoded)
         size = scorer.nbytes
         if size <= self.room:
             self.room -= size
@@ -214,25 +200,48 @@ class _Scorers:
 
     def take(self, encoded: Encoded) -> Scorer:
         """A scorer, for the last time."""
-        kept = self._kept.pop(id(encoded), None)
-        return kept or self._make(encoded)
-
-    def _make(self, encoded: Encoded) -> Scorer:
-        return Scorer(self.model, encoded, self.scope, self.budget, self.means)
+        return self._kept.pop(id(encoded), None) or self.make(encoded)
 
 
 def _pcs(
-    scorers: _Scorers, layout: HeadLayout, encoded: Encoded, target: Target, heads: Tensor
+    scorer: Scorer, layout: HeadLayout, target: Target, heads: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """PCS on one example ``(n_layers, n_heads)``, 0 for heads that are not asked for, and the
-    unablated NLL ``()``.
-
-    Args:
-        heads: Indices ``(n,)`` into the flattened heads.
-    """
+    """PCS on one example ``(n_layers, n_heads)``, 0 but for ``heads``, indices ``(n,)`` into the
+    flattened ones; and the unablated NLL ``()``."""
     scores = torch.zeros(layout.shape[0] * layout.shape[1])
     gains = torch.ones(len(heads), len(scores))
     gains[torch.arange(len(heads)), heads] = 0  # one head less in each
-    base, ablated = scorers.take(encoded).nll(gains.reshape(-1, *layout.shape), target)
+    base, ablated = scorer.nll(gains.reshape(-1, *layout.shape), target)
     scores[heads] = ablated - base
     return scores.reshape(layout.shape), base
+
+
+class _Sums(AttentionRecorder):
+    """Adds up what the heads of each layer hand on from a position on."""
+
+    def __init__(self) -> None:
+        self.start, self.count = 0, 0
+        self.sums: dict[int, Tensor] = {}
+
+    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
+        """Add the outputs of one text, ``(1, T, H, d)``."""
+        total = out[0, self.start :].double().sum(0).cpu()
+        self.sums[call.layer] = self.sums.get(call.layer, 0) + total
+
+
+@torch.no_grad()
+def mean_outputs(
+    model: PreTrainedModel, encoded: Sequence[Encoded], scope: Scope, progress: bool = True
+) -> list[Tensor]:
+    """The mean output of every head where ablation of a scope acts, over all positions of all
+    examples alike: for each layer ``(n_heads, head_dim)``, float32."""
+    sums, device = _Sums(), input_device(model)
+    for e in track(encoded, "mean outputs", unit="example", disable=not progress):
+        ids = torch.cat([e.prompt_ids, e.response_ids[:-1]]).to(device)[None]
+        sums.start = len(e.prompt_ids) - 1 if scope == "response" else 0
+        sums.count += ids.shape[1] - sums.start
+        places = positions(model, 0, ids.shape[1])
+        with hooked(sums):
+            model(input_ids=ids, use_cache=False, logits_to_keep=1, **places)
+    layers = range(head_layout(model).shape[0])
+    return [(sums.sums[i] / sums.count).float().to(device) for i in layers]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ from prefheads.interventions.hooks import (
     hooked,
     require_weights,
 )
-from prefheads.interventions.intercept import input_device, intercept
+from prefheads.interventions.intercept import intercept
+from prefheads.interventions.layout import input_device
 from prefheads.models.limits import context_length
 from prefheads.progress import track
-from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import token_nll
 
 MAX_TOKENS = 1024
 """Prompts and answer together are at most this long: attention weights take its square."""
@@ -96,12 +98,10 @@ def retrieval_scores(
         raise DataError(f"n_prompts={n_prompts}: measure on at least one prompt")
     limit = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
     prompts = [needle_prompt(tokenizer, i, seed, limit) for i in range(n_prompts)]
-    values, losses = [], []
+    prompts = track(prompts, "copy score", unit="prompt", disable=not progress)
     with intercept(model, "eager") as layout:
-        for prompt in track(prompts, "copy score", unit="prompt", disable=not progress):
-            copied, nll = _copied(model, layout.shape, prompt)
-            values.append(copied)
-            losses.append(nll)
+        copied = [_copied(model, layout.shape, prompt) for prompt in prompts]
+    values, losses = zip(*copied, strict=True)
     info = Provenance(
         model_id=str(model.config.name_or_path),
         fingerprint=fingerprint(model.config),
@@ -117,13 +117,7 @@ def retrieval_scores(
 
 @dataclass(frozen=True)
 class NeedlePrompt:
-    """A prompt and where its needle is.
-
-    Attributes:
-        ids: ``(P,)`` tokens of the prompt.
-        start: First token of the needle.
-        end: First token after it.
-    """
+    """Tokens of a prompt ``(P,)``, and which of them are its needle."""
 
     ids: Tensor
     start: int
@@ -138,14 +132,8 @@ class NeedlePrompt:
 def needle_prompt(
     tokenizer: PreTrainedTokenizerBase, index: int, seed: int, limit: int
 ) -> NeedlePrompt:
-    """The prompt of an index: lengths and depths take turns, what it says is drawn.
-
-    Args:
-        limit: Tokens that prompt and answer may have together.
-
-    Raises:
-        DataError: The limit leaves no room for one more note than the needle.
-    """
+    """The prompt of an index: lengths and depths take turns, what it says is drawn. Prompt and
+    answer have ``limit`` tokens together at most."""
     rng = random.Random(f"{seed}-{index}")
     names = rng.sample(NAMES, len(NAMES))
     needle = NEEDLE.format_map(_words(rng, names) | {"name": names[-1]})
@@ -153,7 +141,8 @@ def needle_prompt(
     depth = DEPTHS[index // len(LENGTHS) % len(DEPTHS)]
     length = LENGTHS[index % len(LENGTHS)] * limit
     notes: list[str] = []
-    found = _locate(tokenizer, index, [needle], question, needle, limit)
+    locate = partial(_locate, tokenizer, f"needle-{index}", needle, question, limit)
+    found = locate([needle])
     room = length - len(found.ids) - len(found.needle)
     while room > 0 or not notes:
         note = rng.choice(NOTES).format_map(_words(rng, names[:-1]))
@@ -161,7 +150,7 @@ def needle_prompt(
         if room >= 0 or not notes:
             notes.append(note)
     at = round(depth * len(notes))
-    found = _locate(tokenizer, index, [*notes[:at], needle, *notes[at:]], question, needle, limit)
+    found = locate([*notes[:at], needle, *notes[at:]])
     if len(found.ids) + len(found.needle) > limit:
         raise DataError(f"a context of {limit} tokens is too short for needle prompts")
     return found
@@ -181,22 +170,19 @@ def _words(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
 
 def _locate(
     tokenizer: PreTrainedTokenizerBase,
-    index: int,
-    notes: list[str],
-    question: str,
+    name: str,
     needle: str,
+    question: str,
     limit: int,
+    notes: list[str],
 ) -> NeedlePrompt:
     text = "\n".join([*notes, "", question])
-    encoded = encode(tokenizer, Example(f"needle-{index}", "", (), text, None), max_length=limit)
+    encoded = encode(tokenizer, Example(name, "", (), text, None), max_length=limit)
     start = encoded.text.index(needle)
     end = start + len(needle)
-    encoding = tokenizer(
-        encoded.text,
-        add_special_tokens=not tokenizer.chat_template,
-        return_offsets_mapping=True,
-    )
-    places = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if a < end and b > start]
+    special = not tokenizer.chat_template
+    tokens = tokenizer(encoded.text, add_special_tokens=special, return_offsets_mapping=True)
+    places = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < end and b > start]
     return NeedlePrompt(encoded.prompt_ids, places[0], places[-1] + 1)
 
 

@@ -29,11 +29,10 @@ from torch import Tensor, nn
 from prefheads.errors import ModelError
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.hooks import AttentionCall, AttentionOutput
-from prefheads.interventions.intercept import HeadLayout
+from prefheads.interventions.layout import HeadLayout
 from prefheads.interventions.plan import BranchPlan, branches_of_one, without_branches
 from prefheads.models.limits import out_of_memory
-from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Scorer
+from prefheads.scoring.scorer import Scorer, token_nll
 from prefheads.types import Target
 
 # Share of the heads that is ablated; docs/performance.md has the recall of the exact top 4 %.
@@ -45,11 +44,8 @@ LOWEST = 4  # layers whose heads get a second estimate, along the layer's output
 class _Dials(BranchedForward):
     """A pass with a dial on each head: 0 ablates it, 1 leaves it alone.
 
-    Its rows are alike, but each has dials of its own: one backward pass differentiates as many
-    functions as there are rows.
-
-    Args:
-        first: The layer at which the rows leave the clean run.
+    Its rows, which leave the clean run at the layer ``first``, are alike, but each has dials of its
+    own: one backward pass differentiates as many functions as there are rows.
     """
 
     def __init__(
@@ -95,20 +91,11 @@ class _Dials(BranchedForward):
 def estimate_scores(
     scorer: Scorer, layout: HeadLayout, target: Target, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Second-order estimate of the PCS of every head on one example.
-
-    Must be used inside :func:`prefheads.interventions.intercept.intercept`, as the scorer.
+    """Second-order estimate of the PCS of every head on one example ``(n_layers, n_heads)``, in
+    nats a token, and the NLL without ablation ``()``.
 
     Args:
-        scorer: Of the example; its scope is where the dials act.
-        target: What ablation takes away.
         seed: With the example's id, fixes the draw for the second derivative.
-
-    Returns:
-        ``(n_layers, n_heads)`` in nats a token, and the NLL without ablation ``()``.
-
-    Raises:
-        ModelError: The model cannot be differentiated, or its logits are not finite.
     """
     name = scorer.encoded.example_id
     try:
@@ -134,15 +121,12 @@ def estimate_scores(
 def _derivatives(
     scorer: Scorer, layout: HeadLayout, target: Target, key: str
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives by the dials.
+    """The NLL ``()``, and derivatives by the dials ``(2, 1 + DRAWS, L, H)``: of the NLL and of
+    log p(y) of drawn responses y, along the heads' outputs and (in the lowest layers; elsewhere
+    the same again) the layers'.
 
     Only the graph of one layer is in memory at any time: the layers' inputs are known from the
     clean run, and each layer runs again when its turn comes to be differentiated.
-
-    Returns:
-        The NLL ``()``; and ``(2, 1 + DRAWS, L, H)``, along the heads' outputs and (in the lowest
-        layers; elsewhere the same again) the layers', the derivatives of the NLL and those of
-        log p(y) of drawn responses y.
     """
     rows, last = 1 + DRAWS, layout.shape[0] - 1
     run = _Dials(scorer, layout, target, rows, last)
@@ -201,17 +185,9 @@ def _draw(logits: Tensor, key: str) -> Tensor:
 
 
 def choose_candidates(estimates: Tensor, share: float) -> Tensor:
-    """The heads with the highest mean estimate over all examples.
-
-    All examples ablate the same heads, so that the means over examples stay unbiased.
-
-    Args:
-        estimates: ``(n_examples, n_layers, n_heads)``, nats a token.
-        share: Share of all heads to choose, rounded; at least one head.
-
-    Returns:
-        Ascending indices ``(n_candidates,)`` into the flattened heads.
-    """
+    """A share of the heads, at least one, with the highest mean of estimates ``(n_examples,
+    n_layers, n_heads)``: ascending indices into the flattened heads. All examples ablate the same
+    heads, so that the means over examples stay unbiased."""
     mean = estimates.double().mean(0).flatten()
     n = max(1, round(share * len(mean)))
     return mean.argsort(descending=True, stable=True)[:n].sort().values

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from transformers import PreTrainedModel
 
 from prefheads.data.example import Example
 from prefheads.errors import SteeringError
-from prefheads.evaluation.methods import Method, Prompts, Sources
+from prefheads.evaluation.methods import Method, Sources
 from prefheads.heads.scores import HeadWeights
 from prefheads.interventions.intercept import head_layout
 from prefheads.steerer.core import PreferenceSteerer
@@ -33,10 +31,8 @@ class Decoder:
     """A method made ready for a list of examples.
 
     Attributes:
-        method: The method.
         setting: How it steers.
         maps: The heads of each example's user; empty for what does not work with heads.
-        scope: Where it acts.
     """
 
     method: Method
@@ -48,11 +44,6 @@ class Decoder:
     def shares_prompt(self) -> bool:
         """Whether it leaves the encoding of the prompt as it is."""
         return self.scope == "response"
-
-    @property
-    def described(self) -> str:
-        """How it steers, in a few words."""
-        return self.method.described(self.setting)
 
     @property
     def strength(self) -> float:
@@ -82,10 +73,6 @@ class Decoder:
         """``(n_examples, n_layers, n_heads)``, or None."""
         return torch.stack([m.values for m in self.maps]) if self.maps else None
 
-    def acting(self, prompts: Prompts) -> AbstractContextManager[Any]:
-        """The context in which stock ``model.generate()`` decodes by the method."""
-        return self.method.acting(self, prompts)
-
 
 def make_decoder(
     method: Method,
@@ -99,7 +86,6 @@ def make_decoder(
 
     Args:
         steerer, retrieval_heads: Where heads are taken from, for methods that need them.
-        seed: Of random controls that name none.
 
     Raises:
         SteeringError: A method without what it needs.

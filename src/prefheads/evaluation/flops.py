@@ -56,8 +56,7 @@ def paper_estimate(config: PreTrainedConfig, prompt: int, new: int) -> tuple[int
     one figure would differ: 13.44 instead of 13.43).
 
     Args:
-        prompt: Tokens of the prompt, n.
-        new: Generated tokens, T.
+        prompt, new: Tokens of the prompt, n, and generated ones, T.
 
     Returns:
         Baseline and DPS; None for a config that does not name its MLP's width.
@@ -76,13 +75,8 @@ def paper_estimate(config: PreTrainedConfig, prompt: int, new: int) -> tuple[int
 
 @dataclass(frozen=True)
 class LayerCost:
-    """FLOPs of one layer.
-
-    Attributes:
-        per_token: Projections and MLP, for each token.
-        per_pair: Attention of all heads, for each pair of a query and a key.
-        window: Tokens that sliding attention sees; None for all.
-    """
+    """FLOPs of one layer: for each token, for each pair of a query and a key in all heads, and the
+    tokens that sliding attention sees (None: all)."""
 
     per_token: int
     per_pair: int
@@ -118,12 +112,9 @@ class ModelCost:
         rows: Sequence[int] | None = None,
         folded: bool = False,
     ) -> int:
-        """One pass.
+        """One pass of ``new`` tokens a row after ``past`` ones; logits of ``logits`` positions.
 
         Args:
-            new: Tokens a row.
-            past: Tokens in the cache.
-            logits: Positions a row whose logits are computed.
             rows: Rows in each layer, where branches join on the way; one if None.
             folded: The rows lie side by side in the query axis, sharing the cached keys; the
                 products with each other's keys are computed and masked.
@@ -166,11 +157,8 @@ class ModelCost:
     # -- discovery: PCS of all heads on one example --
 
     def naive_discovery(self, prompt: int, response: int, *, all_logits: bool = False) -> int:
-        """One full pass for each head, and one without ablation.
-
-        Args:
-            all_logits: Logits at every position, not only where the response is predicted.
-        """
+        """One full pass for each head, and one without ablation, with logits where the response is
+        predicted, or at every position (``all_logits``)."""
         tokens = prompt + response - 1
         passes = 1 + len(self.layers) * self.n_heads
         return passes * self.forward(tokens, logits=tokens if all_logits else response)
@@ -190,10 +178,8 @@ class ModelCost:
         Eager attention multiplies each row's queries with the other rows' keys too, which are
         masked; sdpa's on a CPU, which the count does not see, leaves them out.
         """
-        if scope == "all":
+        if scope == "all" or prompt == 1:
             return self._ablations(prompt + response - 1, 0, response, False, tokens_per_pass)
-        if prompt == 1:
-            return self._ablations(response, 0, response, False, tokens_per_pass)
         whole = self.forward(prompt + response - 1)
         return whole + self._ablations(response, prompt - 1, response, True, tokens_per_pass)
 
@@ -221,13 +207,14 @@ def model_cost(config: PreTrainedConfig) -> ModelCost:
     model = _without_weights(config)
     kind = f"{type(model).__name__} ({config.model_type})"
     try:
-        runs = [_count(model, n) for n in (1, 2, 3)]
+        counts = [_count(model, n) for n in (1, 2, 3)]
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"cannot count the FLOPs of {kind} without weights: {reason}") from None
     text = config.get_text_config()
     windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=text).layers]
-    found = (len(runs[0].layers), len(windows))
+    runs, (_, outside, vocabulary) = [layers for layers, _, _ in counts], counts[0]
+    found = (len(runs[0]), len(windows))
     if found != (text.num_hidden_layers,) * 2:
         raise ModelError(
             f"cannot count the FLOPs of {kind}: {found[0]} decoder layers and {found[1]} caches "
@@ -235,22 +222,13 @@ def model_cost(config: PreTrainedConfig) -> ModelCost:
         )
     layers = []
     for i, window in enumerate(windows):
-        one, two, three = (run.layers[i] for run in runs)
+        one, two, three = (run[i] for run in runs)
         per_pair = (two - 2 * one) // 2
         layer = LayerCost(one - per_pair, per_pair, window)
         if per_pair <= 0 or [layer.forward(1, n, 0) for n in (2, 3)] != [two, three]:
             raise ModelError(f"cannot count the FLOPs of {kind}: layer {i} is not plain attention")
         layers.append(layer)
-    return ModelCost(tuple(layers), text.num_attention_heads, runs[0].outside, runs[0].vocabulary)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """FLOPs that one pass spent where."""
-
-    layers: list[int]
-    outside: int
-    vocabulary: int
+    return ModelCost(tuple(layers), text.num_attention_heads, outside, vocabulary)
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
@@ -272,8 +250,9 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _count(model: PreTrainedModel, n: int) -> _Run:
-    """Run ``n`` tokens; logits of the last one only."""
+def _count(model: PreTrainedModel, n: int) -> tuple[list[int], int, int]:
+    """FLOPs of ``n`` tokens and the last one's logits: of each layer, of a token outside of them,
+    and of the vocabulary projection."""
     ids = torch.ones((1, n), dtype=torch.long, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         # Without a mask, transformers looks into the positions for packed sequences.
@@ -288,4 +267,4 @@ def _count(model: PreTrainedModel, n: int) -> _Run:
     layers = [spent(m) for m in modules if isinstance(m, GradientCheckpointingLayer)]
     vocabulary = spent(model.get_output_embeddings())
     rest = counter.get_total_flops() - sum(layers) - vocabulary
-    return _Run(layers, rest // n, vocabulary)
+    return layers, rest // n, vocabulary

@@ -40,7 +40,6 @@ def generate_records(
     ends with the texts of one that was not.
 
     Args:
-        decoders: Made for these very examples.
         batch_size: Samples decoded together; halved for a batch that does not fit the memory.
 
     Raises:
@@ -97,9 +96,13 @@ class _Work:
     ) -> Iterator[list[Record]]:
         """Yield the records of each method; the batch is halved where memory runs out."""
         todo = list(decoders)
+        prompt, seconds = None, 0.0
         try:
             batch = self._batch([s.encoded for s in samples])
-            prompt, seconds = self._prompt(batch, todo)
+            if any(d.shares_prompt for d in todo):
+                start = time.perf_counter()
+                prompt = encode_prompt(self.model, batch)
+                seconds = _since(start)
             while todo:
                 yield self._texts(samples, batch, todo[0], prompt, seconds)
                 todo.pop(0)
@@ -114,14 +117,6 @@ class _Work:
 
     def _batch(self, encoded: Sequence[Encoded]) -> Batch:
         return pad_batch(encoded, self.tokenizer.pad_token_id or 0)
-
-    def _prompt(self, batch: Batch, decoders: Sequence[Decoder]) -> tuple[Cache | None, float]:
-        """The prompts' keys and values, if methods share them, and the seconds they took."""
-        if not any(d.shares_prompt for d in decoders):
-            return None, 0.0
-        start = time.perf_counter()
-        prompt = encode_prompt(self.model, batch)
-        return prompt, _since(start)
 
     def _texts(
         self,
@@ -140,15 +135,9 @@ class _Work:
         shared = prompt if decoder.shares_prompt else None
         set_seed(int(_sha256(f"{self.seed} {method.name} {first}")[:8], 16))
         start = time.perf_counter()
-        with decoder.acting(Prompts(self.model, slice(first, first + n), batch, bare)):
-            done = complete(
-                self.model,
-                self.tokenizer,
-                batch,
-                max_new_tokens=self.max_new_tokens,
-                prompt=shared,
-                **method.generate_options,
-            )
+        with method.acting(decoder, Prompts(self.model, slice(first, first + n), batch, bare)):
+            options = {"max_new_tokens": self.max_new_tokens, **method.generate_options}
+            done = complete(self.model, self.tokenizer, batch, prompt=shared, **options)
         seconds = _since(start)
         return [
             Record(
@@ -159,7 +148,7 @@ class _Work:
                 prompt_sha256=sample.prompt_sha256,
                 prediction=text.text,
                 reference=sample.example.output,
-                setting=decoder.described,
+                setting=method.described(decoder.setting),
                 gamma=decoder.strength,
                 prompt_tokens=len(sample.encoded.prompt_ids),
                 new_tokens=text.n_tokens,

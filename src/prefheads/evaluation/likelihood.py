@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefheads.calibration.calibrate import score_settings
 from prefheads.calibration.validate import Validation
 from prefheads.checkpoint import Checkpoint, digest, model_marks
+from prefheads.data.encoding import Encoded
 from prefheads.data.example import Example, other_profiles, without_profile
 from prefheads.evaluation.decoder import SETTING_FIELDS, Decoder
-from prefheads.interventions.intercept import head_layout, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
 from prefheads.models.limits import Budget
-from prefheads.scoring.nll import mean_nll
-from prefheads.scoring.scorer import Scorer, encode_all
+from prefheads.scoring.scorer import Scorer, encode_all, mean_nll
 from prefheads.stats import Array
-from prefheads.steering.divergence import require_numbers
-from prefheads.steering.setting import PLAIN, Setting
+from prefheads.steering.combine import require_numbers
+from prefheads.steering.setting import PLAIN
 from prefheads.types import Scope
 
 
@@ -57,34 +55,25 @@ def likelihood(
         DataError: The model itself rules out what a user wrote.
         ModelError: Logits that are no numbers.
     """
-    contexts = [
-        list(examples),
-        other_profiles(examples, seed),
-        [without_profile(e) for e in examples],
+    bare = [without_profile(e) for e in examples]
+    encoded = [
+        encode_all(model, tokenizer, context)
+        for context in (examples, other_profiles(examples, seed), bare)
     ]
-    names = [d.method.name for d in decoders]
     degrees = sorted({float(d.method.options["temperature"]) for d in decoders})
     nll = np.full((len(examples), 3, len(decoders)), np.nan)
     for scope in ("response", "all"):
         chosen = [i for i, d in enumerate(decoders) if d.scope == scope and d.has_likelihood]
         if not chosen:
             continue
-        values = _scores(
-            model,
-            tokenizer,
-            contexts,
-            [decoders[i] for i in chosen],
-            scope,
-            degrees,
-            checkpoint,
-            progress,
-        )
+        part = [decoders[i] for i in chosen]
+        values = _scores(model, encoded, part, scope, degrees, checkpoint, progress)
         for column, i in enumerate(chosen):
             t = degrees.index(float(decoders[i].method.options["temperature"]))
             nll[:, :, i] = values[:, :, column, t]
     return Validation(
         PLAIN,
-        tuple(names),
+        tuple(d.method.name for d in decoders),
         nll,
         tuple(e.id for e in examples),
         tuple(e.user_id for e in examples),
@@ -93,8 +82,7 @@ def likelihood(
 
 def _scores(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    contexts: Sequence[Sequence[Example]],
+    encoded: Sequence[Sequence[Encoded]],
     decoders: Sequence[Decoder],
     scope: Scope,
     temperatures: Sequence[float],
@@ -106,19 +94,15 @@ def _scores(
     Every prompt is encoded once for all of them. The last context is the one without a profile,
     which methods may contrast with.
     """
-    encoded = [encode_all(model, tokenizer, examples) for examples in contexts]
     settings = [replace(d.setting, heads=d.method.name) for d in decoders]
     maps = {d.method.name: w for d in decoders if (w := d.weights) is not None}
     nothing = {"none": torch.zeros(head_layout(model).shape)}
     own_logits = [i for i, d in enumerate(decoders) if d.method.likelihood == "logits"]
+    # As the marks of results of before have them.
+    written = [{field: getattr(s, field) for field in SETTING_FIELDS} for s in settings]
+    contrasts = {i: decoders[i].strength for i in own_logits}
     run = digest(
-        [
-            scope,
-            _written(settings),
-            {i: decoders[i].strength for i in own_logits},
-            list(temperatures),
-            *model_marks(model),
-        ],
+        [scope, written, contrasts, list(temperatures), *model_marks(model)],
         (e for part in encoded for e in part),
         list(maps.values()),
     )
@@ -131,13 +115,11 @@ def _scores(
         scorers = [Scorer(model, part[i], scope, budget) for part in encoded]
         nll = torch.stack([score_settings(s, own, settings, temperatures)[0] for s in scorers])
         if own_logits:
-            plain = [_plain(s) for s in scorers]
+            plain = [s.clean_run.logits[0].float() for s in scorers]
             for column in own_logits:
-                method = decoders[column].method
-                for context, own_text in enumerate(plain):
-                    logits = method.logits(own_text, plain[-1])
-                    targets = scorers[context].targets
-                    nll[context, column] = mean_nll(logits, targets, temperatures)
+                for context, scorer in enumerate(scorers):
+                    logits = decoders[column].method.logits(plain[context], plain[-1])
+                    nll[context, column] = mean_nll(logits, scorer.targets, temperatures)
             require_numbers(nll, encoded[0][i].example_id)
         return {"nll": nll}
 
@@ -145,13 +127,3 @@ def _scores(
         store = Checkpoint(path, run)
         rows = store.fill(range(len(encoded[0])), row, label, progress)
     return rows["nll"].double().numpy()
-
-
-def _written(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Settings as the marks of results of before have them."""
-    return [{field: getattr(s, field) for field in SETTING_FIELDS} for s in settings]
-
-
-def _plain(scorer: Scorer) -> Tensor:
-    """Logits ``(T, vocab)`` of the response as the model is."""
-    return scorer.clean_run.logits[0].float()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +27,9 @@ from prefheads.errors import DataError
 from prefheads.heads.scores import HeadWeights
 from prefheads.registry import Registry
 from prefheads.steerer.core import PreferenceSteerer
+from prefheads.steering.cad import context_contrast
+from prefheads.steering.combine import combine
+from prefheads.steering.dola import layer_contrast
 from prefheads.steering.setting import PLAIN, Setting
 from prefheads.types import Scope
 
@@ -36,15 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """What an option of a method may be.
-
-    Attributes:
-        default: Its value where none is typed.
-        choices: The words to choose from; none for a number.
-        highest: Of a number; the lowest is 0.
-        positive: Whether a number must be above 0.
-        whole: Whether a number has no decimals.
-    """
+    """What an option of a method may be: one of some words, or a number from 0 to ``highest``."""
 
     default: Any
     choices: tuple[str, ...] = ()
@@ -69,36 +64,22 @@ class Option:
 
 @dataclass(frozen=True)
 class Sources:
-    """Whose heads are wanted, and where a method may take them from.
-
-    Attributes:
-        examples: One map of heads is wanted for each.
-        steerer: What discovery found.
-        retrieval_heads: The retrieval heads that are a given share of all.
-        seed: Of random draws.
-    """
+    """The examples to find a map of heads for, and where a method may take heads from."""
 
     examples: Sequence[Example]
     steerer: PreferenceSteerer | None = None
-    retrieval_heads: Callable[[float], HeadWeights] | None = None
+    retrieval_heads: Callable[[float], HeadWeights] | None = None  # a given share of all heads
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch to decode.
-
-    Attributes:
-        model: What decodes it.
-        rows: Which of the decoder's examples are in the batch.
-        batch: Their prompts.
-        bare: Makes the same batch without profiles.
-    """
+    """A batch to decode."""
 
     model: PreTrainedModel
-    rows: slice
+    rows: slice  # which of the decoder's examples they are
     batch: Batch
-    bare: Callable[[], Batch]
+    bare: Callable[[], Batch]  # makes the same batch without profiles
 
 
 class Method:
@@ -136,7 +117,12 @@ class Method:
         if kind not in known:
             raise DataError(f"unknown method {kind!r}: the methods are {', '.join(known)}")
         try:
-            typed = dict(map(_pair, pairs))
+            typed: dict[str, str] = {}
+            for pair in pairs:
+                key, equals, value = (part.strip() for part in pair.partition("="))
+                if not equals:
+                    raise DataError(f"write options as name=value, not {pair!r}")
+                typed[key] = value
             allowed = known[kind].accepted(typed)
             options = {key: option.default for key, option in allowed.items()}
             for key, value in typed.items():
@@ -209,8 +195,7 @@ class Method:
 
     def scope(self, steerer: PreferenceSteerer | None) -> Scope:
         """The positions where it acts."""
-        scope: Scope = self.options.get("scope", "response")
-        return scope
+        return cast(Scope, self.options.get("scope", "response"))
 
     def described(self, setting: Setting) -> str:
         """How it decodes, in a few words."""
@@ -221,33 +206,59 @@ class Method:
         return nullcontext()
 
     def logits(self, own: Tensor, bare: Tensor) -> Tensor:
-        """Logits ``(T, vocab)`` of a text, for ``likelihood = "logits"``.
-
-        Args:
-            own: The model's logits after the prompt, ``(T, vocab)``.
-            bare: The same after the prompt without the profile.
-        """
+        """Logits ``(T, vocab)`` of a text, for ``likelihood = "logits"``, from the model's after
+        the prompt and after the prompt without the profile."""
         raise NotImplementedError
 
 
+class Plain(Method):
+    """The same prompt, greedy."""
+
+    kind = "plain"
+    likelihood = "setting"
+
+    def described(self, setting: Setting) -> str:
+        return str(setting)
+
+
+class ContextAware(Method):
+    """Context-aware decoding (Shi et al.): against the prompt without the profile."""
+
+    kind = "cad"
+    accepts: Mapping[str, Option] = {"gamma": Option(0.5)}
+    likelihood = "logits"
+
+    def acting(self, decoder: Decoder, prompts: Prompts) -> AbstractContextManager[Any]:
+        bare, gamma = prompts.bare(), self.options["gamma"]
+        return context_contrast(prompts.model, bare.prompt_ids, bare.prompt_mask, gamma)
+
+    def logits(self, own: Tensor, bare: Tensor) -> Tensor:
+        return combine(own, bare, self.options["gamma"])
+
+
+class LayerContrast(Method):
+    """DoLa, decoding by contrasting layers (Chuang et al.).
+
+    It rules tokens out, so that what users wrote may have no likelihood at all under it.
+    """
+
+    kind = "dola"
+    accepts: Mapping[str, Option] = {
+        "layers": Option("high", ("low", "high")),
+        "plausibility": Option(0.1, highest=1, positive=True),
+        "repetition_penalty": Option(1.2, positive=True),
+    }
+
+    def acting(self, decoder: Decoder, prompts: Prompts) -> AbstractContextManager[Any]:
+        layers, plausibility = self.options["layers"], self.options["plausibility"]
+        return layer_contrast(prompts.model, layers, plausibility=plausibility)
+
+
+BASELINES = (Plain(), ContextAware(), LayerContrast())
 METHODS = Registry(
     "prefheads.methods",
     Method,
-    ("prefheads.evaluation.baselines:BASELINES", "prefheads.evaluation.steered:STEERED"),
+    ("prefheads.evaluation.methods:BASELINES", "prefheads.evaluation.steered:STEERED"),
 )
-
-
-def register_method(method: Method) -> None:
-    """Make a kind of method known in this process, for instance in a notebook.
-
-    Raises:
-        DataError: Its name belongs to a method that is built in or installed.
-    """
-    METHODS.register(method)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise DataError(f"write options as name=value, not {text!r}")
-    return key.strip(), value.strip()
+register_method = METHODS.register
+"""Make a kind of method known in this process, for instance in a notebook."""

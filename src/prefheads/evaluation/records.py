@@ -1,13 +1,20 @@
-"""What an evaluation has done so far: one JSON line a sample and method, appended as they come."""
+"""What an evaluation has done so far: one JSON line a sample and method, appended as they come, and
+the samples beside them, so that a run can be looked at without its data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prefheads.checkpoint import Journal
-from prefheads.errors import ArtifactError
+from prefheads.data.example import Example, parse_example
+from prefheads.data.stream import read_json_lines
+from prefheads.errors import ArtifactError, DataError
+from prefheads.storage import write_atomic
+
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -15,15 +22,12 @@ class Record:
     """One generated text.
 
     Attributes:
-        task, id, user_id, method: What was generated, for whom, and how.
         prompt_sha256: Of the prompt as it was rendered, chat template included.
         prediction, reference: The text, and the user's own (None where it is not known).
-        setting: How heads were steered.
-        gamma: Strength of the steering or contrast; 0 where there is none.
+        setting, gamma: How heads were steered, and how strongly (0 without steering or contrast).
         prompt_tokens, new_tokens: Lengths; the end of the turn counts as a token.
         seconds: Share of the batch's time for decoding.
         prompt_seconds: Share of its time for encoding the prompt, where methods share that.
-        batch_size: Samples decoded together.
         steering: Hash of the method's options and of this user's heads.
     """
 
@@ -45,14 +49,8 @@ class Record:
 
 
 class Records:
-    """The records of a task, kept in a file that a killed run leaves usable.
-
-    Args:
-        path: A JSONL file; a last line that was cut off is dropped.
-
-    Raises:
-        ArtifactError: The file cannot be read, or is no such file.
-    """
+    """The records of a task in a JSONL file, which a killed run leaves usable; an ``ArtifactError``
+    if it is no such file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._journal = path, Journal(path)
@@ -76,11 +74,8 @@ class Records:
     def finished(
         self, method: str, ids: Sequence[str], hashes: Sequence[str], marks: Sequence[str]
     ) -> bool:
-        """Whether all of these samples are there.
-
-        Raises:
-            ArtifactError: One is there with another prompt or other heads.
-        """
+        """Whether all of these samples are there; an ``ArtifactError`` if one is there with another
+        prompt or other heads."""
         found = [self.done.get((method, key)) for key in ids]
         for record, prompt, steering in zip(found, hashes, marks, strict=True):
             if record is None:
@@ -100,3 +95,18 @@ class Records:
     def of(self, method: str, ids: Sequence[str]) -> list[Record]:
         """The records of a method, in the order of the ids."""
         return [self.done[method, key] for key in ids]
+
+
+def write_samples(folder: Path, examples: Sequence[Example]) -> None:
+    """Write the samples of a task in the example format, with the profiles that prompts hold."""
+    lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in examples)
+    write_atomic(folder / SAMPLES, "".join(lines).encode())
+
+
+def read_samples(folder: Path) -> list[Example]:
+    """The samples that `write_samples` wrote, in their order; an ``ArtifactError`` if it cannot."""
+    path = folder / SAMPLES
+    try:
+        return [parse_example(row, where) for where, row in read_json_lines(path)]
+    except DataError as error:
+        raise ArtifactError(str(error)) from None

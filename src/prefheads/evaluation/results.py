@@ -19,26 +19,18 @@ from prefheads.tasks.answers import answers_of
 from prefheads.tasks.metrics import write_predictions
 
 RESULTS = "results.json"
-_UNTOLD: dict[str, Any] = {
-    "samples": 0,
-    "folds": 1,
-    "split": "",
-    "heads_from": "",
-    "note": "",
-}  # by old versions
+# What old versions did not tell.
+_UNTOLD: dict[str, Any] = {"samples": 0, "folds": 1, "split": "", "heads_from": "", "note": ""}
 
 
 def frames(found: Sequence[Cell]) -> dict[str, Any]:
     """A task's cells as data frames by table: a row a method, a column a metric."""
-    tables = dict.fromkeys(c.table for c in found)
-    return {name: _frame([c for c in found if c.table == name]) for name in tables}
-
-
-def _frame(found: Sequence[Cell]) -> Any:
-    rows: dict[str, dict[str, str]] = {}
+    tables: dict[str, dict[str, dict[str, str]]] = {}
     for cell in found:
+        rows = tables.setdefault(cell.table, {})
         rows.setdefault(cell.method, {"method": cell.method}).update(cell.shown)
-    return require("pandas", "eval").DataFrame(list(rows.values())).fillna("")
+    frame = require("pandas", "eval").DataFrame
+    return {name: frame(list(rows.values())).fillna("") for name, rows in tables.items()}
 
 
 def write_tables(
@@ -92,13 +84,6 @@ def write_tables(
                 write_predictions(out / m.task / "golds.json", m.task, ids, golds)
 
 
-def note(measured: Measured) -> str:
-    """What stands under a table of texts (:meth:`prefheads.tasks.answers.AnswerType.caveat`)."""
-    records = next(iter(measured.texts.values()), [])
-    golds = [r.reference for r in records if r.reference is not None]
-    return answers_of(measured.task).caveat(golds)
-
-
 def title(task: str, about: Mapping[str, Any], table: str) -> str:
     """What a table of a task is of, from what ``results.json`` says of the task."""
     split = f" ({about['split']})" if about["split"] else ""
@@ -108,11 +93,8 @@ def title(task: str, about: Mapping[str, Any], table: str) -> str:
 
 
 def read_results(out: Path) -> tuple[dict[str, Any], dict[str, list[Cell]]]:
-    """What ``results.json`` says of each task, and each task's cells.
-
-    Raises:
-        ArtifactError: It is missing (the evaluation has not ended) or damaged.
-    """
+    """What ``results.json`` says of each task, and each task's cells; an ``ArtifactError`` if it is
+    missing (the evaluation has not ended) or damaged."""
     path = out / RESULTS
     content = read_json(path)
     try:
@@ -144,21 +126,18 @@ LEGEND = (
 )
 
 
-def _ids(measured: Measured) -> list[str]:
-    if measured.nll is not None:
-        return list(measured.nll.example_ids)
-    return [r.id for r in next(iter(measured.texts.values()), [])]
-
-
 def _summary(measured: Measured, scored_by: Mapping[str, str]) -> dict[str, Any]:
+    texts, nll = next(iter(measured.texts.values()), []), measured.nll
     return {
-        "samples": len(_ids(measured)),
+        "samples": len(texts if nll is None else nll.example_ids),
         "folds": measured.folds,
         "split": measured.split,
         "heads_from": measured.heads_from,
         "settings": measured.settings,
         "extraction": extraction_counts(measured),
         "costs": costs(measured),
-        "note": note(measured),
+        "note": answers_of(measured.task).caveat(
+            [r.reference for r in texts if r.reference is not None]
+        ),
         "scored_by": dict(scored_by),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -13,16 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.calibration.validate import Validation
 from prefheads.data.encoding import encode
-from prefheads.data.example import Example
 from prefheads.discovery.retrieval import retrieval_scores
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.decoder import make_decoder
-from prefheads.evaluation.folds import Fold
 from prefheads.evaluation.generate import generate_records
 from prefheads.evaluation.likelihood import likelihood
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.records import Record, Records
-from prefheads.evaluation.samples import write_samples
+from prefheads.evaluation.prepare import Fold
+from prefheads.evaluation.records import Record, Records, write_samples
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import room_for_prompt
@@ -40,13 +40,11 @@ class EvaluationPlan:
 
     Attributes:
         methods: What is compared; the first is the baseline.
-        generation, likelihood: What is measured.
         max_new_tokens: By default what the task's answers need.
         label_tokens: The same for tasks whose answer is a label or a rating (LaMP-1, 2 and 3);
             more where a model talks before it answers, and the answer is extracted.
         clusters: Clusters of users; chosen from the data if None.
         min_samples: Discovery samples that a cluster needs.
-        encoder: Sentence encoder of profiles.
     """
 
     methods: tuple[Method, ...]
@@ -76,12 +74,10 @@ class Measured:
     """All measurements of a task.
 
     Attributes:
-        task: Its name.
         texts: For each method, and each draw of a random one, the records of all samples; empty
             without generation.
         nll: Likelihood under each method, or None.
         settings: For each method, and each draw, how it steered, one text a fold.
-        folds: Number of folds.
         split: Which samples these are, for titles.
         heads_from: Where heads were found.
         draws: The names of each method's draws, by the method as typed; its own for one that is not
@@ -127,14 +123,53 @@ def evaluate_task(
         DataError: Samples that cannot be used, told before the work begins.
         ArtifactError: ``out`` holds another evaluation, or one is at work there.
     """
-    writable_dir(out)
     try:
-        with FileLock(out / ".lock", timeout=0):
-            _check(model, tokenizer, task, folds, plan)
-            found = _evaluate(model, tokenizer, task, folds, fitted, plan, out)
-            return replace(found, split=split, heads_from=heads_from)
+        alone = FileLock(writable_dir(out) / ".lock").acquire(timeout=0)
     except Timeout:
         raise ArtifactError(f"{out}: another evaluation is at work there") from None
+    with alone:
+        _check(model, tokenizer, task, folds, plan)
+        drawn = {m.name: m.drawn(plan.seed) for m in plan.methods}
+        methods = {one.name: one for draws in drawn.values() for one in draws}
+        tests = [e for fold in folds for e in fold.test]
+        records = Records(out / RECORDS)
+        write_samples(out, tests)
+        parts: list[Validation] = []
+        settings: dict[str, list[str]] = {name: [] for name in methods}
+        heads = partial(
+            _retrieval_heads, model, tokenizer, plan, out.parent / "retrieval-heads.safetensors"
+        )
+        for index, fold in enumerate(folds):
+            steerer = fitted
+            if steerer is None and plan.needs_steerer:
+                steerer = _fit(model, tokenizer, fold, plan, out / f"fit-{index}")
+            decoders = [
+                make_decoder(m, model, fold.test, steerer, heads, plan.seed)
+                for m in methods.values()
+            ]
+            for decoder in decoders:
+                settings[decoder.method.name].append(decoder.method.described(decoder.setting))
+            common = (model, tokenizer, fold.test, decoders)
+            how: dict[str, Any] = {"seed": plan.seed, "progress": plan.progress}
+            if plan.likelihood:
+                path = out / f"likelihood-{index}.jsonl"
+                parts.append(likelihood(*common, checkpoint=path, **how))
+            if plan.generation:
+                generate_records(
+                    *common,
+                    records,
+                    max_new_tokens=plan.new_tokens(task),
+                    batch_size=plan.batch_size,
+                    label=f"{task}, fold {index + 1} of {len(folds)}" if len(folds) > 1 else task,
+                    **how,
+                )
+        ids = [e.id for e in tests]
+        names = {name: tuple(one.name for one in draws) for name, draws in drawn.items()}
+        texts = {name: records.of(name, ids) for name in methods} if plan.generation else {}
+        nll = _joined(parts, names) if parts else None
+        if nll is not None:
+            write_json(out / LIKELIHOOD, plain(nll.to_dict()))
+        return Measured(task, texts, nll, settings, len(folds), split, heads_from, names)
 
 
 def _check(
@@ -145,6 +180,7 @@ def _check(
     plan: EvaluationPlan,
 ) -> None:
     """Stumble over what cannot be used now, not after hours of work."""
+    answers = answers_of(task)
     for fold in folds:
         if plan.likelihood and len({e.user_id for e in fold.test}) < 2:
             raise DataError(f"{task}: likelihood compares users, and needs samples of two or more")
@@ -152,70 +188,10 @@ def _check(
             room = room_for_prompt(model, plan.new_tokens(task))
             for example in fold.test:
                 encode(tokenizer, replace(example, output=None), max_length=room)
-        require_golds(task, fold.test)
-
-
-def _evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    folds: Sequence[Fold],
-    fitted: PreferenceSteerer | None,
-    plan: EvaluationPlan,
-    out: Path,
-) -> Measured:
-    drawn = list({one.name: one for m in plan.methods for one in m.drawn(plan.seed)}.values())
-    records = Records(out / RECORDS)
-    write_samples(out, [e for fold in folds for e in fold.test])
-    parts: list[Validation] = []
-    settings: dict[str, list[str]] = {}
-    for index, fold in enumerate(folds):
-        name = f"{task}, fold {index + 1} of {len(folds)}" if len(folds) > 1 else task
-        steerer = fitted
-        if steerer is None and plan.needs_steerer:
-            steerer = _fit(model, tokenizer, fold, plan, out / f"fit-{index}")
-        heads = RetrievalHeads(model, tokenizer, out.parent / "retrieval-heads.safetensors", plan)
-        decoders = [make_decoder(m, model, fold.test, steerer, heads, plan.seed) for m in drawn]
-        for decoder in decoders:
-            settings.setdefault(decoder.method.name, []).append(decoder.described)
-        if plan.likelihood:
-            path = out / f"likelihood-{index}.jsonl"
-            parts.append(
-                likelihood(
-                    model, tokenizer, fold.test, decoders,
-                    checkpoint=path, seed=plan.seed, progress=plan.progress,
-                )
-            )  # fmt: skip
-        if plan.generation:
-            generate_records(
-                model,
-                tokenizer,
-                fold.test,
-                decoders,
-                records,
-                max_new_tokens=plan.new_tokens(task),
-                batch_size=plan.batch_size,
-                seed=plan.seed,
-                progress=plan.progress,
-                label=name,
-            )
-    ids = [e.id for fold in folds for e in fold.test]
-    names = [m.name for m in drawn]
-    texts = {name: records.of(name, ids) for name in names} if plan.generation else {}
-    nll = _joined(parts, plan)
-    if nll is not None:
-        write_json(out / LIKELIHOOD, plain(nll.to_dict()))
-    typed = {m.name: tuple(one.name for one in m.drawn(plan.seed)) for m in plan.methods}
-    return Measured(task, texts, nll, settings, len(folds), draws=typed)
-
-
-def require_golds(task: str, examples: Sequence[Example]) -> None:
-    """Raise a ``DataError`` that names a sample whose gold is no answer of its task."""
-    answers = answers_of(task)
-    for example in examples:
-        gold = (example.output or "").strip()
-        if example.output is not None and (problem := answers.problem(gold)):
-            raise DataError(f"sample {example.id!r}: gold {gold!r} {problem}")
+        for example in fold.test:
+            gold = (example.output or "").strip()
+            if example.output is not None and (problem := answers.problem(gold)):
+                raise DataError(f"sample {example.id!r}: gold {gold!r} {problem}")
 
 
 def answer_length(task: str, of_label: int = SHORT) -> int:
@@ -235,8 +211,8 @@ def _fit(
         steerer = PreferenceSteerer.load(folder, model, tokenizer)
         if {user for part in steerer.users.values() for user in part} != users:
             raise ArtifactError(
-                f"{folder}: its heads were found on other users than this run's; give another "
-                "folder"
+                f"{folder}: its heads were found on other users than this run's; "
+                "give another folder"
             )
         return steerer
     discovery = round(fold.share * len(users))
@@ -258,15 +234,11 @@ def _fit(
     return steerer
 
 
-def _joined(parts: Sequence[Validation], plan: EvaluationPlan) -> Validation | None:
+def _joined(parts: Sequence[Validation], names: Mapping[str, Sequence[str]]) -> Validation:
     """All folds, and the draws of random controls as one method."""
-    if not parts:
-        return None
     nll = np.concatenate([p.nll for p in parts])
-    drawn = {
-        m.name: nll[:, :, [parts[0].methods.index(one.name) for one in m.drawn(plan.seed)]]
-        for m in plan.methods
-    }
+    index = parts[0].methods.index
+    drawn = {m: nll[:, :, [index(name) for name in draws]] for m, draws in names.items()}
     return replace(
         parts[0],
         methods=tuple(drawn),
@@ -277,28 +249,19 @@ def _joined(parts: Sequence[Validation], plan: EvaluationPlan) -> Validation | N
     )
 
 
-class RetrievalHeads:
-    """The heads that copy from the context, measured once a model when a method asks for them."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        path: Path,
-        plan: EvaluationPlan,
-    ) -> None:
-        self.model, self.tokenizer, self.path, self.plan = model, tokenizer, path, plan
-        self._scores: HeadScores | None = None
-
-    def __call__(self, fraction: float) -> HeadWeights:
-        """The heads with the highest copy scores, so many of all."""
-        if self._scores is None and self.path.is_file():
-            self._scores = HeadScores.load(self.path, self.model)
-        if self._scores is None:
-            self._scores = retrieval_scores(
-                self.model, self.tokenizer, seed=self.plan.seed, progress=self.plan.progress
-            )
-            self._scores.save(self.path)
-        with warnings.catch_warnings():  # a small model may have fewer that copy at all
-            warnings.simplefilter("ignore")
-            return self._scores.top(fraction=fraction)
+def _retrieval_heads(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: EvaluationPlan,
+    path: Path,
+    fraction: float,
+) -> HeadWeights:
+    """The heads that copy from the context most, measured once a model when a method asks."""
+    if path.is_file():
+        scores = HeadScores.load(path, model)
+    else:
+        scores = retrieval_scores(model, tokenizer, seed=plan.seed, progress=plan.progress)
+        scores.save(path)
+    with warnings.catch_warnings():  # a small model may have fewer that copy at all
+        warnings.simplefilter("ignore")
+        return scores.top(fraction=fraction)

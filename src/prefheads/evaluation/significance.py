@@ -7,6 +7,8 @@ them as independent would find differences where there are none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,6 @@ def interval(rows: Any, metric: Metric, users: Sequence[str]) -> Estimate:
 
     Args:
         rows: ``(n,)`` or ``(n, k)``: the metric's rows, see ``tasks.metrics.sample_scores``.
-        metric: The metric.
-        users: The user of each sample.
 
     Returns:
         The metric over all samples. The ends are NaN if there is only one user, and, but for a
@@ -48,22 +48,54 @@ def difference(rows_a: Any, rows_b: Any, metric: Metric, users: Sequence[str]) -
     """Metric of a minus metric of b on the same samples, with its 95 % interval over users.
 
     Args:
-        rows_a: ``(n,)`` or ``(n, k)``: the metric's rows for one method.
-        rows_b: The same for another method, on the same samples in the same order.
-        metric: The metric.
-        users: The user of each sample.
+        rows_a, rows_b: ``(n,)`` or ``(n, k)``: the metric's rows for each method.
 
     Raises:
         DataError: Rows and users differ in number, there are none, or rows that are not finite.
     """
     both = _paired(rows_a, rows_b, users)
-
-    def of_mean(mean: Array) -> Array:
-        return _difference(metric, mean)
-
     if metric.share:
         return Estimate.of_difference(both[:, 0] - both[:, 1], users)
-    return Estimate.from_jackknife(jackknife(both, users, of_mean))
+    return Estimate.from_jackknife(jackknife(both, users, partial(_difference, metric)))
+
+
+def over_draws(
+    rows: Sequence[Array], others: Sequence[Array], metric: Metric, users: Sequence[str]
+) -> Estimate:
+    """A random control's mean over its draws, less another method's, with its interval over users
+    and draws.
+
+    Args:
+        rows: The metric's rows of each draw, ``(n,)`` or ``(n, k)``, on the same samples.
+        others: The same of the method to subtract; none to subtract nothing.
+    """
+    n = len(rows)
+    both = np.stack([*rows, *others], axis=1)
+    if not np.isfinite(both).all():
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    if metric.share and (both == both[:1]).all():
+        # All users agree, so that nothing tells how far others would differ: as of one draw.
+        first, other = both[:, :n].mean(1), both[:, n:].mean(1) if others else 0.0
+        of = Estimate.of_difference if others else Estimate.of_share
+        return replace(of(first - other, users), p=float("nan"))
+
+    def of_mean(mean: Array) -> Array:
+        found = np.asarray(metric.of_mean(mean))
+        if not others:
+            return np.asarray(found.mean(-1))
+        found = np.asarray(metric.outer(found))
+        return np.asarray(found[..., :n].mean(-1) - found[..., n:].mean(-1))
+
+    each = np.asarray(metric.of_mean(both.mean(0)))
+    each = np.asarray(metric.outer(each)) if others else each
+    found = jackknife(both, users, of_mean).over_draws([each[:n], each[n:]])
+    if not found.stderr > 0:
+        found = replace(found, stderr=np.full_like(found.stderr, np.nan))
+    shown = Estimate.from_jackknife(found)
+    if others:
+        return shown
+    low, high = metric.outer(np.clip([shown.low, shown.high], *metric.bounds))
+    return Estimate(float(metric.outer(np.asarray(shown.mean))), float(low), float(high), shown.p)
 
 
 def paired_test(
@@ -81,19 +113,13 @@ def paired_test(
     swaps where ``n_permutations`` allows for them.
 
     Args:
-        rows_a: ``(n,)`` or ``(n, k)``: the metric's rows for one method.
-        rows_b: The same for another method, on the same samples in the same order.
-        metric: The metric.
-        users: The user of each sample.
-        n_permutations: Number of random swaps.
-        seed: Of the swaps.
+        rows_a, rows_b: As for :func:`difference`.
 
     Returns:
         p, never 0. A single user gives 1.
 
     Raises:
-        DataError: Rows and users differ in number, or there are none, or rows that are not finite;
-            no permutations.
+        DataError: As for :func:`difference`, or no permutations.
     """
     if n_permutations < 1:
         raise DataError(f"a permutation test needs n_permutations >= 1: {n_permutations}")

@@ -10,7 +10,6 @@ from prefheads.calibration import paper
 from prefheads.calibration.headsets import percent
 from prefheads.errors import DataError, SteeringError
 from prefheads.evaluation.decoder import Decoder
-from prefheads.evaluation.draws import SEED
 from prefheads.evaluation.methods import METHODS, Method, Option, Prompts, Sources
 from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.steerer.core import PreferenceSteerer
@@ -30,6 +29,10 @@ PAPER = {
     "cap": Option(None),
     "scope": Option("response", get_args(Scope)),
 }
+
+
+SEED = ":seed="
+"""What the name of a draw has after that of its method, and then its seed."""
 
 
 class SteeredMethod(Method):
@@ -179,14 +182,8 @@ class RandomControl(SteeredMethod):
         return [m.random_like(seed, self.shuffles) for m in self.of.maps(sources)]
 
 
-STEERED = (
-    RetrievalContrast(),
-    GlobalHeads(),
-    ClusterHeads(),
-    Calibrated(),
-    RandomControl("random-heads", "heads"),
-    RandomControl("random-mask", "mask"),
-)
+_CONTROLS = (RandomControl("random-heads", "heads"), RandomControl("random-mask", "mask"))
+STEERED = (RetrievalContrast(), GlobalHeads(), ClusterHeads(), Calibrated(), *_CONTROLS)
 
 
 def _scores(method: Method, sources: Sources) -> tuple[PreferenceSteerer, HeadScores]:

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefheads.evaluation.draws import over_draws
-from prefheads.evaluation.records import Record
 from prefheads.evaluation.run import Measured
-from prefheads.evaluation.significance import interval, paired_test
+from prefheads.evaluation.significance import interval, over_draws, paired_test
 from prefheads.stats import Array, holm
 from prefheads.tasks.answers import Metric, answers_of
 from prefheads.tasks.metrics import OFFICIAL, sample_scores
@@ -27,8 +25,6 @@ class Cell:
         value: The metric, with its 95 % interval over users from ``low`` to ``high``.
         p: Of the paired test against the baseline (``results.LEGEND``), corrected by Holm over the
             task's table; NaN for the baseline itself and for columns without a test.
-        better: Whether the value is better than the baseline's.
-        n: Samples.
         official: What the benchmark's own evaluation prints instead (of ROUGE); NaN where it is
             the value.
     """
@@ -69,13 +65,8 @@ class Cell:
 
 
 def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list[Cell]:
-    """All cells of a task's tables; the first method is the baseline.
-
-    Args:
-        extracted: Add the metrics of the answers that ``answers_of(task).extract``
-            takes out of the texts, beside the strict ones. A text without an answer stays as it is.
-        seed: Of the permutations.
-    """
+    """All cells of a task's tables, the baseline first; with ``extracted`` also the metrics of the
+    answers taken out of the texts (a text without an answer stays as it is)."""
     found = [
         _cell(measured.task, column, method, seed)
         for column in [*_texts(measured, extracted), *_likelihood(measured)]
@@ -90,8 +81,7 @@ def cells(measured: Measured, *, extracted: bool = False, seed: int = 0) -> list
 
 @dataclass(frozen=True)
 class _Column:
-    """A metric's rows for every method, of each of its draws; untested where another column has the
-    same test."""
+    """A metric's rows by method and draw; untested where another column has the same test."""
 
     table: str
     metric: Metric
@@ -104,27 +94,24 @@ def _cell(task: str, column: _Column, method: str, seed: int) -> Cell:
     metric, draws = column.metric, column.rows[method]
     baseline = next(iter(column.rows.values()))
     value, base = (float(np.mean([metric.aggregate(r) for r in x])) for x in (draws, baseline))
-    low = high = p = float("nan")
-    finite = all(np.isfinite(rows).all() for rows in draws)
+    low = high = p = official = float("nan")
     alone = len(draws) == 1
-    if finite:
+    if all(np.isfinite(rows).all() for rows in draws):
         if alone:
             estimate = interval(draws[0], metric, column.users)
         else:
             estimate = over_draws(draws, [], metric, column.users)
         low, high = estimate.low, estimate.high
-    if finite and column.tested and draws is not baseline and np.isfinite(baseline).all():
-        if alone and len(baseline) == 1:
-            p = paired_test(draws[0], baseline[0], metric, column.users, seed=seed)
-        else:
-            p = over_draws(draws, baseline, metric, column.users).p
+        if column.tested and draws is not baseline and np.isfinite(baseline).all():
+            if alone and len(baseline) == 1:
+                p = paired_test(draws[0], baseline[0], metric, column.users, seed=seed)
+            else:
+                p = over_draws(draws, baseline, metric, column.users).p
     better = value != base and (value > base) == metric.higher_is_better
-    name, higher = metric.name, metric.higher_is_better
-    official = float("nan")
     if metric.resampled:
         official = float(np.mean([metric.official(rows) for rows in draws]))
-    n = len(draws[0])
-    return Cell(task, column.table, method, name, higher, value, low, high, p, better, n, official)
+    what = (task, column.table, method, metric.name, metric.higher_is_better)
+    return Cell(*what, value, low, high, p, better, len(draws[0]), official)
 
 
 def _texts(measured: Measured, extracted: bool) -> list[_Column]:
@@ -132,32 +119,26 @@ def _texts(measured: Measured, extracted: bool) -> list[_Column]:
     if not any(known.values()):
         return []
     users = tuple(r.user_id for r in next(iter(known.values())))
-    columns = []
-    for table, answer in (("texts", _strict), ("extracted answers", _answer)):
-        if answer is _answer and not extracted:
-            continue
-        scores = {
-            method: sample_scores(
-                measured.task, [answer(r) for r in records], [str(r.reference) for r in records]
-            )
-            for method, records in known.items()
+    answers = answers_of(measured.task)
+    tables = {"texts": {m: [r.prediction for r in records] for m, records in known.items()}}
+    if extracted:
+        tables["extracted answers"] = {
+            m: [text if (a := answers.extract(text)) is None else a for text in texts]
+            for m, texts in tables["texts"].items()
         }
-        for metric in answers_of(measured.task).metrics:
+    columns = []
+    for table, texts in tables.items():
+        scores = {
+            m: sample_scores(measured.task, texts[m], [str(r.reference) for r in records])
+            for m, records in known.items()
+        }
+        for metric in answers.metrics:
             rows = {
                 m: [scores[draw][metric.name] for draw in draws]
                 for m, draws in measured.methods.items()
             }
             columns.append(_Column(table, metric, rows, users))
     return columns
-
-
-def _strict(record: Record) -> str:
-    return record.prediction
-
-
-def _answer(record: Record) -> str:
-    answer = answers_of(record.task).extract(record.prediction)
-    return record.prediction if answer is None else answer
 
 
 def _likelihood(measured: Measured) -> list[_Column]:
@@ -180,39 +161,29 @@ def _likelihood(measured: Measured) -> list[_Column]:
         for metric, rows, tested in (
             (Metric("NLL", False), own, False),
             (Metric("change of NLL", False), change(own), True),
-            (Metric("perplexity", False, outer=_exp), own, False),
+            (Metric("perplexity", False, outer=np.exp), own, False),
             (Metric("specificity"), specific, False),
             (Metric("its change"), change(specific), True),
         )
     ]
 
 
-def _exp(mean: Array) -> Array:
-    return np.asarray(np.exp(mean))
-
-
 def extraction_counts(measured: Measured) -> dict[str, dict[str, int]]:
     """For each method, in how many texts an answer had to be extracted, and how many have none."""
-    counts = {}
+    counts, extract = {}, answers_of(measured.task).extract
     for method, records in measured.texts.items():
-        answers = [answers_of(r.task).extract(r.prediction) for r in records]
+        found = [(extract(r.prediction), r.prediction.strip()) for r in records]
         counts[method] = {
-            "extracted": sum(
-                a is not None and a != r.prediction.strip()
-                for a, r in zip(answers, records, strict=True)
-            ),
-            "failed": sum(a is None for a in answers),
+            "extracted": sum(answer not in (None, text) for answer, text in found),
+            "failed": sum(answer is None for answer, _ in found),
         }
     return counts
 
 
 def costs(measured: Measured) -> dict[str, dict[str, float]]:
     """For each method, mean seconds a sample for prompt and decoding, and tokens written."""
+    fields = ("seconds", "prompt_seconds", "new_tokens")
     return {
-        method: {
-            "seconds": float(np.mean([r.seconds for r in records])),
-            "prompt_seconds": float(np.mean([r.prompt_seconds for r in records])),
-            "new_tokens": float(np.mean([r.new_tokens for r in records])),
-        }
+        method: {f: float(np.mean([getattr(r, f) for r in records])) for f in fields}
         for method, records in measured.texts.items()
     }

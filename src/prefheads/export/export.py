@@ -30,7 +30,7 @@ from prefheads.interventions.intercept import head_layout
 from prefheads.interventions.projection import Projection, find_projections
 from prefheads.steering.context import ScopeWarning
 from prefheads.steering.setting import Setting
-from prefheads.storage import PathLike, write_atomic, write_json
+from prefheads.storage import PathLike, reason, write_atomic, write_json
 
 ABOUT = "prefheads.json"  # beside the weights: what they are and were made from
 
@@ -63,12 +63,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What :func:`export_adapter` wrote.
-
-    Attributes:
-        rank: Rank of the adapter, the same in all its layers.
-        changes: One a layer with amplified heads.
-    """
+    """What :func:`export_adapter` wrote: one rank in all layers, one change a layer with heads."""
 
     rank: int
     changes: tuple[Change, ...]
@@ -147,12 +142,14 @@ def export_adapter(
     changes = tuple(low_rank(p.name, p.weight, change, max_rank) for p, change in changed)
     rank = max(len(c.a) for c in changes)
     adapter = Adapter(rank, changes)
-    tensors = {}
+    tensors, layers = {}, []
     for c in changes:
         missing = rank - len(c.a)
         prefix = f"base_model.model.{c.name}"
         tensors[f"{prefix}.lora_A.weight"] = nn.functional.pad(c.a, (0, 0, 0, missing))
         tensors[f"{prefix}.lora_B.weight"] = nn.functional.pad(c.b, (0, missing))
+        ranks = {"rank": len(c.a), "exact_rank": c.full_rank}
+        layers.append({"projection": c.name, "heads": c.heads, **ranks, "error": c.error})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -165,16 +162,6 @@ def export_adapter(
         "fan_in_fan_out": changed[0][0].transposed,
         "target_modules": [c.name for c in changes],
     }
-    layers = [
-        {
-            "projection": c.name,
-            "heads": c.heads,
-            "rank": len(c.a),
-            "exact_rank": c.full_rank,
-            "error": c.error,
-        }
-        for c in changes
-    ]
     about |= {"rank": rank, "error": adapter.error, "layers": layers}
     content = safetensors.torch.save(tensors, {"format": "pt"})
     with new_folder(folder) as work:
@@ -209,8 +196,8 @@ def export_merged(
             model.save_pretrained(work, state_dict=state)
             tokenizer.save_pretrained(work)
         except (ValueError, safetensors.SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ArtifactError(f"{folder}: cannot be written ({reason})") from None
+            why = str(error).strip().partition("\n")[0]
+            raise ArtifactError(f"{folder}: cannot be written ({why})") from None
         write_json(work / ABOUT, about)
 
 
@@ -253,11 +240,7 @@ def _about(
 
 
 def require_new(path: PathLike) -> Path:
-    """The absolute path of a folder that does not exist yet, or is empty.
-
-    Raises:
-        ArtifactError: It holds something, or is a file.
-    """
+    """The absolute path of a folder that does not exist yet, or is empty; else ArtifactError."""
     path = Path(os.path.abspath(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ArtifactError(f"{path}: exists already; give a new folder")
@@ -267,9 +250,6 @@ def require_new(path: PathLike) -> Path:
 @contextmanager
 def new_folder(path: PathLike) -> Iterator[Path]:
     """A folder that appears with all that the block wrote to it, or not at all.
-
-    Yields:
-        Where to write.
 
     Raises:
         ArtifactError: It holds something already, or cannot be written.
@@ -281,6 +261,6 @@ def new_folder(path: PathLike) -> Iterator[Path]:
         yield work
         os.replace(work, path)
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise ArtifactError(f"{path}: cannot be written ({reason(error)})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, PrefheadsError
-from prefheads.heads.provenance import Provenance
-from prefheads.heads.weights import HeadWeights
+from prefheads.heads.weights import HeadWeights, Provenance
 from prefheads.storage import load_tensors, save_tensors
 
 HEADS = "heads.safetensors"
@@ -33,11 +32,7 @@ def is_fitted(folder: Path) -> bool:
 
 
 def load_heads(folder: Path, config: Any) -> HeadWeights:
-    """The heads that ``discover`` left in a folder.
-
-    Raises:
-        ArtifactError: No run, a damaged one, or one of another model than this config's.
-    """
+    """The heads that ``discover`` left in a folder, for the model of this config."""
     if not (folder / HEADS).is_file():
         raise ArtifactError(
             f"{folder}: holds no run; give a folder that `prefheads fit` or `discover` wrote"
@@ -55,20 +50,14 @@ def save_steerer_maps(
     """Write the maps of a steerer, with other tensors and metadata beside them."""
     values = {"maps": torch.stack([m.values for m in maps]), SHARED: shared.values}
     infos = [asdict(m.info) for m in (shared, *maps)]
-    both = {**meta, "infos": infos}
-    save_tensors(folder / STEERER_MAPS, {**tensors, **values}, _KIND, both)
+    save_tensors(folder / STEERER_MAPS, {**tensors, **values}, _KIND, {**meta, "infos": infos})
 
 
 def load_steerer_maps(
     folder: Path,
 ) -> tuple[dict[str, HeadWeights], dict[str, Tensor], dict[str, Any]]:
-    """What :func:``save_steerer_maps`` wrote: the maps, all tensors, and the metadata.
-
-    The maps are named ``"shared"``, and ``"0"``, ``"1"``, ... by cluster.
-
-    Raises:
-        ArtifactError: Missing or damaged.
-    """
+    """What :func:`save_steerer_maps` wrote: the maps, named ``"shared"``, and ``"0"``, ``"1"``, ...
+    by cluster; all tensors; and the metadata."""
     tensors, meta = load_tensors(folder / STEERER_MAPS, _KIND)
     try:
         values = [tensors[SHARED], *tensors["maps"]]

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, DataError, PrefheadsError, SteeringError
-from prefheads.heads.provenance import Provenance, fingerprint
-from prefheads.heads.weights import Head, HeadWeights, cpu_float32, dims, require_model
+from prefheads.heads.weights import (
+    Head,
+    HeadWeights,
+    Provenance,
+    cpu_float32,
+    dims,
+    fingerprint,
+    require_model,
+)
 from prefheads.stats import LEVEL, Jackknife, jackknife
 from prefheads.storage import PathLike, load_tensors, save_tensors
 from prefheads.types import Weighting
@@ -63,11 +70,8 @@ class HeadScores:
                 f"example {bad!r}: its scores are not finite (NaN or infinity); leave it out, "
                 "or run the model in float32"
             )
-        for name, value in [("values", values), ("nll", nll)]:
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "example_ids", examples)
-        object.__setattr__(self, "user_ids", users)
-        object.__setattr__(self, "info", replace(self.info, n_examples=n))
+        info = replace(self.info, n_examples=n)
+        vars(self).update(values=values, nll=nll, example_ids=examples, user_ids=users, info=info)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -221,11 +225,8 @@ class HeadScores:
 
     def save(self, path: PathLike) -> None:
         """Write to a safetensors file; ArtifactError if that fails, and then no half file."""
-        meta = {
-            "info": asdict(self.info),
-            "example_ids": self.example_ids,
-            "user_ids": self.user_ids,
-        }
+        ids = {"example_ids": self.example_ids, "user_ids": self.user_ids}
+        meta = {"info": asdict(self.info), **ids}
         save_tensors(path, {"values": self.values, "nll": self.nll}, "head scores", meta)
 
     @classmethod
@@ -261,16 +262,8 @@ def select_heads(
     signed: bool = False,
     info: Provenance | None = None,
 ) -> HeadWeights:
-    """Turn a map of mean PCS into head weights; ``HeadScores.top`` and ``soft`` say how.
-
-    Args:
-        mean: ``(n_layers, n_heads)``, nats a token. Equal scores rank by layer, then head.
-        k: number of heads; or
-        fraction: share of all heads. With neither, "soft" weights all that may be chosen.
-        weights: 1 for each chosen head, or its score over the largest.
-        signed: whether heads with a score of zero or less may be chosen.
-        info: where the scores come from.
-    """
+    """Turn a map of mean PCS ``(n_layers, n_heads)``, nats a token, into head weights;
+    ``HeadScores.top`` and ``soft`` say how. Equal scores rank by layer, then head."""
     if (k is None) == (fraction is None) and (weights == "binary" or k is not None):
         raise SteeringError("give exactly one of k and fraction")
     flat = mean.flatten()
@@ -296,11 +289,11 @@ def select_heads(
 def _count(n_heads: int, k: int | None, fraction: float | None) -> int:
     if k is not None and not 1 <= k <= n_heads:
         raise SteeringError(f"k={k}: choose between 1 and {n_heads} heads")
-    if fraction is not None and not 0 < fraction <= 1:
+    if fraction is None:
+        return n_heads if k is None else k
+    if not 0 < fraction <= 1:
         raise SteeringError(f"fraction={fraction}: choose more than 0 and at most 1")
-    if fraction is not None:
-        return max(1, round(fraction * n_heads))
-    return n_heads if k is None else k
+    return max(1, round(fraction * n_heads))
 
 
 def _descending(flat: Tensor) -> Tensor:

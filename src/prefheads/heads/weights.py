@@ -1,7 +1,11 @@
-"""Head weights: how strongly steering acts on each attention head (section 5.2)."""
+"""Head weights: how strongly steering acts on each attention head (section 5.2), and where they
+come from."""
 
+import hashlib
+import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import metadata
 from numbers import Real
 from typing import Any, Self
 
@@ -9,11 +13,66 @@ import torch
 from torch import Tensor
 
 from prefheads.errors import ArtifactError, PrefheadsError, SteeringError
-from prefheads.heads.provenance import Provenance, fingerprint
 from prefheads.storage import PathLike, load_tensors, save_tensors
 from prefheads.types import Control
 
 Head = tuple[int, int]  # (layer, head)
+
+_FINGERPRINT_FIELDS = (
+    "model_type",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "head_dim",
+    "num_key_value_heads",
+    "vocab_size",
+    "intermediate_size",
+)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("prefheads")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "source"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where scores or weights come from; travels with them into files.
+
+    In a mixture of several maps, a field they disagree on is blank ("", None or 0).
+    """
+
+    model_id: str = ""
+    fingerprint: str = ""
+    task: str | None = None
+    scope: str = "response"
+    target: str = "head"
+    reference: str | None = None
+    method: str = "exact"
+    ablation: str = "zero"
+    n_examples: int = 0
+    seed: int = 0
+    version: str = field(default_factory=_version)
+
+    def differing(self, other: "Provenance") -> list[str]:
+        """Names of the fields in which two differ."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+    def common(self, other: "Provenance") -> "Provenance":
+        """What two agree on, the rest blank."""
+        blank: dict[str, Any] = {"task": None, "reference": None, "n_examples": 0, "seed": 0}
+        return replace(self, **{name: blank.get(name, "") for name in self.differing(other)})
+
+
+def fingerprint(config: Any) -> str:
+    """16 hex digits that fix the kind and shape of a model, from its transformers config, and with
+    them the places of its heads; fine-tuned variants of a model share it."""
+    text = config.get_text_config()
+    parts = {name: getattr(text, name, None) for name in _FINGERPRINT_FIELDS}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
 
 _TOLERANCE = 1e-6  # rounding that sums of weights may pick up around 0 and 1
 
@@ -166,11 +225,8 @@ class HeadWeights:
 
 
 def require_model(path: PathLike, values: Tensor, info: Provenance, config: Any) -> None:
-    """Refuse what was measured on another model than the one of this transformers config.
-
-    Args:
-        values: ``(..., n_layers, n_heads)``.
-    """
+    """Refuse what was measured, ``(..., n_layers, n_heads)``, on another model than the one of this
+    transformers config."""
     text = config.get_text_config()
     wanted = (getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None))
     same_shape = tuple(values.shape[-2:]) == wanted or not all(isinstance(n, int) for n in wanted)

@@ -13,7 +13,7 @@
    changed head a branch is its base row; there it joins the batch as a copy of the base row's
    hidden state.
 6. Gains act (``branching``): on the output of a head, on its query, or on its attention to the
-   profile, as a bias of log(gain) (``masks``).
+   profile, as a bias of log(gain) (``shared_prompt``).
 7. The prompt is read once (``shared_prompt``): attention to the prompt and to a row's own tokens is
    computed separately and merged by log-sum-exp. In a generation both branches go on from one KV
    cache (``cache``).

@@ -8,6 +8,7 @@ hundreds, all in one pass.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,9 +24,8 @@ from prefheads.interventions.hooks import (
     hooked,
 )
 from prefheads.interventions.layout import HeadLayout
-from prefheads.interventions.masks import as_bias
 from prefheads.interventions.plan import ALL_POSITIONS, ActivePositions, BranchPlan
-from prefheads.interventions.shared_prompt import SharedPrompt, attend_shared
+from prefheads.interventions.shared_prompt import SharedPrompt, as_bias, attend_shared
 
 
 class BranchedForward(AttentionHook):
@@ -76,8 +76,6 @@ class BranchedForward(AttentionHook):
                 stack.enter_context(attribute_set_to(layer, "forward", skip))
             yield
 
-    # -- rows --
-
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
         """Append the branches that leave here; give the layer's other inputs as many rows."""
         n, base, n_query = self.plan.rows(index), hidden, hidden.shape[1]
@@ -91,34 +89,23 @@ class BranchedForward(AttentionHook):
             hidden = torch.cat([hidden, base.index_select(0, new)])
         # Rows of one prompt broadcast over one row of mask and positions; others need as many.
         if n != self.plan.n_base and (self.prompt is None or self.prompt.per_row):
-            rest = self._expand_once(rest, n, n_query)
+            # Expanded once for all layers that get the same inputs.
+            args, kwargs = rest if isinstance(rest, tuple) else ((), rest)
+            same = (n, *map(id, args), *map(id, kwargs.values()))
+            rows = functools.partial(self._rows, n)
+            expand = functools.partial(_expand, rest, self.plan.n_base, n_query, rows)
+            rest = self._remember(same, rest, expand)
         return hidden, rest
 
-    def _expand_once(self, rest: Any, n: int, n_query: int) -> Any:
-        """:func:`_expand` to ``n`` rows, once for all layers that get the same inputs."""
-        args, kwargs = rest if isinstance(rest, tuple) else ((), rest)
-        same = (n, *map(id, args), *map(id, kwargs.values()))
-
-        def expand() -> Any:
-            return _expand(rest, self.plan.n_base, n_query, lambda x, axis: self._rows(x, n, axis))
-
-        return self._remember(same, rest, expand)
-
-    def _rows(self, x: Tensor, n: int, axis: int = 0) -> Tensor:
+    def _rows(self, n: int, x: Tensor, axis: int = 0) -> Any:
         """Rows of ``x``, one a base row, for the first ``n`` rows of the batch."""
-
-        def select() -> Tensor:
-            return x.index_select(axis, self.plan.origins[:n].to(x.device))
-
-        rows: Tensor = self._remember((id(x), n), x, select)
-        return rows
+        origins = self.plan.origins[:n].to(x.device)
+        return self._remember((id(x), n), x, lambda: x.index_select(axis, origins))
 
     def _remember(self, key: tuple[int, ...], source: Any, make: Callable[[], Any]) -> Any:
         if key not in self._memo:
             self._memo[key] = (source, make())  # the source is kept too, so that its id stays taken
         return self._memo[key][1]
-
-    # -- heads --
 
     def attend(self, call: AttentionCall) -> AttentionOutput:
         """Run the attention function with this layer's gains."""
@@ -168,7 +155,7 @@ class BranchedForward(AttentionHook):
         if self.prompt is not None:
             mask = self.prompt.mask(call)
             if mask is not None and len(mask) not in (1, rows):  # one of base rows
-                mask = self._rows(mask, rows)
+                mask = self._rows(rows, mask)
         seen, source = (id(mask), rows, past), mask  # shared by layers with as many rows and keys
         if gain is not None:
             mask, hidden = self._profile_bias(gain, mask, call.query, past + call.key.shape[2])
@@ -190,8 +177,8 @@ class BranchedForward(AttentionHook):
         return out, weights
 
     def _scaled(self, x: Tensor, gain: Tensor, means: Tensor | None = None) -> Tensor:
-        """Outputs or queries of heads ``(rows, query, heads, head_dim)`` times their gains; with
-        ``means`` (heads, head_dim), the means make up for what a gain takes away."""
+        """Outputs or queries of heads ``(rows, query, heads, head_dim)`` times their gains; the
+        means ``(heads, head_dim)`` make up for what a gain takes away."""
         gains, start = gain[:, None, :, None].to(x.dtype), self.active.start
         if self.active.row_starts is not None:
             rows = self._active_rows(start, x.shape[1], len(x), x.device)
@@ -211,16 +198,17 @@ class BranchedForward(AttentionHook):
     def _profile_bias(
         self, gain: Tensor, mask: Tensor | None, query: Tensor, n_key: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Add log(gain) to the mask where keys are profile tokens.
-
-        Returns:
-            The bias ``(rows, n_heads, n_query, n_key)``; and where all that a head could see is
-            hidden from it ``(rows, n_heads, n_query)``, or None if nowhere: such a head reads
-            nothing, so its output is zero.
-        """
+        """The mask with log(gain) added at profile tokens ``(rows, n_heads, n_query, n_key)``; and
+        where all that a head could see is hidden from it, so that its output is zero ``(rows,
+        n_heads, n_query)``, or None if nowhere."""
         assert self.profile is not None
         origins = self.plan.origins[: len(gain)].to(gain.device)
-        columns = self._columns(self.profile.to(gain.device), n_key)[origins][:, None, None, :]
+        profile = self.profile.to(gain.device)
+        if n_key <= self.n_keys:  # a layer with a window has the last keys
+            profile = profile[:, self.n_keys - n_key : self.n_keys]
+        else:  # a static cache has room after them
+            profile = nn.functional.pad(profile, (0, n_key - self.n_keys))
+        columns = profile[origins][:, None, None, :]
         if self.active.row_starts is not None:
             start = self.active.start
             active = self._active_rows(start, start + query.shape[2], len(gain), gain.device)
@@ -237,12 +225,6 @@ class BranchedForward(AttentionHook):
             return bias, None
         visible = seen > low / 2
         return bias, visible.any(-1) & ~(visible & (log_gain > float("-inf"))).any(-1)
-
-    def _columns(self, profile: Tensor, n_key: int) -> Tensor:
-        """The profile mask over a layer's keys: the last ones, or padded for a static cache."""
-        if n_key <= self.n_keys:
-            return profile[:, self.n_keys - n_key : self.n_keys]
-        return nn.functional.pad(profile, (0, n_key - self.n_keys))
 
 
 class CompiledStep(AttentionHook):

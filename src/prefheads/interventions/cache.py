@@ -52,9 +52,6 @@ def fork_cache(
         share: Hold the prompt once where the layer can.
         new: Keys and values ``(n_rows, kv_heads, n, d)`` of each layer that replace the last ones
             held in the second branch; the branches are alike if None.
-
-    Raises:
-        SteeringError: A layer is filled and of a kind that cannot be forked.
     """
     layers: list[Any] = cache.layers
     offloading = getattr(cache, "offloading", False)  # which moves keys and values, nothing else
@@ -88,17 +85,9 @@ def _double_rows(layer: Any, own: tuple[Tensor, Tensor] | None) -> None:
             branch = held.clone()
             branch[:, :, end - n : end] = rows[:, :, rows.shape[2] - n :]
         both = torch.cat([held, branch])
-        if layer.is_compileable:
-            _mark_static(both)
+        if layer.is_compileable:  # as transformers does; without the hint, graphs copy it
+            torch._dynamo.mark_static_address(both)
         setattr(layer, name, both)
-
-
-def _mark_static(x: Tensor) -> None:
-    """Tell torch's compiler that a tensor keeps its address, as transformers does for its static
-    caches; without the hint, graphs copy it."""
-    mark = getattr(getattr(torch, "_dynamo", None), "mark_static_address", None)
-    if mark is not None:
-        mark(x)
 
 
 @remembered
@@ -122,17 +111,12 @@ def _doubled(stock: Any) -> Any:
 
         def _rows(self: Any, index: Tensor) -> Tensor:
             """Row numbers of the personalised half, then of the depersonalised."""
-            n = _n_rows(self) // 2
+            states = (x for x in vars(self).values() if isinstance(x, Tensor))
+            n = next((len(x) for x in states if x.dim() >= 3 and x.numel()), 0) // 2
             return torch.cat([index, index + n]) if n else index
 
     Doubled.__name__ = Doubled.__qualname__ = f"Doubled{stock.__name__}"
     return Doubled
-
-
-def _n_rows(layer: Any) -> int:
-    """Rows that a layer of any kind holds."""
-    states = (x for x in vars(layer).values() if isinstance(x, Tensor))
-    return next((len(x) for x in states if x.dim() >= 3 and x.numel()), 0)
 
 
 def is_forked(cache: Cache) -> bool:
@@ -145,19 +129,11 @@ def _is_forked(layer: Any) -> bool:
 
 
 class BranchedLayer(DynamicLayer):
-    """Keys and values of a prompt, and of the new tokens of two branches that go on from it.
+    """Keys and values of a prompt, and of the new tokens of two branches that go on from it
+    ``(2 B, kv_heads, n_new, d)``, the first branch first. ``new``: those of the prompt's last
+    tokens in the second branch."""
 
-    Args:
-        prompt: The layer of the prompt, ``(B, kv_heads, n, d)``.
-        new: Keys and values of its last tokens in the second branch.
-
-    Attributes:
-        keys, values: Those of the prompt.
-        own_keys, own_values: Those of the new tokens, ``(2 B, kv_heads, n_new, d)``, the first
-            branch first.
-    """
-
-    keys: Tensor
+    keys: Tensor  # of the prompt, (B, kv_heads, n, d)
     values: Tensor
 
     def __init__(self, prompt: DynamicLayer, new: tuple[Tensor, Tensor] | None = None) -> None:
@@ -196,9 +172,8 @@ class BranchedLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens; a positive number is that of those left."""
-        left = (
-            self.get_seq_length() + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
-        )
+        removes = tokens_to_remove <= 0
+        left = self.get_seq_length() + tokens_to_remove if removes else tokens_to_remove
         own = max(0, left - self.keys.shape[2])
         self.keys, self.values = self.keys[:, :, :left], self.values[:, :, :left]
         self.own_keys, self.own_values = self.own_keys[:, :, :own], self.own_values[:, :, :own]
@@ -240,12 +215,10 @@ class CachedPrompt:
 
 
 def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-    """Add tokens where there is room for some, and make room where there is none.
-
-    Returns:
-        All tokens, a view of the room; the room.
-    """
-    if not _may_write(held, new):
+    """All tokens, a view of the room; and the room, made where there is none."""
+    with_gradients = torch.is_grad_enabled() and (held.requires_grad or new.requires_grad)
+    # Nor can a tensor of an inference mode that has ended be written into.
+    if with_gradients or (held.is_inference() and not torch.is_inference_mode_enabled()):
         both = torch.cat([held, new], 2)
         return both, both
     n, end = held.shape[2], held.shape[2] + new.shape[2]
@@ -256,14 +229,6 @@ def _grown(held: Tensor, new: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         room[:, :, :n] = held
     room.narrow(2, n, end - n).copy_(new)
     return room.narrow(2, 0, end), room
-
-
-def _may_write(held: Tensor, new: Tensor) -> bool:
-    """Whether tokens may be written in place: not where gradients are kept for them, nor into a
-    tensor of an inference mode that has ended."""
-    if torch.is_grad_enabled() and (held.requires_grad or new.requires_grad):
-        return False
-    return torch.is_inference_mode_enabled() or not held.is_inference()
 
 
 def _require_rows(new: Tensor, held: Tensor) -> None:

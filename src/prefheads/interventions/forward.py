@@ -21,30 +21,17 @@ from prefheads.interventions.hooks import attention_backend, attribute_set_to
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of ``generate()``, as its arguments describe it.
+    """One run of ``generate()``, as its arguments describe it; None is unknown."""
 
-    Attributes:
-        n_rows: Number of prompts, before beams or several answers repeat them; None if unknown.
-        n_prompt: Tokens of a prompt, padding included; None if unknown.
-    """
-
-    n_rows: int | None
-    n_prompt: int | None
+    n_rows: int | None  # prompts, before beams or several answers repeat them
+    n_prompt: int | None  # tokens of a prompt, padding included
 
 
 _running: ContextVar[Generation | None] = ContextVar("prefheads_generation", default=None)
 
-
 # Arguments about text: its tokens, their positions, and which of them are seen.
-TEXT = {
-    "attention_mask",
-    "cache_position",
-    "input_ids",
-    "inputs_embeds",
-    "mm_token_type_ids",
-    "position_ids",
-    "token_type_ids",
-}
+_OF_EACH_TOKEN = {"input_ids", "mm_token_type_ids", "position_ids", "token_type_ids"}
+TEXT = {"attention_mask", "cache_position", "inputs_embeds", *_OF_EACH_TOKEN}
 
 
 class ForwardCall:
@@ -103,15 +90,11 @@ class ForwardCall:
         )
 
     def tail(self, start: int, cache: Any) -> dict[str, Any]:
-        """The arguments of a call with the tokens from ``start`` on, for their logits alone.
-
-        Args:
-            start: A position after all pictures.
-            cache: The cache of the tokens before.
-        """
+        """The arguments of a call with the tokens from ``start`` on, which is after all pictures,
+        for their logits alone; ``cache`` is that of the tokens before."""
         given, part = self.arguments, {}
         for name, value in given.items():
-            if name in ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids"):
+            if name in _OF_EACH_TOKEN:
                 part[name] = None if value is None else value[..., start:]
             elif name == "inputs_embeds":
                 part[name] = None if value is None else value[:, start:]
@@ -129,8 +112,7 @@ Forward = Callable[..., Any]
 
 
 class StepHandler(Protocol):
-    """Answers single steps of a generation around the model's own forward, which may be a compiled
-    graph."""
+    """Answers steps of a generation around the model's own forward, maybe a compiled graph."""
 
     def begin_step(self, call: ForwardCall) -> bool:
         """Prepare for ``call`` if it is such a step; returns whether it is."""
@@ -252,7 +234,6 @@ class _Generations:
         return generate
 
     def require_open(self) -> None:
-        """Refuse to go on after the block."""
         if not self._open:
             raise SteeringError(
                 "the block that steered this generation has ended; end it inside the block"
@@ -260,10 +241,7 @@ class _Generations:
 
     def close(self, patience: float = 60.0) -> bool:
         """End the block; runs of other threads stop at their next step, for which this waits.
-
-        Returns:
-            Whether there were any.
-        """
+        Returns whether there were any."""
         self._open = False
         me = threading.get_ident()
         with self._changed:

@@ -105,8 +105,6 @@ def require_weights(call: AttentionCall, weights: Tensor | None) -> Tensor:
     return weights
 
 
-# -- the hook of a pass --
-
 _current: ContextVar[AttentionHook | None] = ContextVar("prefheads_hook", default=None)
 
 
@@ -163,11 +161,9 @@ def _show_hook(function: AttentionFunction) -> AttentionFunction:
     return _with_hook[function]
 
 
-# -- routing a model's attention to hooks --
-
 lock = threading.RLock()  # held while a model's attention is probed, routed or let go
-_users: dict[tuple[int, str], int] = {}  # how many models have a function routed now
-_originals: dict[tuple[int, str], AttentionFunction] = {}
+# How many models have a function routed now, and what ends that.
+_users: dict[tuple[int, str], tuple[int, Callable[[], object]]] = {}
 _eager: dict[int, Callable[..., AttentionFunction]] = {}
 
 
@@ -215,24 +211,31 @@ def _interfaces(model: PreTrainedModel) -> list[AttentionInterface]:
 def _routed(interface: AttentionInterface, name: str) -> Iterator[None]:
     key = id(interface), name
     with lock:
-        _users[key] = _users.get(key, 0) + 1
-        if _users[key] == 1:
-            _route(interface, name)
+        n_users, restore = _users.get(key) or (0, _route(interface, name))
+        _users[key] = n_users + 1, restore
     try:
         yield
     finally:
         with lock:
-            _users[key] -= 1
-            if not _users[key]:
-                del _users[key]
-                _restore(interface, name)
+            n_users, restore = _users.pop(key)
+            if n_users > 1:
+                _users[key] = n_users - 1, restore
+            else:
+                restore()
 
 
-def _route(interface: AttentionInterface, name: str) -> None:
+def _route(interface: AttentionInterface, name: str) -> Callable[[], object]:
+    """Show hooks an attention function from now on; returns what ends that."""
     if name != "eager":
-        _originals[id(interface), name] = interface[name]
-        interface[name] = _show_hook(interface[name])
-        return
+        original = interface[name]
+        interface[name] = _show_hook(original)
+
+        def restore() -> None:
+            del interface[name]  # of this instance; what all instances share is as it was
+            if interface.get(name) is not original:
+                interface[name] = original
+
+        return restore
     # Eager attention has no entry: each file asks with a function of its own as the default.
     if id(interface) not in _eager:
         own = interface.get_interface
@@ -245,19 +248,7 @@ def _route(interface: AttentionInterface, name: str) -> None:
 
         _eager[id(interface)] = get_interface
     vars(interface)["get_interface"] = _eager[id(interface)]
-
-
-def _restore(interface: AttentionInterface, name: str) -> None:
-    if name == "eager":
-        del vars(interface)["get_interface"]
-        return
-    del interface[name]  # of this instance; what all instances share is as it was
-    original = _originals.pop((id(interface), name))
-    if interface.get(name) is not original:
-        interface[name] = original
-
-
-# -- other hooks and methods of modules --
+    return lambda: vars(interface).pop("get_interface")
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Any]:

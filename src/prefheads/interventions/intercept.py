@@ -9,15 +9,16 @@ copied and no module is addressed by a guessed name.
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefheads.errors import SteeringError
+from prefheads.errors import ModelError, SteeringError
 from prefheads.interventions.hooks import (
     LAYER,
     attention_backend,
@@ -29,23 +30,11 @@ from prefheads.interventions.hooks import (
 from prefheads.interventions.layout import (
     HeadLayout,
     causal_model,
-    input_device,
     known_layouts,
-    positions,
     probe_layout,
 )
 
-__all__ = [
-    "HeadLayout",
-    "attention_backend",
-    "causal_model",
-    "evaluating",
-    "head_layout",
-    "input_device",
-    "intercept",
-    "occupied",
-    "positions",
-]
+MASKABLE = ("sdpa", "eager")
 
 _busy: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
@@ -71,11 +60,7 @@ def head_layout(model: Any) -> HeadLayout:
 
 @contextmanager
 def occupied(model: PreTrainedModel) -> Iterator[None]:
-    """Keep others from acting on a model inside the block.
-
-    Raises:
-        SteeringError: Something acts on it already, by this thread or another.
-    """
+    """Keep others from acting on a model inside the block; a SteeringError if some do already."""
     with lock:
         if model in _busy:
             raise SteeringError(
@@ -99,6 +84,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def masked_backend(model: PreTrainedModel) -> str:
+    """The backend to use where a profile gain or a shared prompt needs explicit masks: the model's
+    own, or for flex attention one that computes the same. Others raise a ModelError."""
+    backend = attention_backend(model)
+    if backend in MASKABLE:
+        return backend
+    if backend == "flex_attention":
+        softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+        return "eager" if softcap else "sdpa"
+    raise ModelError(
+        f"{backend} attention takes no bias on single tokens; load the model with sdpa, "
+        "eager or flex"
+    )
 
 
 @contextmanager
@@ -138,21 +138,18 @@ def intercept(
                 vars(module)[LAYER] = index
                 stack.callback(vars(module).pop, LAYER, None)
         for index, layer in enumerate(layout.layers if entries else ()):
-            handle = layer.register_forward_pre_hook(_entry_hook(index), with_kwargs=True)
-            stack.callback(handle.remove)
+            hook = functools.partial(_enter, index)
+            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield layout
 
 
-def _entry_hook(index: int) -> Callable[..., Any]:
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hook = hook_of(module)
-        if hook is None:
-            return None
-        if args:
-            hidden, (rest, kwargs) = hook.enter_layer(index, args[0], (args[1:], kwargs))
-            return (hidden, *rest), kwargs
-        kwargs = dict(kwargs)
-        hidden, kwargs = hook.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
-        return (), kwargs | {"hidden_states": hidden}
-
-    return enter
+def _enter(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    hook = hook_of(module)
+    if hook is None:
+        return None
+    if args:
+        hidden, (rest, kwargs) = hook.enter_layer(index, args[0], (args[1:], kwargs))
+        return (hidden, *rest), kwargs
+    kwargs = dict(kwargs)
+    hidden, kwargs = hook.enter_layer(index, kwargs.pop("hidden_states"), kwargs)
+    return (), kwargs | {"hidden_states": hidden}

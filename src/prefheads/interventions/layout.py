@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,30 +138,29 @@ def set_layers(model: Any, layers: str | Sequence[nn.Module]) -> None:
 
 
 class _Probe(AttentionRecorder):
-    """Records which modules call the attention function, and whether it returns one vector a
-    head."""
+    """Records which modules call the attention function, on what, and whether it returns one
+    vector a head."""
 
     everywhere = True
 
     def __init__(self) -> None:
         self.n_heads: dict[nn.Module, int] = {}
-        self.per_head = True
-        self.causal = True
+        self.other_keys: set[nn.Module] = set()  # which read other keys than one for each token
+        self.per_head = self.causal = True
 
     def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
         _, n_heads, n_query, _ = call.query.shape
         self.n_heads[call.module] = n_heads
+        if call.key.shape[2] != n_query:
+            self.other_keys.add(call.module)
         self.causal &= bool(getattr(call.module, "is_causal", True))
         self.per_head &= out.dim() == 4 and out.shape[1:3] == (n_query, n_heads)
 
 
 @torch.no_grad()
 def probe_layout(model: PreTrainedModel) -> HeadLayout:
-    """Find the heads of a model that is in evaluation mode and that nothing acts on.
-
-    Raises:
-        ModelError: Its heads cannot be set; the message says what is missing.
-    """
+    """Find the heads of a model that is in evaluation mode and that nothing acts on; a ModelError
+    says what is missing."""
     kind = f"{type(model).__name__} ({getattr(model.config, 'model_type', 'unknown type')})"
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise ModelError(f"{kind} is not a causal language model")
@@ -235,8 +235,7 @@ def _enclosing(
 
 
 def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
-    """What a layer returns when a second row joins a pass of one row on entering it; None if it
-    cannot join."""
+    """What a layer returns when a second row joins a pass on entering it; None if it cannot."""
     outputs: list[Any] = []
 
     def double(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -244,17 +243,12 @@ def _output_of_joined_rows(model: PreTrainedModel, layer: nn.Module) -> Any:
             return (torch.cat([args[0]] * 2), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": torch.cat([kwargs["hidden_states"]] * 2)}
 
-    handles = (
-        layer.register_forward_pre_hook(double, with_kwargs=True),
-        layer.register_forward_hook(lambda module, args, output: outputs.append(output)),
-    )
+    keep = layer.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        n = len(_run(model).logits)
+        with layer.register_forward_pre_hook(double, with_kwargs=True), keep:
+            n = len(_run(model).logits)
     except (RuntimeError, IndexError, ValueError):  # whatever is said of rows that do not fit
         return None
-    finally:
-        for handle in handles:
-            handle.remove()
     return outputs[0] if n == 2 else None
 
 
@@ -272,11 +266,8 @@ class _GainOnHalf(AttentionHook):
 
 
 def _nonlinear_layers(model: PreTrainedModel, attentions: Sequence[nn.Module]) -> list[int]:
-    """Layers whose attention is not a linear function of its heads' outputs.
-
-    Only in a linear one is a gain of a head a gain of its columns of the output projection. Low
-    precision, and projections that round their input, count as linear.
-    """
+    """Layers whose attention is no linear function of its heads' outputs, so that a gain of a head
+    is none of its columns of the output projection. Low precision counts as linear."""
     half, nonlinear = _GainOnHalf(), []
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -290,27 +281,12 @@ def _nonlinear_layers(model: PreTrainedModel, attentions: Sequence[nn.Module]) -
         if (above - below).norm() > 0.1 * torch.maximum(above.norm(), below.norm()):
             nonlinear.append(list(attentions).index(module))
 
-    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in attentions]
-    try:
+    with ExitStack() as stack:
+        for module in attentions:
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         with hooked(half), routed(model):
             _run(model, 4)
-    finally:
-        for handle in handles:
-            handle.remove()
     return nonlinear
-
-
-class _Keys(AttentionRecorder):
-    """Records whether attention reads the keys of the text's tokens and no others."""
-
-    everywhere = True
-
-    def __init__(self, attentions: Sequence[nn.Module]) -> None:
-        self.attentions, self.are_tokens = set(attentions), True
-
-    def record(self, call: AttentionCall, out: Tensor, weights: Tensor | None) -> None:
-        if call.module in self.attentions:
-            self.are_tokens &= call.key.shape[2] == call.query.shape[2]
 
 
 _of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDictionary()
@@ -318,16 +294,13 @@ _of_tokens: weakref.WeakKeyDictionary[HeadLayout, bool] = weakref.WeakKeyDiction
 
 @torch.no_grad()
 def require_keys_of_tokens(model: PreTrainedModel, layout: HeadLayout) -> None:
-    """Refuse gains on the profile where attention reads other keys than one for each token.
-
-    Raises:
-        ModelError: It does, for example because it sums up parts of the text.
-    """
+    """Refuse gains on the profile where attention reads other keys than one for each token, for
+    example because it sums up parts of the text."""
     if layout not in _of_tokens:
-        keys = _Keys(layout.attentions)
-        with hooked(keys), routed(model):
+        probe = _Probe()
+        with hooked(probe), routed(model):
             _run(model, 40)
-        _of_tokens[layout] = keys.are_tokens
+        _of_tokens[layout] = probe.other_keys.isdisjoint(layout.attentions)
     if not _of_tokens[layout]:
         raise ModelError(
             f"{type(model).__name__} reads other keys than those of the text's tokens, so what it "

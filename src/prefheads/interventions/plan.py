@@ -78,15 +78,8 @@ def branches_of_one(
     means: Sequence[Tensor] | None = None,
 ) -> tuple[BranchPlan, Tensor]:
     """The plan of branches of one base row, run before, that leave where ``gains`` (R, L, H)
-    change it.
-
-    Args:
-        any_layer: Whether they may leave in any layer; otherwise all leave in the lowest.
-        means: As for :class:`BranchPlan`.
-
-    Returns:
-        The plan and ``order`` (R,): branch ``i`` of the plan is row ``order[i]`` of ``gains``.
-    """
+    change it, or all in the lowest layer if not ``any_layer``; and their ``order`` (R,): branch
+    ``i`` of the plan is row ``order[i]`` of ``gains``."""
     changed = (gains != 1).any(dim=2)
     last = gains.shape[1] - 1
     starts = torch.where(changed.any(1), changed.int().argmax(1), last) * any_layer
@@ -97,15 +90,10 @@ def branches_of_one(
 
 @dataclass(frozen=True)
 class ActivePositions:
-    """The positions of a call at which gains act: all from a first one on.
+    """The positions of a call at which gains act: all from a first one on."""
 
-    Attributes:
-        start: The first one of any row.
-        row_starts: The first one of each base row ``(n_base,)``, where rows differ.
-    """
-
-    start: int = 0
-    row_starts: Tensor | None = None
+    start: int = 0  # the first one of any row
+    row_starts: Tensor | None = None  # that of each base row (n_base,), where rows differ
 
     def after(self, start: int) -> ActivePositions:
         """The same positions in a call that begins at the position ``start`` of this one."""

@@ -19,7 +19,8 @@ from transformers import DynamicCache, PreTrainedModel
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.cache import can_fork
 from prefheads.interventions.hooks import AttentionCall, AttentionHook, AttentionOutput, hooked
-from prefheads.interventions.intercept import HeadLayout, head_layout, input_device, positions
+from prefheads.interventions.intercept import head_layout
+from prefheads.interventions.layout import HeadLayout, input_device, positions
 from prefheads.interventions.plan import ActivePositions, BranchPlan
 from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 
@@ -28,18 +29,12 @@ N_TOKENS, N_LAST = 12, 2  # of the probe
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the branches of a model may share.
+    """What the branches of a model may share."""
 
-    Attributes:
-        recorded: The prompt of a clean run, as attention read it.
-        cached: The prompt in a cache, because attention reads what the cache returns, as it
-            returns it.
-        any_layer: Whether branches may leave in any layer; otherwise all leave in the lowest,
-            because layers pass on more than hidden states.
-    """
-
-    recorded: bool
-    cached: bool
+    recorded: bool  # the prompt of a clean run, as attention read it
+    cached: bool  # the prompt in a cache: attention reads what the cache returns, as it returns it
+    # Whether they may leave in any layer; otherwise all leave in the lowest, because layers pass
+    # on more than hidden states.
     any_layer: bool
 
 
@@ -47,10 +42,7 @@ _found: weakref.WeakKeyDictionary[HeadLayout, Sharing] = weakref.WeakKeyDictiona
 
 
 def sharing_of(model: PreTrainedModel) -> Sharing:
-    """Found by running the model on a few tokens, once; remembered for its lifetime.
-
-    Must be used inside :func:`prefheads.interventions.intercept.intercept`.
-    """
+    """Found by running an intercepted model on a few tokens, once; remembered for its lifetime."""
     layout = head_layout(model)
     if layout not in _found:
         _found[layout] = _find(model)

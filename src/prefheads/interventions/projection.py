@@ -1,8 +1,10 @@
-"""The output projections that mix a layer's heads, found by what they read."""
+"""Projections found by what they do: those that mix a layer's heads, and that to the vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import weakref
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +15,23 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefheads.errors import ModelError
-from prefheads.interventions.hooks import AttentionCall, AttentionRecorder, hooked
-from prefheads.interventions.intercept import HeadLayout, input_device, intercept
+from prefheads.interventions.hooks import (
+    AttentionCall,
+    AttentionRecorder,
+    attribute_set_to,
+    forward_hooks,
+    hooked,
+)
+from prefheads.interventions.intercept import intercept
+from prefheads.interventions.layout import HeadLayout, input_device, positions
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The module that mixes a layer's heads: it reads their outputs, head after head.
+    """The module that mixes a layer's heads: it reads their outputs, head after head."""
 
-    Attributes:
-        name: Its path in the model.
-        module: ``nn.Linear``, or ``Conv1D``, which stores its weight the other way round.
-    """
-
-    name: str
-    module: nn.Linear | Conv1D
+    name: str  # its path in the model
+    module: nn.Linear | Conv1D  # which stores its weight the other way round
 
     @property
     def transposed(self) -> bool:
@@ -42,8 +46,6 @@ class Projection:
 
 
 class _Outputs(AttentionRecorder):
-    """Records the outputs of each layer's heads."""
-
     def __init__(self) -> None:
         self.of_layer: dict[int, Tensor] = {}
 
@@ -62,16 +64,13 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
     seen = _Outputs()
     readers: dict[int, list[nn.Module]] = {}
 
-    def note(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            out = seen.of_layer.get(index)
-            given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            if out is None or given is None or given.numel() != out.numel():
-                return
-            if torch.equal(given.flatten(), out.flatten()) and out.any():
-                readers.setdefault(index, []).append(module)
-
-        return hook
+    def note(index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        out = seen.of_layer.get(index)
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if out is None or given is None or given.numel() != out.numel():
+            return
+        if torch.equal(given.flatten(), out.flatten()) and out.any():
+            readers.setdefault(index, []).append(module)
 
     with ExitStack() as stack:
         layout = stack.enter_context(intercept(model))
@@ -80,7 +79,8 @@ def find_projections(model: PreTrainedModel) -> tuple[Projection, ...]:
                 # A module without parts computes, except dropout, which passes on its input.
                 if list(module.children()) or isinstance(module, nn.Dropout | nn.Identity):
                     continue
-                stack.callback(module.register_forward_pre_hook(note(i), with_kwargs=True).remove)
+                hook = functools.partial(note, i)
+                stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         stack.enter_context(hooked(seen))
         ids = torch.arange(8, device=input_device(model))[None]
         model(input_ids=ids, use_cache=False)
@@ -126,3 +126,37 @@ def _checked(
     if len({p.module.weight.data_ptr() for p in found}) < len(found):
         raise ModelError(f"{kind} shares an output projection between layers; it has no adapter")
     return tuple(found)
+
+
+_makes_logits: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@torch.no_grad()
+def vocabulary_projection(model: PreTrainedModel) -> nn.Linear | None:
+    """The layer whose output is the model's logits, without any change to them.
+
+    Found by one run on two tokens, and remembered. None where something is done to the logits
+    afterwards (a cap, a scale), or to the layer itself (quantised, adapted, kept elsewhere).
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+        return None
+    if vars(head).get("forward") or forward_hooks(head):
+        return None
+    found = _makes_logits.setdefault(head, {})
+    dtype = head.weight.dtype  # a model may turn its logits into float32, which they may be already
+    if dtype not in found:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def record(hidden: Tensor) -> Tensor:
+            seen.append((hidden, hidden.clone()))
+            return hidden
+
+        ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
+        with attribute_set_to(head, "forward", record):
+            logits = model(input_ids=ids, use_cache=False, **positions(model, 0, 2)).logits
+        only = len(seen) == 1 and logits is seen[0][0]
+        found[dtype] = only and torch.equal(logits, seen[0][1])
+    return head if found[dtype] else None

@@ -19,7 +19,6 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
 from prefheads.interventions.hooks import AttentionCall, AttentionHook, AttentionOutput
-from prefheads.interventions.masks import as_bias
 
 Once = Callable[[Callable[[], Any]], Any]
 Part = Callable[[Tensor, tuple[Tensor, Tensor], Tensor | None, float], tuple[Tensor, Tensor]]
@@ -45,21 +44,13 @@ class SharedPrompt(Protocol):
 
 
 class NewTokensCache(Cache):
-    """A cache for passes whose attention gets the prompt from elsewhere: it says how many tokens
-    the prompt has, returns new keys and values as they are, and keeps them.
-
-    Args:
-        n_past: Tokens of the prompt.
-        n_layers: Layers of the model.
-
-    Attributes:
-        new: Keys and values of the pass by layer, ``(rows, kv_heads, n, d)``.
-    """
+    """A cache for passes whose attention gets the prompt of ``n_past`` tokens from elsewhere: it
+    returns new keys and values as they are, and keeps them."""
 
     def __init__(self, n_past: int, n_layers: int) -> None:
         super().__init__(layers=[DynamicLayer() for _ in range(n_layers)])
         self.n_past = n_past
-        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, (rows, kv_heads, n, d)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -154,18 +145,13 @@ class RecordedPrompt(AttentionHook):
 def attend_shared(
     call: AttentionCall, prompt_kv: tuple[Tensor, Tensor], per_row: bool, once: Once
 ) -> AttentionOutput:
-    """Run the attention of rows that share prompts.
+    """Run the attention of rows that share prompts ``(rows, T, heads, d)``.
 
     Args:
-        call: Of ``rows`` rows with T queries each. Its keys and values are those of the rows' own
-            tokens, the last T and maybe some before; its mask also covers the prompt's keys.
-        prompt_kv: Keys and values of :meth:`SharedPrompt.prompt_kv`; of one prompt where not
-            ``per_row``.
-        per_row: See :class:`SharedPrompt`.
+        call: Of the rows' own tokens, the last T and maybe some before; its mask also covers the
+            prompt's keys.
+        prompt_kv: Of :meth:`SharedPrompt.prompt_kv`; of one prompt where not ``per_row``.
         once: Computes what follows from the mask and the shape alone, or remembers it.
-
-    Returns:
-        ``(rows, T, heads, d)``, and the weights that the attention function returns, if it ran.
     """
     query, mask = call.query, call.mask
     rows, _, n_query, width = query.shape
@@ -192,7 +178,17 @@ def attend_shared(
     return out.reshape(rows, n_query, *out.shape[2:]).contiguous(), weights
 
 
-# -- in two parts --
+def as_bias(mask: Tensor | None, query: Tensor, past: int, n_key: int) -> Tensor:
+    """An attention mask of any form as an additive bias ``(1 or batch, 1 or heads, n_query,
+    n_key)``; None means causal, ``past`` keys coming before the queries'."""
+    low = torch.finfo(query.dtype).min
+    if mask is None:
+        seen = torch.ones(query.shape[2], n_key, dtype=torch.bool, device=query.device)
+        mask = seen.tril(past)[None, None]
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, low)
+    # Minus infinity, which others may have written, leaves no softmax where a row sees nothing.
+    return mask[..., :n_key].to(query.dtype).clamp_min(low)
 
 
 def _is_plain(call: AttentionCall) -> bool:
@@ -275,18 +271,8 @@ def _lse_kernel(call: AttentionCall) -> Part | None:
 def attention_and_lse(
     query: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain torch, with all scores in memory.
-
-    Args:
-        query: ``(rows, groups, queries, d)``.
-        kv: Keys and values, ``(rows, groups, n, d)``.
-        mask: An additive mask, if any.
-        scale: Multiplies the scores.
-
-    Returns:
-        The output, shaped as ``query``, and the log-sum-exp of the scores ``(rows, groups,
-        queries)``.
-    """
+    """Attention in plain torch: queries ``(rows, groups, queries, d)``, keys and values ``(rows,
+    groups, n, d)`` and an additive mask to outputs and the log-sum-exp of the scores."""
     fine = torch.promote_types(query.dtype, torch.float32)
     scores = ((query * scale) @ kv[0].transpose(2, 3)).to(fine)  # float16 ends at 65504
     if mask is not None:
@@ -294,9 +280,6 @@ def attention_and_lse(
     lse = scores.logsumexp(-1)
     weights = (scores - lse[..., None]).exp_()
     return weights.to(query.dtype) @ kv[1], lse
-
-
-# -- as one row --
 
 
 def _fold_mask(mask: Tensor | None, query: Tensor, n_key: int, past: int) -> Tensor:

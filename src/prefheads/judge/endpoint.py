@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from openai import (
-    APIConnectionError,
-    APIStatusError,
-    AsyncOpenAI,
-    DefaultAsyncHttpxClient,
-    omit,
-)
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, omit
 from pydantic import BaseModel, ValidationError
 
 from prefheads.errors import DataError, PrefheadsError
@@ -22,7 +16,6 @@ _HINTS = {
     401: "; put a valid key into the variable that --key-env names",
     404: "; look at --base-url and --model",
 }
-T = TypeVar("T")
 
 
 class EndpointError(PrefheadsError):
@@ -112,17 +105,14 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any], check: Callable[[str], T]) -> tuple[T, Answer]:
+    async def ask(self, body: Mapping[str, Any], check: Callable[[str], object]) -> Answer:
         """Ask until ``check`` takes the answer's text.
 
         Answers that are cut off or not what was asked for are asked for again at once.
 
         Args:
             body: Of the request.
-            check: Turns the text into a value, or raises ``ValueError``.
-
-        Returns:
-            The value, and the answer that it comes from.
+            check: Raises ``ValueError`` for a text that cannot be used.
 
         Raises:
             EndpointError: The endpoint refuses, cannot be reached, or fails to the last.
@@ -141,7 +131,8 @@ class Endpoint:
                 raise EndpointError(f"{self._host}: {self._reason(error)}") from None
             try:
                 text = self._text(content, spent)
-                return check(text), Answer(text, spent.prompt_tokens, spent.completion_tokens)
+                check(text)
+                return Answer(text, spent.prompt_tokens, spent.completion_tokens)
             except ValueError as error:
                 problem = _first_problem(error)
         raise UnusableError(f"{self._host}: {problem} ({self.retries + 1} tries)")

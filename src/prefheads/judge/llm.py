@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from prefheads.judge.endpoint import Endpoint, UnusableError
 from prefheads.judge.pairs import Pair, Study
@@ -40,10 +40,8 @@ a JSON object of this shape, a whole number in place of each n:
 "second": {the same}}"""
 
 
-class Scores(BaseModel):
+class Scores(BaseModel, extra="forbid"):
     """Scores of one text."""
-
-    model_config = ConfigDict(extra="forbid")
 
     relevance: Score
     fluency: Score
@@ -52,10 +50,8 @@ class Scores(BaseModel):
     factuality: Score
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, extra="forbid"):
     """Scores of both texts, in the order in which they were shown."""
-
-    model_config = ConfigDict(extra="forbid")
 
     first: Scores
     second: Scores
@@ -69,7 +65,6 @@ class Ratings:
     """What a judge has answered.
 
     Attributes:
-        study: What was judged.
         pairs: The differing pairs with a usable answer in both orders.
         scores: ``(n_pairs, 2 orders, 2 methods, 5 dimensions)``; in the first order the first
             method's text stands first.
@@ -131,15 +126,13 @@ def rate(
     workers: int = 4,
     advance: Callable[[int], object] = lambda done: None,
 ) -> Ratings:
-    """Have a model rate all differing pairs of a study in both orders.
+    """Have a model rate all differing pairs of a study in both orders; closes the endpoint.
 
     Args:
-        study: The pairs.
-        endpoint: Whom to ask; closed afterwards.
         answers: Earlier answers, which are not asked for again; new ones are added as they come.
         model: Its name at the endpoint.
         form: How to ask for JSON; not every endpoint takes a schema.
-        temperature: Of its sampling; the endpoint's default if None.
+        temperature: The endpoint's default if None.
         workers: Requests at once.
         advance: Called with the number of answers at hand whenever it has grown.
 
@@ -147,32 +140,36 @@ def rate(
         EndpointError: The endpoint refuses or does not answer; what it has answered is kept.
     """
     wanted: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {}
+    found: dict[tuple[str, bool], Answer] = {}
+    problems: dict[str, str] = {}
     for pair in study.differing:
         for swapped in ORDERS:
             body = request_body(pair, swapped, model, form, temperature)
-            wanted[pair.id, swapped] = (_key(endpoint.url, body), body)
-    kept = {asked: answers.get(key) for asked, (key, _) in wanted.items()}
-    found = {asked: answer for asked, answer in kept.items() if answer is not None}
-    problems: dict[str, str] = {}
+            asked = json.dumps([endpoint.url, body], ensure_ascii=False, sort_keys=True)
+            key = hashlib.sha256(asked.encode()).hexdigest()
+            if (kept := answers.get(key)) is not None:
+                found[pair.id, swapped] = kept
+            else:
+                wanted[pair.id, swapped] = (key, body)
     advance(len(found))
 
-    async def ask(asked: tuple[str, bool], gate: asyncio.Semaphore) -> None:
-        key, body = wanted[asked]
+    async def ask(pair: str, swapped: bool, gate: asyncio.Semaphore) -> None:
+        key, body = wanted[pair, swapped]
         try:
             async with gate:
-                _, answer = await endpoint.ask(body, parse_verdict)
+                answer = await endpoint.ask(body, parse_verdict)
         except UnusableError as error:
-            problems[asked[0]] = str(error)
+            problems[pair] = str(error)
             return
         answers.add(key, answer)
-        found[asked] = answer
+        found[pair, swapped] = answer
         advance(len(found))
 
     async def ask_all() -> None:
         gate = asyncio.Semaphore(workers)
         async with endpoint, asyncio.TaskGroup() as group:
-            for asked in [asked for asked in wanted if asked not in found]:
-                group.create_task(ask(asked, gate))
+            for pair, swapped in wanted:
+                group.create_task(ask(pair, swapped, gate))
 
     try:
         asyncio.run(ask_all())
@@ -194,8 +191,3 @@ def _by_method(answer: Answer, swapped: bool) -> list[list[int]]:
     verdict = parse_verdict(answer.text)
     shown = [list(scores.model_dump().values()) for scores in (verdict.first, verdict.second)]
     return shown[::-1] if swapped else shown
-
-
-def _key(url: str, body: dict[str, Any]) -> str:
-    asked = json.dumps([url, body], ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()

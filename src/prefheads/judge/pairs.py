@@ -12,9 +12,8 @@ from typing import Any
 from prefheads.data.example import spread
 from prefheads.data.task import Item, task_name, task_of
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.records import Records
+from prefheads.evaluation.records import SAMPLES, Records, read_samples
 from prefheads.evaluation.run import RECORDS
-from prefheads.evaluation.samples import SAMPLES, read_samples
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,7 @@ class Pair:
     """Two texts for one sample.
 
     Attributes:
-        id, user_id: Of the sample.
         profile: The user's earlier texts that the prompt held, with the fields that it showed.
-        input: What was asked.
         texts: The texts of the two methods, in the order of ``Study.methods``.
     """
 
@@ -45,7 +42,6 @@ class Study:
     """Two methods to compare on one task.
 
     Attributes:
-        task: Name of the benchmark task.
         methods: Their names; which text is whose is for results only, not for judges.
         seed: Decides the samples, and which text stands first.
         pairs: All sampled pairs, those with the same text twice included.
@@ -84,16 +80,11 @@ class Study:
 
 
 def load_study(
-    run: Path,
-    methods: Sequence[str],
-    task: str | None = None,
-    n: int | None = 100,
-    seed: int = 0,
+    run: Path, methods: Sequence[str], task: str | None = None, n: int | None = 100, seed: int = 0
 ) -> Study:
     """Pairs from a folder that `prefheads eval` wrote.
 
     Args:
-        run: Its folder.
         methods: Two of its methods, by the names in its tables.
         task: One of its tasks; may be left out if it has one.
         n: Sample at most so many, users in turn; None takes all that both methods have finished.
@@ -104,9 +95,8 @@ def load_study(
         DataError: Not two methods, or methods or a task that it does not hold.
     """
     if len(methods) != 2 or methods[0] == methods[1]:
-        raise DataError(
-            f"name two different methods to compare, not {', '.join(methods) or 'none'}"
-        )
+        named = ", ".join(methods) or "none"
+        raise DataError(f"name two different methods to compare, not {named}")
     a, b = methods
     folder = _task_folder(run, task)
     done = Records(folder / RECORDS).done

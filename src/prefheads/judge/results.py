@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ class HumanResults:
     """Win rates by majority vote, over the voted pairs and the pairs of equal texts (ties).
 
     Attributes:
-        task, methods: What was compared.
         wins: Share of the pairs that each method wins, and share of ties, with 95 % intervals
             over users (Clopper-Pearson).
         difference: Share of the second method less that of the first.
@@ -67,25 +66,21 @@ def human_results(votes: Votes) -> HumanResults:
     won = {name: np.array([w == name for w in winners], dtype=np.float64) for name in (a, b, TIE)}
     user = {p["id"]: p["user_id"] for p in study["pairs"]}
     users = [user[p["id"]] for p in settled]
+    decided = [v for v in cast if v.choice != TIE]
+    first = np.array([v.choice == v.first for v in decided], dtype=np.float64)
+    of = [user[v.pair] for v in decided]
     return HumanResults(
         task=study["task"],
         methods=(a, b),
         wins={name: Estimate.of_share(values, users) for name, values in won.items()},
         difference=Estimate.of_difference(won[b] - won[a], users),
         alpha=agreement(cast, (a, b, TIE)),
-        first_wins=_first_wins([v for v in cast if v.choice != TIE], user),
+        first_wins=Estimate.of_share(first, of) if decided else Estimate(*[float("nan")] * 3),
         votes=dict(sorted(Counter(v.annotator for v in cast).items())),
         pairs=len(study["pairs"]),
         same=sum(p["same"] for p in study["pairs"]),
         open=len(study["pairs"]) - len(settled),
     )
-
-
-def _first_wins(decided: Sequence[Vote], user: Mapping[str, str]) -> Estimate:
-    if not decided:
-        return Estimate(*[float("nan")] * 3)
-    first = np.array([vote.choice == vote.first for vote in decided], dtype=np.float64)
-    return Estimate.of_share(first, [user[vote.pair] for vote in decided])
 
 
 def majority(choices: Sequence[str]) -> str:

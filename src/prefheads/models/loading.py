@@ -2,7 +2,8 @@
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ from transformers import (
 from prefheads.errors import ModelError
 from prefheads.models import bundled
 from prefheads.models.network import no_hub
-from prefheads.models.presets import preset_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The models of the paper by short names. Their checkpoints are in this precision; their chat
+# templates come with their tokenizers. Where there are several GPUs they are spread over them.
+PRESETS = {
+    "llama-3-8b-instruct": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
+    "qwen2-7b-instruct": "Qwen/Qwen2-7B-Instruct",
+}
+PRESET_DTYPE = "bfloat16"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -39,8 +47,7 @@ def load_model(
     Only safetensors are read, and code that comes with a checkpoint is never run.
 
     Args:
-        name: "bundled", a name of :data:`prefheads.models.presets.PRESETS`, a local folder, or
-            a hub id.
+        name: "bundled", a name of :data:`PRESETS`, a local folder, or a hub id.
         device: "cpu", "cuda", "cuda:1", ...; None or "auto" takes a GPU where there is one.
         dtype: "float32", "bfloat16", "float16" or a torch dtype; None takes the checkpoint's own,
             on a CPU float32.
@@ -57,28 +64,37 @@ def load_model(
     """
     if device_map is not None and device is not None:
         raise ModelError("give either device or device_map, not both")
-    if preset := preset_of(name):
-        dtype = dtype or preset.dtype
+    if preset_of(name):
+        dtype = dtype or PRESET_DTYPE
         if device in (None, "auto") and device_map is None and torch.cuda.device_count() > 1:
             device, device_map = None, "auto"
     place = None if device_map is not None else _device(device)
     wanted_dtype = _dtype(dtype, place)
     source = _source(name)
     config, offline = _read_config(source)
-    model = _read_weights(
-        source,
-        local_files_only=offline,
-        config=config,
-        dtype=wanted_dtype,
-        attn_implementation=attn_implementation,
-        device_map=device_map,
-    )
+    with _explained(f"cannot load model {source}"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=wanted_dtype,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            local_files_only=offline,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    model: PreTrainedModel
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source} is damaged or not a causal language model: "
+            f"it misses {len(missing)} of the weights, such as {missing[0]}"
+        )
     tokenizer = _read_tokenizer(source, offline)
     if place is not None:
-        try:
+        with _explained(f"cannot put {source} on {place}"):
             model.to(place)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            raise ModelError(f"cannot put {source} on {place}: {_one_line(error)}") from None
     return model.eval(), tokenizer
 
 
@@ -94,14 +110,16 @@ def load_skeleton(
     """
     source = _source(name)
     config, offline = _read_config(source)
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # anything can be wrong with foreign files
-        raise ModelError(f"cannot load model {source}: {_one_line(error)}") from None
+    with _explained(f"cannot load model {source}"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     with suppress(OSError):  # without one, what the configuration says
         model.generation_config = GenerationConfig.from_pretrained(source, local_files_only=offline)
     return model.eval(), _read_tokenizer(source, offline)
+
+
+def preset_of(name: str | os.PathLike[str]) -> str | None:
+    """The hub id of the preset of that name, whatever its case."""
+    return PRESETS.get(str(name).lower())
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -134,7 +152,7 @@ def _source(name: str | os.PathLike[str]) -> str:
     if name == "bundled":
         return str(bundled.model_dir())
     if preset := preset_of(name):
-        return preset.hub_id
+        return preset
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -178,37 +196,23 @@ def _read_config(source: str) -> tuple[PreTrainedConfig, bool]:
     return config, bool(why)
 
 
-def _read_weights(source: str, **options: Any) -> PreTrainedModel:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except Exception as error:  # anything can be wrong with foreign files
-        raise ModelError(f"cannot load model {source}: {_one_line(error)}") from None
-    model: PreTrainedModel
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{source} is damaged or not a causal language model: "
-            f"it misses {len(missing)} of the weights, such as {missing[0]}"
-        )
-    return model
-
-
 def _read_tokenizer(source: str, offline: bool) -> PreTrainedTokenizerBase:
-    try:
+    with _explained(f"cannot load the tokenizer of {source}"):
         tokenizer = AutoTokenizer.from_pretrained(
             source, padding_side="left", trust_remote_code=False, local_files_only=offline
         )
-    except Exception as error:  # anything can be wrong with foreign files
-        raise ModelError(f"cannot load the tokenizer of {source}: {_one_line(error)}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn any error into a line: anything can be wrong with foreign files."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{what}: {_one_line(error)}") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -15,14 +15,14 @@ from prefheads.data.example import Example
 from prefheads.errors import DataError, ModelError, SteeringError
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.hooks import attribute_set_to, hooked
-from prefheads.interventions.intercept import (
+from prefheads.interventions.intercept import evaluating, head_layout
+from prefheads.interventions.layout import (
     causal_model,
-    evaluating,
-    head_layout,
     input_device,
     positions,
+    require_keys_of_tokens,
+    takes_positions,
 )
-from prefheads.interventions.layout import require_keys_of_tokens, takes_positions
 from prefheads.interventions.plan import (
     ALL_POSITIONS,
     ActivePositions,
@@ -31,35 +31,57 @@ from prefheads.interventions.plan import (
     without_branches,
 )
 from prefheads.interventions.probes import sharing_of
+from prefheads.interventions.projection import vocabulary_projection
 from prefheads.interventions.shared_prompt import NewTokensCache, RecordedPrompt
 from prefheads.models.limits import Budget, context_length
-from prefheads.scoring.nll import projected_nll, token_nll, vocabulary_projection
 from prefheads.steering.context import active_steering
 from prefheads.steering.response import response_from
 from prefheads.types import Scope, Target
 
+AT_ONCE = 2**24  # logits in memory beside those that are returned
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL in nats of ``targets`` (..., T) under ``logits`` (..., T, vocab), float32 (..., T)."""
+    chosen = logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0].float()
+    rows = logits.flatten(0, -2)
+    few = max(1, AT_ONCE // logits.shape[-1])
+    lse = torch.cat([part.float().logsumexp(-1) for part in rows.split(few)])
+    return lse.reshape(chosen.shape) - chosen
+
+
+def mean_nll(logits: Tensor, targets: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Mean NLL of ``targets`` (T,) under ``logits`` (T, vocab) at each temperature, on the CPU."""
+    at_each = (logits if t == 1 else logits / t for t in temperatures)
+    return torch.stack([token_nll(x, targets).mean() for x in at_each]).cpu()
+
+
+def projected_nll(
+    hidden: Tensor, projection: nn.Linear, targets: Tensor, known: tuple[Tensor, Tensor]
+) -> Tensor:
+    """NLL of ``targets`` (T,) under the logits that a projection makes of ``hidden`` (rows, T,
+    width), float32 (rows, T). ``known``: hidden states ``(1, T, width)`` close to all of them, and
+    their logits."""
+    # Only the difference is projected: it is small, and so is its rounding error.
+    parts = (hidden - known[0]).split(max(1, AT_ONCE // known[1].numel()))
+    logits = (known[1] + nn.functional.linear(x, projection.weight).float() for x in parts)
+    return torch.cat([token_nll(x, targets) for x in logits])
+
 
 class CleanRun(BranchedForward):
-    """The pass of the unsteered model over the response; it records what branches leave from.
+    """The pass of the unsteered model over the response; it records what branches leave from."""
 
-    Attributes:
-        recorded: The hidden states that entered each layer, ``(1, n, d)``.
-        rest: What else each layer was given.
-        logits: Of the response, ``(1, T, vocab)``.
-        hidden: What a :func:`vocabulary_projection` made them of, ``(1, T, d)``; None without one.
-    """
-
-    logits: Tensor
-    hidden: Tensor | None = None
+    logits: Tensor  # of the response, (1, T, vocab)
+    hidden: Tensor | None = None  # what a vocabulary projection made them of, (1, T, width)
 
     def __init__(self, plan: BranchPlan, n_keys: int, prompt: RecordedPrompt | None) -> None:
         super().__init__(plan, n_keys, prompt=prompt)
-        self.recorded: dict[int, Tensor] = {}
-        self.rest: dict[int, Any] = {}
+        self.recorded: dict[int, Tensor] = {}  # what entered each layer, (1, n, width)
+        self.rest: dict[int, Any] = {}  # what else it was given
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its logits and of the recorded hidden states."""
+        """Bytes of its logits and of what entered each layer."""
         return self.logits.nbytes + sum(x.nbytes for x in self.recorded.values())
 
     def enter_layer(self, index: int, hidden: Tensor, rest: Any) -> tuple[Tensor, Any]:
@@ -103,13 +125,16 @@ class Scorer:
         self.n_keys = len(prompt) + len(self.targets) - 1
         self.profile = nn.functional.pad(encoded.profile_mask, (0, self.n_keys - len(prompt)))[None]
         self.ids = torch.cat([prompt, self.targets[:-1]])[None]
-        self._takes_positions = takes_positions(model)
         self.first = 0  # position that passes begin at
         self.active = ActivePositions(len(prompt) - 1) if scope == "response" else ALL_POSITIONS
         self.prompt: RecordedPrompt | None = None  # shared by all rows
         sharing = sharing_of(model)
         self.any_layer = sharing.any_layer
-        _forget_lengths(model)
+        # Positions that scale with the longest text seen (dynamic NTK): a short text resets them.
+        if "dynamic" in str(getattr(model.config.get_text_config(), "rope_parameters", None)):
+            ids = torch.zeros((1, 2), dtype=torch.long, device=device)
+            with torch.no_grad():
+                model(input_ids=ids, use_cache=False, **positions(model, 0, 2))
         if self.active.start and sharing.recorded:
             self.first, self.active = self.active.start, ALL_POSITIONS
             # The whole text: some models place tokens by how many there are.
@@ -125,16 +150,8 @@ class Scorer:
 
     @torch.no_grad()
     def logits(self, gains: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits of the response under each map of gains.
-
-        Args:
-            gains: ``(R, n_layers, n_heads)``, 1 leaving a head alone.
-            target: What the gains multiply.
-
-        Yields:
-            ``(rows, logits)``: indices ``(r,)`` into ``gains``, and ``(1 + r, T, vocab)`` with the
-            logits of the clean run first.
-        """
+        """Yield indices ``(r,)`` into maps of gains ``(R, n_layers, n_heads)``, and the logits of
+        the response under each of them, those of the clean run first, ``(1 + r, T, vocab)``."""
         for rows, logits in self._branched(gains, target, self.run):
             yield rows, torch.cat([self.clean_run.logits, logits])
 
@@ -167,8 +184,7 @@ class Scorer:
                 clean.logits = self.run(clean)
             else:
                 clean.hidden = self._hidden(clean, projection)
-                weight, bias = projection.weight, projection.bias
-                clean.logits = nn.functional.linear(clean.hidden, weight, bias)
+                clean.logits = projection(clean.hidden)
         return clean
 
     def branch(self, plan: BranchPlan) -> BranchedForward:
@@ -185,17 +201,16 @@ class Scorer:
     def _logits(self, first: int, n: int, cache: NewTokensCache | None = None) -> Tensor:
         """Logits of the last ``n`` positions in a call with the tokens from ``first`` on."""
         options = {}
-        if self._takes_positions:
+        if takes_positions(self.model):
             options["position_ids"] = torch.arange(first, self.n_keys, device=self.ids.device)[None]
-        out = self.model(
+        logits: Tensor = self.model(
             input_ids=self.ids[:, first:],
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=n,
             **options,
-        )
-        logits: Tensor = out.logits[:, -n:]  # some models give all of them
-        return logits
+        ).logits
+        return logits[:, -n:]  # some models give all of them
 
     def _hidden(self, branched: BranchedForward, projection: nn.Linear) -> Tensor:
         """What enters the projection where the response is predicted, ``(rows, T, width)``."""
@@ -213,11 +228,7 @@ class Scorer:
     @torch.no_grad()
     def nll(self, gains: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean response NLL (Eq. 3), in nats a token, of the clean run ``()`` and under each map of
-        gains ``(R,)``.
-
-        Raises:
-            ModelError: The model's logits are not finite.
-        """
+        gains ``(R,)``."""
         result = torch.empty(len(gains))
         for rows, nll in self._branched(gains, target, self._token_nll):
             result[rows] = nll.mean(-1).cpu()
@@ -228,14 +239,6 @@ class Scorer:
                 "try float32"
             )
         return base, result
-
-
-def _forget_lengths(model: PreTrainedModel) -> None:
-    """Reset positions that scale with the longest text seen (dynamic NTK): a short text does."""
-    if "dynamic" in str(getattr(model.config.get_text_config(), "rope_parameters", None)):
-        ids = torch.zeros((1, 2), dtype=torch.long, device=input_device(model))
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False, **positions(model, 0, 2))
 
 
 @torch.inference_mode(False)  # screening differentiates with what this makes
@@ -297,16 +300,10 @@ def response_nll(
         options = {}
         if takes_positions(model):
             options["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-        with (
-            evaluating(model),
-            response_from(batch.prompt_ids.shape[1], profile_mask=batch.profile_mask),
-        ):
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                logits_to_keep=batch.response_ids.shape[1],
-                **options,
-            ).logits[:, -batch.response_ids.shape[1] :]
+        n_prompt, n = batch.prompt_ids.shape[1], batch.response_ids.shape[1]
+        with evaluating(model), response_from(n_prompt, profile_mask=batch.profile_mask):
+            out = model(input_ids=ids, attention_mask=mask, logits_to_keep=n, **options)
+        logits = out.logits[:, -n:]
         real = batch.response_mask.to(logits.device)
         nll = token_nll(logits, batch.response_ids.to(logits.device)).masked_fill(~real, 0)
         values.append((nll.sum(1) / real.sum(1)).cpu())

@@ -22,15 +22,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.errors import PrefheadsError
-from prefheads.interventions.intercept import (
-    attention_backend,
-    causal_model,
-    evaluating,
-    head_layout,
-    input_device,
-    intercept,
-)
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.hooks import attention_backend
+from prefheads.interventions.intercept import evaluating, head_layout, intercept, masked_backend
+from prefheads.interventions.layout import causal_model, input_device
 from prefheads.progress import track
 from prefheads.scoring.scorer import Scorer
 from prefheads.selftest.subject import BATCH, CACHES, ONE, Subject, gap, marks
@@ -45,19 +39,12 @@ SLACK = 8  # times the model's own noise: a contrast adds up three numbers
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison.
-
-    Attributes:
-        what: What was compared.
-        difference: The largest difference; None where nothing could be compared.
-        limit: The largest difference that counts as right.
-        note: Why nothing could be compared, or what is wrong.
-    """
+    """One comparison."""
 
     what: str
-    difference: float | None
-    limit: float
-    note: str = ""
+    difference: float | None  # the largest; None where nothing could be compared
+    limit: float  # the largest difference that counts as right
+    note: str = ""  # why nothing could be compared, or what is wrong
 
     @property
     def right(self) -> bool:
@@ -134,6 +121,9 @@ class _Tests:
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.model = subject, subject.model
+        # What counts as rounding, by the texts that the model itself decodes best: some models
+        # ignore padding.
+        self.limit = max(FLOOR, SLACK * min(subject.noise.values()))
 
     def all(self) -> Iterator[Callable[[], Finding]]:
         """Comparisons to run, one by one."""
@@ -228,12 +218,6 @@ class _Tests:
         what = f"full passes: PCS of {len(picked)} heads by {target}, in nats"
         limit = max(FLOOR_NATS, SLACK * self.subject.noise_nats)
         return self._found(what, limit, difference)
-
-    @property
-    def limit(self) -> float:
-        """The largest difference that counts as rounding, by the texts that the model itself
-        decodes best: some models ignore padding."""
-        return max(FLOOR, SLACK * min(self.subject.noise.values()))
 
     def _found(self, what: str, limit: float, difference: Callable[[], float]) -> Finding:
         try:

@@ -15,10 +15,10 @@ from prefheads.data.encoding import Batch, Encoded, encode, pad_batch
 from prefheads.data.example import Example
 from prefheads.interventions.branching import BranchedForward
 from prefheads.interventions.hooks import LAYER, STEP, forward_hooks, hooked
-from prefheads.interventions.intercept import head_layout, input_device, intercept, positions
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import head_layout, intercept, masked_backend
+from prefheads.interventions.layout import input_device, positions
 from prefheads.interventions.plan import ActivePositions, without_branches
-from prefheads.scoring.nll import token_nll
+from prefheads.scoring.scorer import token_nll
 from prefheads.steering.context import active_steering
 from prefheads.types import Target
 
@@ -55,12 +55,9 @@ class Subject:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.layout = model, head_layout(model)
         self.encoded = [encode(tokenizer, example) for example in PEOPLE]
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.pad = int(pad)
-        self.batches = {
-            ONE: pad_batch(self.encoded[1:2], self.pad),
-            BATCH: pad_batch(self.encoded, self.pad),
-        }
+        self.pad = tokenizer.pad_token_id or 0
+        texts = {ONE: self.encoded[1:2], BATCH: self.encoded}
+        self.batches = {name: pad_batch(each, self.pad) for name, each in texts.items()}
         self.plain: dict[tuple[str, str], tuple[Tensor, Tensor] | str] = {}
         self.noise = dict.fromkeys(self.batches, 0.0)
         for batch, cache in itertools.product(self.batches, CACHES):
@@ -76,11 +73,7 @@ class Subject:
         self.noise_nats = float(max(gaps))
 
     def full(
-        self,
-        encoded: Encoded,
-        new: Tensor,
-        gains: Tensor | None = None,
-        target: Target = "head",
+        self, encoded: Encoded, new: Tensor, gains: Tensor | None = None, target: Target = "head"
     ) -> Tensor:
         """Logits ``(n_new, vocab)`` after a prompt and its new tokens, by one full pass with gains
         from the last prompt token on."""
@@ -103,10 +96,9 @@ class Subject:
         new = out.sequences[:, batch.prompt_ids.shape[1] :]
         return new, torch.stack(out.logits, 1).float()
 
-    def search(self, batch: Batch) -> Tensor:
+    def search(self, batch: Batch) -> Any:
         """Scores of the best beams ``(B,)``."""
-        scores: Tensor = self._run(batch, num_beams=3, output_scores=True).sequences_scores
-        return scores
+        return self._run(batch, num_beams=3, output_scores=True).sequences_scores
 
     def _run(self, batch: Batch, **options: Any) -> Any:
         generator: Any = self.model
@@ -160,8 +152,7 @@ def marks(model: PreTrainedModel) -> dict[str, Any]:
         "the config": str(model.config.to_dict()),
         "transformers' attention functions": [dict(functions), list(vars(functions))],
         "transformers' cache layers": [
-            dict(DYNAMIC_LAYER_TYPE_MAPPING),
-            dict(STATIC_LAYER_TYPE_MAPPING),
+            dict(layers) for layers in (DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING)
         ],
         "a steering": active_steering(model),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from prefheads.data.chat import Turn
 from prefheads.serve.engine import Piece, Sampling
-from prefheads.serve.personal import NoProfile, Prepared, Wish
-from prefheads.serve.problems import Problem, body_of
+from prefheads.serve.gate import TOKENS
+from prefheads.serve.personal import Prepared, Wish
+from prefheads.serve.problems import Problem, problem_of
 from prefheads.serve.schema import ChatRequest, CompletionRequest
 from prefheads.serve.schema import Request as AnyRequest
 from prefheads.serve.service import Service, authenticated
@@ -30,12 +31,7 @@ DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI has it
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer is written down.
-
-    Attributes:
-        whole, chunk: Names of the objects.
-        prefix: Of ids.
-    """
+    """How an answer is written down: the names of the objects, and what ids begin with."""
 
     whole: str
     chunk: str
@@ -43,17 +39,15 @@ class Form:
 
     def choice(self, text: str, finish: str | None) -> dict[str, Any]:
         """The choice of a whole answer."""
-        if self is CHAT:
-            message = {"role": "assistant", "content": text, "refusal": None}
-            return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        content = {"message": message} if self is CHAT else {"text": text}
+        return {"index": 0, **content, "logprobs": None, "finish_reason": finish}
 
     def delta(self, text: str, finish: str | None, first: bool) -> dict[str, Any]:
         """The choice of a piece."""
-        if self is CHAT:
-            delta = {"role": "assistant", "content": text} if first else {"content": text}
-            return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self.choice(text, finish)
+        delta = {"role": "assistant", "content": text} if first else {"content": text}
+        content = {"delta": delta} if self is CHAT else {"text": text}
+        return {"index": 0, **content, "logprobs": None, "finish_reason": finish}
 
 
 CHAT = Form("chat.completion", "chat.completion.chunk", "chatcmpl-")
@@ -63,43 +57,34 @@ TEXT = Form("text_completion", "text_completion", "cmpl-")
 @router.post("/chat/completions")
 async def chat(request: Request, body: ChatRequest, key: Key) -> Response:
     """Answer a chat."""
-    service = Service.of(request)
     turns = [message.turn for message in body.messages]
-    tokens = body.max_completion_tokens or body.max_tokens or service.limits.default_tokens
-    return await _answer(request, service, key, body, turns, tokens, CHAT)
+    default = Service.of(request).limits.default_tokens
+    tokens = body.max_completion_tokens or body.max_tokens or default
+    return await _answer(request, key, body, turns, tokens, CHAT)
 
 
 @router.post("/completions")
 async def completions(request: Request, body: CompletionRequest, key: Key) -> Response:
     """Continue a text, without a chat template."""
     tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
-    turns = [Turn("user", body.prompt)]
-    return await _answer(request, Service.of(request), key, body, turns, tokens, TEXT)
+    return await _answer(request, key, body, [Turn("user", body.prompt)], tokens, TEXT)
 
 
 async def _answer(
-    request: Request,
-    service: Service,
-    key: str,
-    body: AnyRequest,
-    turns: list[Turn],
-    tokens: int,
-    form: Form,
+    request: Request, key: str, body: AnyRequest, turns: list[Turn], tokens: int, form: Form
 ) -> Response:
+    service = Service.of(request)
     service.require_model(body.model)
     _check(service, body, turns, tokens)
     sampling = Sampling(tokens, body.temperature, body.top_p, body.seed, body.stops)
     wish = Wish(turns, form is CHAT, sampling, body.user, body.gamma, body.mode)
-    try:
-        prepared = await run_in_threadpool(service.personaliser.prepare, key, wish)
-    except NoProfile as error:
-        raise Problem(404, str(error), "profile_not_found", "user") from None
+    prepared = await run_in_threadpool(service.personaliser.prepare, key, wish)
     answer = _Answer(request, service, body, prepared, form)
     pieces = service.engine.generate(prepared.job)
     if not body.stream:
-        return await _unless_gone(request, lambda: answer.whole(pieces))
+        return await _unless_gone(request, answer.whole(pieces))
     # The first piece is waited for, so that what goes wrong until then has a status of its own.
-    first = await _unless_gone(request, lambda: anext(pieces))
+    first = await _unless_gone(request, anext(pieces))
     if isinstance(first, Response):
         await pieces.aclose()
         return first
@@ -123,12 +108,7 @@ class _Answer:
     """One answer on its way out."""
 
     def __init__(
-        self,
-        request: Request,
-        service: Service,
-        body: AnyRequest,
-        prepared: Prepared,
-        form: Form,
+        self, request: Request, service: Service, body: AnyRequest, prepared: Prepared, form: Form
     ) -> None:
         self._service, self._body, self._form = service, body, form
         self._trace = request.state.trace
@@ -139,19 +119,13 @@ class _Answer:
         service.metrics.steered.labels(self._trace.mode).inc()
         service.metrics.cut.inc(job.prompt.truncated)
         self._began = False
-        self._shared = {
-            "id": f"{form.prefix}{self._trace.id}",
-            "created": int(time.time()),
-            "model": service.name,
-        }
+        id = f"{form.prefix}{self._trace.id}"
+        self._shared = {"id": id, "created": int(time.time()), "model": service.name}
         self._how = {
-            "mode": self._trace.mode,
-            "gamma": setting.gamma,
-            "target": None if setting.plain else setting.target,
-            "clusters": list(job.clusters),
-            "items": list(prepared.items),
-            "profile_cut": job.prompt.truncated,
-        }
+            "mode": self._trace.mode, "gamma": setting.gamma,
+            "target": None if setting.plain else setting.target, "clusters": list(job.clusters),
+            "items": list(prepared.items), "profile_cut": job.prompt.truncated,
+        }  # fmt: skip
 
     async def whole(self, pieces: AsyncGenerator[Piece, None]) -> Response:
         """The answer in one."""
@@ -168,7 +142,8 @@ class _Answer:
         self, first: Piece, pieces: AsyncGenerator[Piece, None]
     ) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
-        wanted = self._body.stream_options is not None and self._body.stream_options.include_usage
+        options = self._body.stream_options
+        wanted = options is not None and options.include_usage
         chunk = self._shared | {"object": self._form.chunk}
         usage: dict[str, Any] = {"usage": None} if wanted else {}
         async with aclosing(pieces):
@@ -181,7 +156,7 @@ class _Answer:
                     choice = self._form.delta(piece.text, piece.finish, False)
                     yield _event(chunk | {"choices": [choice]} | usage)
             except Exception as error:
-                yield _event(body_of(error))
+                yield _event(problem_of(error).body)
                 return
         if wanted:
             yield _event(chunk | {"choices": [], "usage": self._usage()})
@@ -196,29 +171,22 @@ class _Answer:
         self._trace.completion_tokens = piece.n_tokens
 
     def _usage(self) -> dict[str, int]:
-        prompt, completion = self._trace.prompt_tokens, self._trace.completion_tokens
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        }
+        counts = {name: getattr(self._trace, name) for name in TOKENS}
+        return counts | {"total_tokens": sum(counts.values())}
 
 
 def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
-async def _unless_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T | Response:
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T | Response:
     """The result of some work, which is given up when the client goes away."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    async def working() -> T:
-        return await work()
-
-    task, leaving = asyncio.create_task(working()), asyncio.create_task(gone())
+    task, leaving = asyncio.ensure_future(work), asyncio.create_task(gone())
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():

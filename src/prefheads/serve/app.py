@@ -50,12 +50,8 @@ def make_service(
     Args:
         database: As :func:`prefheads.serve.database.open_database` takes it.
         name: What clients call the model.
-        limits, batches: Sizes and rates.
         items: Profile items in a prompt.
         engine: What writes; transformers with the steerer's own model if None.
-
-    Raises:
-        PrefheadsError: The database or the sentence encoder cannot be used.
     """
     limits, metrics = limits or Limits(), Metrics()
     context = context_length(steerer.model)

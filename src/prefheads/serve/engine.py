@@ -11,51 +11,46 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from prefheads.data.encoding import Encoded
+from prefheads.serve.problems import Problem
 from prefheads.steering.setting import PLAIN, Setting
 
 Finish = Literal["stop", "length"]
-FAILED = "the engine failed"  # what clients are told
+FAILED = "the engine failed"
 CLOSING = "the server is shutting down"
-FULL = "too many requests are waiting"
 
 
-class Overloaded(RuntimeError):
-    """The engine has as many waiting jobs as it takes; try again later."""
+class Overloaded(Problem):
+    """The engine has as many waiting jobs as it takes."""
+
+    def __init__(self) -> None:
+        message = "too many requests are waiting; try again soon"
+        super().__init__(503, message, "overloaded", retry_after=1)
 
 
-class EngineFailure(RuntimeError):
-    """A job could not be finished. The message is for the client and holds none of its text."""
+class EngineFailure(Problem):
+    """A job could not be finished."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, message, "engine_failure", retry_after=1)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when to stop.
-
-    Attributes:
-        max_tokens: New tokens at most.
-        temperature: 0 takes the likeliest token.
-        top_p: Sampling is among the likeliest tokens that hold this share of the probability.
-        seed: Makes sampling repeatable; None draws one.
-        stop: Texts that end the answer and are not part of it.
-    """
+    """How tokens are chosen and when to stop."""
 
     max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    temperature: float = 0.0  # 0 takes the likeliest token
+    top_p: float = 1.0  # sample among the likeliest tokens that hold this share of the probability
+    seed: int | None = None  # None draws one
+    stop: tuple[str, ...] = ()  # texts that end the answer and are not part of it
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """One text to write.
 
-    Attributes:
-        prompt: Its tokens, and which of them are the profile's.
-        setting: How to steer; :data:`prefheads.steering.setting.PLAIN` leaves the model alone.
-        clusters: How much the user belongs to each cluster of the fitted steerer; the user's map is
-            the sum of the clusters' maps with these weights. Empty for a plain job.
-        sampling: How to choose tokens.
+    ``clusters`` says how much the user belongs to each cluster of the fitted steerer; the user's
+    map is the sum of the clusters' maps with these weights. Empty for a plain job.
     """
 
     prompt: Encoded
@@ -66,17 +61,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Piece:
-    """More of an answer.
+    """More of an answer."""
 
-    Attributes:
-        text: What is new, whole characters; may be empty.
-        n_tokens: Tokens of the answer so far, the one that ended it included.
-        finish: Why the answer is over, with its last piece.
-    """
-
-    text: str
-    n_tokens: int
-    finish: Finish | None = None
+    text: str  # what is new, whole characters; may be empty
+    n_tokens: int  # of the answer so far, the one that ended it included
+    finish: Finish | None = None  # why the answer is over, with its last piece
 
 
 class Engine(Protocol):

@@ -10,33 +10,25 @@ import uuid
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefheads.serve.limits import Limits
 from prefheads.serve.observe import Metrics
-from prefheads.serve.problems import Problem, body_of, problem_of
+from prefheads.serve.problems import Problem
 
 log = logging.getLogger(__name__)
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TOKENS = ("prompt_tokens", "completion_tokens")  # of an answer, as clients and the log name them
 QUIET = ("/health", "/ready", "/metrics")
 
 
 @dataclass
 class Trace:
-    """What is noted of a request while it is answered.
+    """What is noted of a request while it is answered."""
 
-    Attributes:
-        id: Of the request: the client's, or a new one.
-        began: When, by a clock that only grows.
-        key: Id of the API key.
-        prompt_tokens, completion_tokens: Of an answer.
-        mode: How the answer was steered.
-    """
-
-    id: str
-    began: float
-    key: str | None = None
+    id: str  # the client's, or a new one
+    began: float  # by a clock that only grows
+    key: str | None = None  # id of the API key
     prompt_tokens: int = 0
     completion_tokens: int = 0
     mode: str | None = None
@@ -67,17 +59,14 @@ class Gate:
                 headers["Cache-Control"] = "no-store"
             await send(message)
 
-        receiving = _limited(receive, Headers(scope=scope), self._limits)
+        receiving = self._limited(receive, Headers(scope=scope).get("content-length", ""))
         with self._metrics.active.track_inprogress():
             try:
                 await self._app(scope, receiving, sending)
             except Exception as error:
-                if status:  # too late to say anything but that it ended
-                    log.error("stream failed", exc_info=error, extra={"fields": {"id": trace.id}})
-                    raise ConnectionAbortedError from None
-                problem = problem_of(error)
-                response = JSONResponse(body_of(problem), problem.status_code, problem.headers)
-                await response(scope, receiving, sending)
+                # The application has answered, or it is too late to say more than that it ended.
+                log.error("stream failed", exc_info=error, extra={"fields": {"id": trace.id}})
+                raise ConnectionAbortedError from None
             finally:
                 self._note(scope, trace, status)
 
@@ -85,51 +74,42 @@ class Gate:
         # The route's pattern: paths hold names of users.
         route = getattr(scope.get("route"), "path", "unknown")
         seconds = time.perf_counter() - trace.began
-        self._metrics.requests.labels(scope["method"], route, status or 499).inc()
+        status = status or 499  # the client went away
+        self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.seconds.labels(scope["method"], route).observe(seconds)
         if route in QUIET:
             return
         fields = {
-            "request_id": trace.id,
-            "key": trace.key,
-            "method": scope["method"],
-            "route": route,
-            "status": status or 499,  # the client went away
-            "seconds": round(seconds, 4),
-        }
+            "request_id": trace.id, "key": trace.key, "method": scope["method"], "route": route,
+            "status": status, "seconds": round(seconds, 4),
+        }  # fmt: skip
         if trace.mode is not None:
-            fields |= {
-                "mode": trace.mode,
-                "prompt_tokens": trace.prompt_tokens,
-                "completion_tokens": trace.completion_tokens,
-            }
+            fields |= {name: getattr(trace, name) for name in ("mode", *TOKENS)}
         log.info("request", extra={"fields": fields})
 
+    def _limited(self, receive: Receive, announced: str) -> Receive:
+        """Receives a body that is neither too long nor too slow."""
+        limits, over = self._limits, False
+        began, size = time.monotonic(), 0
+        too_large = Problem(
+            413, f"a request has at most {limits.body_bytes} bytes", "request_too_large"
+        )
 
-def _limited(receive: Receive, headers: Headers, limits: Limits) -> Receive:
-    """Receives a body that is neither too long nor too slow."""
-    began, size, over = time.monotonic(), 0, False
-    told = headers.get("content-length", "")
+        async def receiving() -> Message:
+            nonlocal size, over
+            if over:  # what comes now is that the client went away
+                return await receive()
+            if announced.isdigit() and int(announced) > limits.body_bytes:
+                raise too_large
+            left = began + limits.body_seconds - time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0.001))
+            except TimeoutError:
+                raise Problem(408, "the request took too long to come in", "timeout") from None
+            size += len(message.get("body", b""))
+            if size > limits.body_bytes:
+                raise too_large
+            over = not message.get("more_body", False)
+            return message
 
-    async def receiving() -> Message:
-        nonlocal size, over
-        if over:  # what comes now is that the client went away
-            return await receive()
-        if told.isdigit() and int(told) > limits.body_bytes:
-            raise _too_large(limits)
-        left = began + limits.body_seconds - time.monotonic()
-        try:
-            message = await asyncio.wait_for(receive(), max(left, 0.001))
-        except TimeoutError:
-            raise Problem(408, "the request took too long to come in", "timeout") from None
-        size += len(message.get("body", b""))
-        if size > limits.body_bytes:
-            raise _too_large(limits)
-        over = not message.get("more_body", False)
-        return message
-
-    return receiving
-
-
-def _too_large(limits: Limits) -> Problem:
-    return Problem(413, f"a request has at most {limits.body_bytes} bytes", "request_too_large")
+        return receiving

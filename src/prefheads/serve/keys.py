@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, delete, select
+from sqlalchemy.orm import Session
 
 from prefheads.errors import DataError
-from prefheads.serve.database import KeyRow, ProfileRow, forget, reading, writing
+from prefheads.serve.database import KeyRow, ProfileRow, forget, writing
 
 PREFIX = "phk"
 
@@ -33,11 +34,7 @@ class Keys:
         self._engine = engine
 
     def create(self, name: str) -> tuple[Key, str]:
-        """Make a key; returns it and its secret text, which is kept nowhere.
-
-        Raises:
-            DataError: No name.
-        """
+        """Make a key; returns it and its secret text, which is kept nowhere."""
         if not 1 <= len(name.strip()) <= 128:
             raise DataError("a key needs a name of 1 to 128 characters")
         key = Key(secrets.token_hex(4), name.strip(), int(time.time()), None)
@@ -47,29 +44,16 @@ class Keys:
         return key, f"{PREFIX}-{key.id}-{secret}"
 
     def rotate(self, id: str) -> str:
-        """Give a key another secret; its profiles stay. Returns the new text.
-
-        Raises:
-            DataError: No such key.
-        """
+        """Give a key another secret; its profiles stay. Returns the new text."""
         secret = secrets.token_urlsafe(32)
         with writing(self._engine) as session:
-            row = session.get(KeyRow, id)
-            if row is None or row.revoked is not None:
-                raise DataError(f"no key {id!r}; `prefheads keys list` shows them")
-            row.digest = _digest(secret)
+            _row(session, id, valid=True).digest = _digest(secret)
         return f"{PREFIX}-{id}-{secret}"
 
     def revoke(self, id: str, purge: bool = False) -> None:
-        """Make a key useless; with ``purge``, delete its profiles too.
-
-        Raises:
-            DataError: No such key.
-        """
+        """Make a key useless; with ``purge``, delete its profiles too."""
         with writing(self._engine) as session:
-            row = session.get(KeyRow, id)
-            if row is None:
-                raise DataError(f"no key {id!r}; `prefheads keys list` shows them")
+            row = _row(session, id)
             row.revoked = row.revoked or int(time.time())
             if purge:
                 session.execute(delete(ProfileRow).where(ProfileRow.key_id == id))
@@ -78,7 +62,7 @@ class Keys:
 
     def all(self) -> list[Key]:
         """All keys, the oldest first."""
-        with reading(self._engine) as session:
+        with Session(self._engine) as session:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.created, KeyRow.id))
             return [Key(row.id, row.name, row.created, row.revoked) for row in rows]
 
@@ -88,10 +72,17 @@ class Keys:
         id, _, secret = rest.partition("-")
         if prefix != PREFIX or not (id.isascii() and id.isalnum() and secret.isascii()):
             return None
-        with reading(self._engine) as session:
+        with Session(self._engine) as session:
             row = session.get(KeyRow, id)
         expected = "" if row is None or row.revoked is not None else row.digest
         return id if hmac.compare_digest(_digest(secret), expected) else None
+
+
+def _row(session: Session, id: str, valid: bool = False) -> KeyRow:
+    row = session.get(KeyRow, id)
+    if row is None or (valid and row.revoked is not None):
+        raise DataError(f"no key {id!r}; `prefheads keys list` shows them")
+    return row
 
 
 def _digest(secret: str) -> str:

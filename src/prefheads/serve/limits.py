@@ -9,42 +9,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes and rates; what goes beyond is refused.
+    """Sizes and rates; what goes beyond is refused."""
 
-    Attributes:
-        body_bytes: Bytes of a request.
-        body_seconds: Seconds in which a request must have come in.
-        item_chars: Characters of a profile item, all its fields together.
-        items: Items of a profile.
-        profiles: Profiles of a key.
-        prompt_chars: Characters of a prompt, all turns of a chat together.
-        max_tokens: New tokens of an answer.
-        default_tokens: New tokens of a chat's answer where the request does not say.
-        gamma: Strength of steering.
-        rate: Requests a second that a key may make in the long run.
-        burst: Requests that a key may make at once.
-    """
-
-    body_bytes: int = 1 << 20
-    body_seconds: float = 30.0
-    item_chars: int = 10_000
-    items: int = 1_000
-    profiles: int = 100_000
-    prompt_chars: int = 50_000
-    max_tokens: int = 1_024
-    default_tokens: int = 256
+    body_bytes: int = 1 << 20  # of a request
+    body_seconds: float = 30.0  # in which a request must have come in
+    item_chars: int = 10_000  # of a profile item, all its fields together
+    items: int = 1_000  # of a profile
+    profiles: int = 100_000  # of a key
+    prompt_chars: int = 50_000  # all turns of a chat together
+    max_tokens: int = 1_024  # new tokens of an answer
+    default_tokens: int = 256  # of a chat's answer where the request does not say
     gamma: float = 10.0
-    rate: float = 20.0
-    burst: int = 100
+    rate: float = 20.0  # requests a second that a key may make in the long run
+    burst: int = 100  # requests that a key may make at once
 
 
 class RateLimit:
     """A token bucket for each key; to be used from one thread.
 
-    Args:
-        rate: Tokens that come back a second.
-        burst: Tokens in a full bucket.
-        clock: Seconds, ever growing.
+    ``rate`` tokens come back a second, up to ``burst``; ``clock`` tells seconds, ever growing.
     """
 
     def __init__(

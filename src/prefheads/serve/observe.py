@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -18,35 +19,21 @@ class Metrics:
     """The service's metrics, for Prometheus; labels name no user and no key."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        ours: Any = {"registry": self.registry, "namespace": "prefheads"}
+        timed: Any = ours | {"buckets": SECONDS}
         route = ("method", "route")
-        self.requests = Counter(
-            "prefheads_requests", "Requests answered.", (*route, "status"), registry=registry
-        )
-        self.seconds = Histogram(
-            "prefheads_request_seconds", "From request to the end of the answer.", route,
-            buckets=SECONDS, registry=registry,
-        )  # fmt: skip
-        self.first = Histogram(
-            "prefheads_first_piece_seconds", "From request to the first piece of text.",
-            buckets=SECONDS, registry=registry,
-        )  # fmt: skip
-        self.active = Gauge("prefheads_active_requests", "Being answered now.", registry=registry)
-        self.waiting = Gauge(
-            "prefheads_waiting_jobs", "In the engine's queue, not begun.", registry=registry
-        )
-        self.tokens = Counter(
-            "prefheads_tokens", "Tokens of prompts and answers.", ("kind",), registry=registry
-        )
-        self.steered = Counter(
-            "prefheads_answers", "Answers by how they were steered.", ("mode",), registry=registry
-        )
-        self.cut = Counter(
-            "prefheads_cut_profiles", "Prompts whose profile was cut to fit.", registry=registry
-        )
-        self.batch = Histogram(
-            "prefheads_batch_rows", "Jobs in a batch.", buckets=ROWS, registry=registry
-        )
+        self.requests = Counter("requests", "Requests answered.", (*route, "status"), **ours)
+        whole = "From request to the end of the answer."
+        first = "From request to the first piece of text."
+        self.seconds = Histogram("request_seconds", whole, route, **timed)
+        self.first = Histogram("first_piece_seconds", first, **timed)
+        self.active = Gauge("active_requests", "Being answered now.", **ours)
+        self.waiting = Gauge("waiting_jobs", "In the engine's queue, not begun.", **ours)
+        self.tokens = Counter("tokens", "Tokens of prompts and answers.", ("kind",), **ours)
+        self.steered = Counter("answers", "Answers by how they were steered.", ("mode",), **ours)
+        self.cut = Counter("cut_profiles", "Prompts whose profile was cut to fit.", **ours)
+        self.batch = Histogram("batch_rows", "Jobs in a batch.", buckets=ROWS, **ours)
 
 
 class JsonLines(logging.Formatter):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from prefheads.serve.problems import Problem
-from prefheads.serve.profiles import ItemClash, NewItem, ProfileFull, StoredItem, Summary
+from prefheads.serve.profiles import NewItem, NoProfile, Summary
 from prefheads.serve.schema import NAME, Item, Items
 from prefheads.serve.service import Service, authenticated
 
@@ -32,8 +32,7 @@ def list_profiles(request: Request, key: Key, after: After = "", limit: Limit = 
 def put(request: Request, key: Key, user: User, body: Items) -> Response:
     """Make a profile, or put other items in the place of its own."""
     service = Service.of(request)
-    items = _checked(service, body.items)
-    new = _kept(lambda: service.profiles.put(key, user, items))
+    new = service.profiles.put(key, user, _checked(service, body.items))
     return JSONResponse(_shown(_found(service, key, user)), 201 if new else 200)
 
 
@@ -47,7 +46,7 @@ def get(request: Request, key: Key, user: User) -> Any:
 def delete(request: Request, key: Key, user: User) -> Any:
     """Delete a user: the items, and all that was made of them."""
     if not Service.of(request).profiles.delete(key, user):
-        raise _unknown(user)
+        raise NoProfile(user)
     return {"object": "profile.deleted", "user": user, "deleted": True}
 
 
@@ -55,10 +54,9 @@ def delete(request: Request, key: Key, user: User) -> Any:
 def append(request: Request, key: Key, user: User, body: Items) -> Any:
     """Add items; those that are there already, with the same id, are left as they are."""
     service = Service.of(request)
-    items = _checked(service, body.items)
-    added = _kept(lambda: service.profiles.append(key, user, items))
+    added = service.profiles.append(key, user, _checked(service, body.items))
     if added is None:
-        raise _unknown(user)
+        raise NoProfile(user)
     return _shown(_found(service, key, user)) | {"added": added}
 
 
@@ -69,11 +67,12 @@ def list_items(
     """The items of a user, the oldest first, beginning after the one with the id ``after``."""
     profile = Service.of(request).profiles.get(key, user)
     if profile is None:
-        raise _unknown(user)
+        raise NoProfile(user)
     begin = next((i + 1 for i, item in enumerate(profile.items) if item.id == after), 0)
     if after and not begin:
         raise Problem(404, "there is no item with the id in after", "item_not_found", "after")
-    return _page([_item(i) for i in profile.items[begin : begin + limit + 1]], limit, "id")
+    found = profile.items[begin : begin + limit + 1]
+    return _page([{**item.fields, "id": item.id} for item in found], limit, "id")
 
 
 @router.delete("/{user}/items/{item}")
@@ -104,32 +103,15 @@ def _checked(service: Service, items: list[Item]) -> list[NewItem]:
     return checked
 
 
-def _kept(write: Any) -> Any:
-    try:
-        return write()
-    except ItemClash as error:
-        raise Problem(409, str(error), "item_exists", "items") from None
-    except ProfileFull as error:
-        raise Problem(400, str(error), "too_many", "items") from None
-
-
 def _found(service: Service, key: str, user: str) -> Summary:
     summary = service.profiles.summary(key, user)
     if summary is None:
-        raise _unknown(user)
+        raise NoProfile(user)
     return summary
-
-
-def _unknown(user: str) -> Problem:
-    return Problem(404, f"there is no profile {user}", "profile_not_found", "user")
 
 
 def _shown(summary: Summary) -> dict[str, Any]:
     return {"object": "profile", **vars(summary)}
-
-
-def _item(item: StoredItem) -> dict[str, Any]:
-    return {**item.fields, "id": item.id}
 
 
 def _page(data: list[dict[str, Any]], limit: int, name: str) -> dict[str, Any]:

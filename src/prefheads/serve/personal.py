@@ -18,7 +18,7 @@ from prefheads.data.retrieve import okapi_scores, retrieve
 from prefheads.data.task import find_task, task_of
 from prefheads.errors import DataError, SteeringError
 from prefheads.serve.engine import Job, Sampling
-from prefheads.serve.profiles import Profiles, StoredItem, StoredProfile
+from prefheads.serve.profiles import NoProfile, Profiles, StoredItem, StoredProfile
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import room_for_prompt
 from prefheads.steering.setting import PLAIN, Setting
@@ -28,21 +28,13 @@ from prefheads.users import ProfileEncoder, route
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request asks for.
+    """What a request asks for."""
 
-    Attributes:
-        turns: A chat, the user's turn last; or one text.
-        templated: Whether it is a chat.
-        sampling: How to choose tokens.
-        user: Whose profile, if anybody's.
-        gamma, mode: In place of the calibrated ones; ``mode="off"`` steers nothing.
-    """
-
-    turns: Sequence[Turn]
-    templated: bool
+    turns: Sequence[Turn]  # a chat, the user's turn last; or one text
+    templated: bool  # whether it is a chat
     sampling: Sampling
-    user: str | None
-    gamma: float | None
+    user: str | None  # whose profile, if anybody's
+    gamma: float | None  # this and the mode, in place of the calibrated ones
     mode: Literal[Mode, "off"] | None
 
 
@@ -54,18 +46,8 @@ class Prepared:
     items: tuple[str, ...]
 
 
-class NoProfile(DataError):
-    """A user without a profile."""
-
-
 class Personaliser:
-    """Makes jobs; from any thread.
-
-    Args:
-        steerer: The fitted steerer.
-        profiles: Where users' items are.
-        items: Items that retrieval keeps.
-    """
+    """Makes jobs, with so many items in a prompt; from any thread."""
 
     def __init__(self, steerer: PreferenceSteerer, profiles: Profiles, items: int = 5) -> None:
         self._steerer, self._profiles, self._items = steerer, profiles, items
@@ -75,17 +57,12 @@ class Personaliser:
         self._encoding, self._embedding = threading.Lock(), threading.Lock()
 
     def prepare(self, key: str, wish: Wish) -> Prepared:
-        """The job for a wish of a client with this key.
-
-        Raises:
-            NoProfile: The user has none under this key.
-            DataError: A prompt that cannot be used or is too long.
-            ModelError: A chat that the model's template does not take.
-            SteeringError: A strength or mode that cannot be honoured.
-        """
-        stored = None if wish.user is None else self._profiles.get(key, wish.user)
-        if wish.user is not None and stored is None:
-            raise NoProfile(f"there is no profile {wish.user}")
+        """The job for a wish of a client with this key."""
+        stored = None
+        if wish.user is not None:
+            stored = self._profiles.get(key, wish.user)
+            if stored is None:
+                raise NoProfile(wish.user)
         asked = wish.turns[-1].content
         chosen: list[StoredItem] = []
         setting = PLAIN
@@ -94,18 +71,14 @@ class Personaliser:
             chosen = choose(self._steerer.task, asked, stored.items, self._items)
             setting = self._setting(wish)
             clusters = () if setting.plain else self._clusters(stored)
-        example = Example(
-            "request", "", tuple(i.fields for i in chosen), asked, None, self._steerer.task
-        )
+        fields = tuple(item.fields for item in chosen)
+        example = Example("request", "", fields, asked, None, self._steerer.task)
         room = room_for_prompt(self._steerer.model, wish.sampling.max_tokens)
         with self._encoding:
             prompt = encode(
-                self._tokenizer,
-                example,
-                max_length=room,
-                before=wish.turns[:-1],
+                self._tokenizer, example, max_length=room, before=wish.turns[:-1],
                 templated=wish.templated,
-            )
+            )  # fmt: skip
         job = Job(prompt, wish.sampling, setting, clusters)
         return Prepared(job, tuple(item.id for item in chosen))
 
@@ -120,26 +93,20 @@ class Personaliser:
     def _clusters(self, stored: StoredProfile) -> tuple[float, ...]:
         """How much a user belongs to each cluster; embeds only items that are new."""
         name = self._steerer.encoder
-        known = stored.vectors is not None and stored.encoder == name
         total: NDArray[np.float64] | float = 0.0
-        if known and stored.vectors is not None:
-            total = np.frombuffer(stored.vectors, dtype="<f8")
-        done = stored.embedded if known else 0
+        done = 0
+        if stored.vectors is not None and stored.encoder == name:
+            total, done = np.frombuffer(stored.vectors, dtype="<f8"), stored.embedded
         fresh = [[item.fields] for item in stored.items if item.number > done]
         if fresh:
             with self._embedding:
                 vectors = self._encoder.embed(fresh)
             total = total + vectors.astype(np.float64).sum(0)
-            self._profiles.keep_vectors(
-                stored, name, np.asarray(total, "<f8").tobytes(), stored.items[-1].number
-            )
+            sums = np.asarray(total, "<f8").tobytes()
+            self._profiles.keep_vectors(stored, name, sums, stored.items[-1].number)
         # The mean of the items' unit vectors has the direction of their sum.
-        weights = route(
-            np.asarray(total),
-            self._steerer.clusters.centroids,
-            self._steerer.routing,
-            self._steerer.temperature,
-        )
+        by = self._steerer
+        weights = route(np.asarray(total), by.clusters.centroids, by.routing, by.temperature)
         return tuple(weights.tolist())
 
 

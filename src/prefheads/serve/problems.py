@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,21 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from prefheads.errors import PrefheadsError
-from prefheads.serve.engine import EngineFailure, Overloaded
 
 log = logging.getLogger(__name__)
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class Problem(HTTPException):
-    """A request that is refused.
+    """A request that is refused, in one line for whoever wrote the client, without text of users.
 
-    Args:
-        status: HTTP status.
-        message: One line for whoever wrote the client, without text of users.
-        code: A word for programs.
-        param: The field that it is about.
-        retry_after: Seconds after which it is worth trying again.
+    ``code`` is a word for programs, ``param`` the field that it is about, ``retry_after`` the
+    seconds after which it is worth trying again.
     """
 
     def __init__(
@@ -45,16 +39,16 @@ class Problem(HTTPException):
         super().__init__(status, message, headers)
         self.code, self.param = code, param
 
+    def __str__(self) -> str:
+        return self.detail
 
-def body_of(error: Exception) -> dict[str, Any]:
-    """The JSON of an error, for a response or for an event of a stream."""
-    problem = problem_of(error)
-    kind = TYPES.get(
-        problem.status_code,
-        "server_error" if problem.status_code >= 500 else "invalid_request_error",
-    )
-    shown = {"message": problem.detail, "type": kind, "param": problem.param, "code": problem.code}
-    return {"error": shown}
+    @property
+    def body(self) -> dict[str, Any]:
+        """As JSON, for a response or for an event of a stream."""
+        other = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = TYPES.get(self.status_code, other)
+        shown = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
+        return {"error": shown}
 
 
 def problem_of(error: Exception) -> Problem:
@@ -62,16 +56,20 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return Problem(400, "the body is not valid JSON", "invalid_json")
+        param = ".".join(str(part) for part in first["loc"][1:])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        message = f"{param}: {message}" if param else message
+        return Problem(400, message, "invalid_value", param or None)
     if isinstance(error, HTTPException):
         return Problem(error.status_code, error.detail)
-    if isinstance(error, Overloaded):
-        return Problem(503, f"{error}; try again soon", "overloaded", retry_after=1)
-    if isinstance(error, EngineFailure):
-        return Problem(503, str(error), "engine_failure", retry_after=1)
     if isinstance(error, PrefheadsError):
-        too_long = "longer than the context" in str(error) or "no profile item fits" in str(error)
-        return Problem(400, _bare(error), "context_length_exceeded" if too_long else None)
+        # The name of the example means nothing to a client.
+        message = str(error).removeprefix("example 'request': ")
+        too_long = "longer than the context" in message or "no profile item fits" in message
+        return Problem(400, message, "context_length_exceeded" if too_long else None)
     log.error("request failed", exc_info=error)
     if isinstance(error, SQLAlchemyError):
         return Problem(503, "the database is out of reach", "database", retry_after=1)
@@ -83,26 +81,7 @@ def handle_errors(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         problem = problem_of(error)
-        headers: Mapping[str, str] | None = problem.headers
-        return JSONResponse(body_of(problem), problem.status_code, headers)
+        return JSONResponse(problem.body, problem.status_code, problem.headers)
 
-    for kind in (
-        HTTPException, RequestValidationError, PrefheadsError, EngineFailure, Overloaded,
-        SQLAlchemyError,
-    ):  # fmt: skip
+    for kind in (HTTPException, RequestValidationError, PrefheadsError, SQLAlchemyError, Exception):
         app.add_exception_handler(kind, answer)
-
-
-def _bare(error: PrefheadsError) -> str:
-    """The message without the name of the example, which means nothing to a client."""
-    return str(error).removeprefix("example 'request': ")
-
-
-def _invalid(error: RequestValidationError) -> Problem:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
-    param = ".".join(place) or None
-    if first["type"] == "json_invalid":
-        return Problem(400, "the body is not valid JSON", "invalid_json")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return Problem(400, f"{param}: {message}" if param else message, "invalid_value", param)

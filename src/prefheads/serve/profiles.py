@@ -7,19 +7,33 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Engine, Select, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from prefheads.serve.database import ItemRow, ProfileRow, forget, reading, writing
+from prefheads.serve.database import ItemRow, ProfileRow, forget, writing
+from prefheads.serve.problems import Problem
 
 
-class ItemClash(ValueError):
+class NoProfile(Problem):
+    """A user without a profile."""
+
+    def __init__(self, user: str) -> None:
+        super().__init__(404, f"there is no profile {user}", "profile_not_found", "user")
+
+
+class ItemClash(Problem):
     """An item comes with an id that another one has."""
 
+    def __init__(self, id: str) -> None:
+        super().__init__(409, f"there is another item with the id {id}", "item_exists", "items")
 
-class ProfileFull(ValueError):
+
+class ProfileFull(Problem):
     """More items or profiles than allowed."""
+
+    def __init__(self, owner: str, most: int, what: str) -> None:
+        super().__init__(400, f"{owner} has at most {most} {what}", "too_many", "items")
 
 
 @dataclass(frozen=True)
@@ -42,19 +56,13 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class StoredProfile:
-    """A profile as it is needed to write for its user.
-
-    Attributes:
-        id, version: Which state of which row of the database.
-        items: All of them, the oldest first.
-        encoder, vectors, embedded: Sum of the items' embeddings, as far as it was made.
-    """
+    """A profile as it is needed to write for its user: a state of a row of the database."""
 
     id: int
     version: int
-    items: tuple[StoredItem, ...]
+    items: tuple[StoredItem, ...]  # the oldest first
     encoder: str | None
-    vectors: bytes | None
+    vectors: bytes | None  # sum of the items' embeddings, as far as it was made
     embedded: int
 
 
@@ -62,23 +70,13 @@ NewItem = tuple[str | None, Mapping[str, str]]
 
 
 class Profiles:
-    """All profiles in a database.
-
-    Args:
-        max_items: Items of a profile, at most.
-        max_profiles: Profiles of a key, at most.
-    """
+    """All profiles in a database."""
 
     def __init__(self, engine: Engine, max_items: int, max_profiles: int) -> None:
         self._engine, self._max_items, self._max_profiles = engine, max_items, max_profiles
 
     def put(self, key: str, user: str, items: Sequence[NewItem]) -> bool:
-        """Make a profile of these items, or replace what it holds; returns whether it is new.
-
-        Raises:
-            ItemClash: An id comes twice with different fields.
-            ProfileFull: Too many items, or profiles.
-        """
+        """Make a profile of these items, or replace what it holds; returns whether it is new."""
         try:
             new = self._put(key, user, items)
         except IntegrityError:  # somebody else made it at this moment; replace theirs
@@ -94,7 +92,7 @@ class Profiles:
             if row is None:
                 count = select(func.count()).where(ProfileRow.key_id == key)
                 if (session.scalar(count) or 0) >= self._max_profiles:
-                    raise ProfileFull(f"a key has at most {self._max_profiles} profiles")
+                    raise ProfileFull("a key", self._max_profiles, "profiles")
                 row = ProfileRow(key_id=key, user_name=user, created=int(time.time()))
                 session.add(row)
                 session.flush()
@@ -105,12 +103,7 @@ class Profiles:
         return new
 
     def append(self, key: str, user: str, items: Sequence[NewItem]) -> int | None:
-        """Add items to a profile; returns how many were new, or None if there is no profile.
-
-        Raises:
-            ItemClash: An id is there with different fields.
-            ProfileFull: Too many items.
-        """
+        """Add items to a profile; returns how many were new, or None if there is no profile."""
         with writing(self._engine) as session:
             row = session.scalar(_of(key, user).with_for_update())
             return None if row is None else self._add(session, row, items)
@@ -118,31 +111,28 @@ class Profiles:
     def _add(self, session: Session, profile: ProfileRow, items: Sequence[NewItem]) -> int:
         mine = ItemRow.profile_id == profile.id
         names = {name for name, _ in items if name is not None}
-        known: dict[str, Mapping[str, str]] = {
-            name: fields
-            for name, fields in session.execute(select(ItemRow.name, ItemRow.fields).where(mine))
-            if name in names
-        }
+        stored = session.execute(select(ItemRow.name, ItemRow.fields).where(mine))
+        known: dict[str, Mapping[str, str]] = {n: fields for n, fields in stored if n in names}
         rows = []
         for name, fields in items:
             if name is not None and name in known:
                 if known[name] != fields:
-                    raise ItemClash(f"there is another item with the id {name}")
+                    raise ItemClash(name)
                 continue
             name = name or secrets.token_hex(8)
             known[name] = fields
             rows.append(ItemRow(profile_id=profile.id, name=name, fields=dict(fields)))
-        count = session.scalar(select(func.count()).select_from(ItemRow).where(mine)) or 0
+        count = session.scalar(select(func.count(ItemRow.id)).where(mine)) or 0
         if count + len(rows) > self._max_items:
-            raise ProfileFull(f"a profile has at most {self._max_items} items")
+            raise ProfileFull("a profile", self._max_items, "items")
         session.add_all(rows)
         return len(rows)
 
     def delete(self, key: str, user: str) -> bool:
         """Delete a profile with all that was made of it; returns whether there was one."""
         with writing(self._engine) as session:
-            mine = (ProfileRow.key_id == key, ProfileRow.user_name == user)
-            gone = session.scalar(delete(ProfileRow).where(*mine).returning(ProfileRow.id))
+            query = delete(ProfileRow).filter_by(key_id=key, user_name=user)
+            gone = session.scalar(query.returning(ProfileRow.id))
         forget(self._engine)
         return gone is not None
 
@@ -152,38 +142,35 @@ class Profiles:
             row = session.scalar(_of(key, user).with_for_update())
             if row is None:
                 return False
-            mine = (ItemRow.profile_id == row.id, ItemRow.name == item)
-            gone = session.scalar(delete(ItemRow).where(*mine).returning(ItemRow.id))
+            query = delete(ItemRow).filter_by(profile_id=row.id, name=item)
+            gone = session.scalar(query.returning(ItemRow.id))
             _begin_anew(row)
         forget(self._engine)
         return gone is not None
 
     def page(self, key: str, after: str, limit: int) -> list[Summary]:
         """The next profiles by name after one."""
+        return self._summaries(key, ProfileRow.user_name > after, limit)
+
+    def summary(self, key: str, user: str) -> Summary | None:
+        """One profile, if there is one."""
+        return next(iter(self._summaries(key, ProfileRow.user_name == user, 1)), None)
+
+    def _summaries(self, key: str, which: ColumnElement[bool], limit: int) -> list[Summary]:
         query = (
             select(ProfileRow.user_name, ProfileRow.created, func.count(ItemRow.id))
             .outerjoin(ItemRow, ItemRow.profile_id == ProfileRow.id)
-            .where(ProfileRow.key_id == key, ProfileRow.user_name > after)
+            .where(ProfileRow.key_id == key, which)
             .group_by(ProfileRow.id, ProfileRow.user_name, ProfileRow.created)
             .order_by(ProfileRow.user_name)
             .limit(limit)
         )
-        with reading(self._engine) as session:
+        with Session(self._engine) as session:
             return [Summary(*row) for row in session.execute(query)]
-
-    def summary(self, key: str, user: str) -> Summary | None:
-        """One profile, if there is one."""
-        with reading(self._engine) as session:
-            row = session.scalar(_of(key, user))
-            if row is None:
-                return None
-            mine = ItemRow.profile_id == row.id
-            count = session.scalar(select(func.count()).select_from(ItemRow).where(mine)) or 0
-            return Summary(user, row.created, count)
 
     def get(self, key: str, user: str) -> StoredProfile | None:
         """A profile with its items, if there is one."""
-        with reading(self._engine) as session:
+        with Session(self._engine) as session:
             row = session.scalar(_of(key, user))
             if row is None:
                 return None
@@ -195,18 +182,15 @@ class Profiles:
         self, profile: StoredProfile, encoder: str, vectors: bytes, embedded: int
     ) -> None:
         """Keep the sum of embeddings, unless the profile is another by now, or gone."""
-        same = (
-            ProfileRow.id == profile.id,
-            ProfileRow.version == profile.version,
-            ProfileRow.embedded == profile.embedded,
+        query = update(ProfileRow).filter_by(
+            id=profile.id, version=profile.version, embedded=profile.embedded
         )
-        values = {"encoder": encoder, "vectors": vectors, "embedded": embedded}
         with writing(self._engine) as session:
-            session.execute(update(ProfileRow).where(*same).values(values))
+            session.execute(query.values(encoder=encoder, vectors=vectors, embedded=embedded))
 
 
 def _of(key: str, user: str) -> Select[ProfileRow]:
-    return select(ProfileRow).where(ProfileRow.key_id == key, ProfileRow.user_name == user)
+    return select(ProfileRow).filter_by(key_id=key, user_name=user)
 
 
 def _begin_anew(row: ProfileRow) -> None:

@@ -19,23 +19,17 @@ from prefheads.serve.profiles import Profiles
 
 @dataclass
 class Service:
-    """The parts.
+    """The parts."""
 
-    Attributes:
-        name: What clients call the model.
-        needed: Fields that a profile's items must have.
-        description: How the run steers, for ``/v1/models``.
-    """
-
-    name: str
+    name: str  # what clients call the model
     engine: Engine
     personaliser: Personaliser
     keys: Keys
     profiles: Profiles
     metrics: Metrics
     limits: Limits = field(default_factory=Limits)
-    needed: tuple[str, ...] = ("text",)
-    description: str = ""
+    needed: tuple[str, ...] = ("text",)  # fields that a profile's items must have
+    description: str = ""  # how the run steers, for ``/v1/models``
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:

@@ -79,23 +79,14 @@ class Stops:
 
 
 class Transcript:
-    """An answer token by token, the same whichever engine chooses the tokens.
-
-    Args:
-        sampling: When to stop.
-        ends: Tokens that end an answer.
-
-    Attributes:
-        n_tokens: Tokens so far, the one that ended it included.
-        done: Whether it is over.
-    """
+    """An answer token by token, up to a token of ``ends``, whichever engine chooses them."""
 
     def __init__(
         self, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]
     ) -> None:
         self._max_tokens, self._ends = sampling.max_tokens, ends
         self._detokenizer, self._stops = Detokenizer(tokenizer), Stops(sampling.stop)
-        self.n_tokens = 0
+        self.n_tokens = 0  # so far, the one that ended it included
         self.done = False
 
     def add(self, token: int) -> Piece | None:

@@ -18,26 +18,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
 from prefheads.data.encoding import pad_batch
 from prefheads.models.limits import out_of_memory
-from prefheads.serve.engine import (
-    CLOSING,
-    FAILED,
-    FULL,
-    EngineFailure,
-    Job,
-    Overloaded,
-    Piece,
-)
+from prefheads.serve.engine import CLOSING, FAILED, Engine, EngineFailure, Job, Overloaded, Piece
 from prefheads.serve.text import Transcript
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.context import steer_with
@@ -51,29 +39,18 @@ NO_MEMORY = "the device has not enough memory for this request"
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What goes through the model at once.
+    """What goes through the model at once."""
 
-    Attributes:
-        rows: Jobs in a batch, at most.
-        tokens: Tokens in a batch with its padding, prompts and answers, at most; a longer job goes
-            alone.
-        wait: Seconds that a job waits for others to join it.
-        queue: Jobs that may wait.
-    """
-
-    rows: int = 16
-    tokens: int = 65536
-    wait: float = 0.005
-    queue: int = 256
+    rows: int = 16  # jobs in a batch, at most
+    tokens: int = 65536  # in a batch with its padding, at most; a longer job goes alone
+    wait: float = 0.005  # seconds that a job waits for others to join it
+    queue: int = 256  # jobs that may wait
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Runs jobs on the model of a fitted steerer.
 
-    Args:
-        steerer: Gives the model, its tokenizer, and the maps of the clusters.
-        limits: Sizes of batches and of the queue.
-        on_batch: Called with the number of jobs of each batch, before it runs.
+    ``on_batch`` is called with the number of jobs of each batch, before it runs.
     """
 
     def __init__(
@@ -96,22 +73,19 @@ class TransformersEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs can still be done."""
         return self._thread.is_alive() and not self._closing
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
         return len(self._queue)
 
     async def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
-        """Pieces of the answer, as :class:`prefheads.serve.engine.Engine` says."""
         row = _Row(job, self._tokenizer, self._ends)
         with self._changed:
             if not self.alive:
                 raise EngineFailure(CLOSING)
             if len(self._queue) >= self._limits.queue:
-                raise Overloaded(FULL)
+                raise Overloaded
             self._queue.append(row)
             self._changed.notify()
         try:
@@ -126,7 +100,6 @@ class TransformersEngine:
             row.given_up = True
 
     def close(self) -> None:
-        """Give up what is left and end the thread."""
         with self._changed:
             self._closing = True
             left = [*self._running, *self._queue]
@@ -194,7 +167,7 @@ class TransformersEngine:
                     do_sample=False,  # _Choice samples, each row in its own way
                     num_beams=1,
                     logits_processor=[_Choice(rows)],
-                    stopping_criteria=StoppingCriteriaList([_Watch(rows)]),
+                    stopping_criteria=[_Watch(rows)],
                 )
         except RuntimeError as error:
             begun = any(row.n_tokens for row in rows)
@@ -211,9 +184,9 @@ class TransformersEngine:
     def _steering(self, rows: Sequence[_Row], profile: Tensor) -> AbstractContextManager[Any]:
         if rows[0].job.setting.plain:
             return nullcontext()
-        maps = [mix(_array(row.job.clusters), self._steerer.maps).values for row in rows]
-        settings = [row.job.setting for row in rows]
-        return steer_with(self._model, torch.stack(maps), settings, profile)
+        weights = [np.asarray(row.job.clusters) for row in rows]
+        maps = torch.stack([mix(w, self._steerer.maps).values for w in weights])
+        return steer_with(self._model, maps, [row.job.setting for row in rows], profile)
 
 
 class _Row:
@@ -316,7 +289,3 @@ class _Watch(StoppingCriteria):
                 row.add(token)
         done = [row.done or row.given_up for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _array(weights: Sequence[float]) -> Any:
-    return torch.tensor(weights, dtype=torch.float64).numpy()

@@ -25,15 +25,7 @@ import torch
 
 from prefheads.errors import ModelError, PrefheadsError
 from prefheads.models.limits import context_length
-from prefheads.serve.engine import (
-    CLOSING,
-    FAILED,
-    FULL,
-    EngineFailure,
-    Job,
-    Overloaded,
-    Piece,
-)
+from prefheads.serve.engine import CLOSING, FAILED, Engine, EngineFailure, Job, Overloaded, Piece
 from prefheads.serve.text import Transcript
 from prefheads.steerer.core import PreferenceSteerer
 from prefheads.steering.generation import end_tokens
@@ -54,21 +46,17 @@ _DEFAULTS = {
 }
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """Runs jobs of one event loop on vLLM.
 
     Args:
         steerer: The fitted steerer of the run; its model needs no weights.
         run: Its folder, which the plugin reads the maps from.
-        rows: Jobs in the batch, at most.
-        queue: Jobs that may wait.
+        rows: Jobs in the batch, at most; ``queue`` more may wait.
         memory: GiB for the cache of keys and values; None leaves it to vLLM, on a CPU takes 4.
         dtype: "float32", "bfloat16", "float16"; None takes the checkpoint's own, on a CPU float32.
         seed: Of jobs that have none.
         options: More arguments of vLLM's engine.
-
-    Raises:
-        ModelError: vLLM cannot serve this; the message says why.
     """
 
     def __init__(
@@ -87,11 +75,9 @@ class VllmEngine:
             raise ModelError(f"{reason}; use --engine transformers")
         config = steerer.model.config
         text = config.get_text_config()
-        on_cpu = not torch.cuda.is_available()
-        if memory is None and on_cpu:
-            memory = CPU_CACHE_GIB
-        if dtype is None:
-            dtype = "float32" if on_cpu else _name(getattr(text, "dtype", None))
+        if not torch.cuda.is_available():
+            memory, dtype = memory or CPU_CACHE_GIB, dtype or "float32"
+        dtype = dtype or str(getattr(text, "dtype", None) or "auto").removeprefix("torch.")
         self._rows, self._queue = rows, queue
         self._tokenizer = copy.deepcopy(steerer.tokenizer)  # it serves one thread at a time
         self._ends = end_tokens(steerer.model)
@@ -126,18 +112,15 @@ class VllmEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs can still be done."""
         return not (self._closing or self._llm.errored)
 
     @property
     def waiting(self) -> int:
-        """Jobs that the batch has no row for."""
         return max(0, self._jobs - self._rows)
 
     async def generate(self, job: Job) -> AsyncGenerator[Piece, None]:
-        """Pieces of the answer, as :class:`prefheads.serve.engine.Engine` says."""
         if self._jobs >= self._rows + self._queue:
-            raise Overloaded(FULL)
+            raise Overloaded
         self._loop = asyncio.get_running_loop()
         self._jobs += 1
         try:
@@ -187,7 +170,6 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """Give up what is left and end vLLM's processes."""
         self._closing = True
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -222,10 +204,6 @@ def obstacle(steerer: PreferenceSteerer, device: str = "auto") -> str | None:
         f"vLLM runs on {here}, not {device}": device not in ("auto", here),
     }
     return next((reason for reason, found in reasons.items() if found), None)
-
-
-def _name(dtype: Any) -> str:
-    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _start(arguments: dict[str, Any]) -> AsyncLLM:

@@ -18,9 +18,8 @@ from prefheads.heads.files import (
     load_steerer_maps,
     save_steerer_maps,
 )
-from prefheads.heads.provenance import fingerprint
 from prefheads.heads.scores import HeadScores
-from prefheads.heads.weights import HeadWeights, require_model
+from prefheads.heads.weights import HeadWeights, fingerprint, require_model
 from prefheads.models.bundled import model_name
 from prefheads.storage import read_json, write_json
 from prefheads.users import Clusters
@@ -48,14 +47,7 @@ def save(folder: Path, config: PreTrainedConfig, fields: Mapping[str, Any]) -> N
 
 
 def read_steerer(folder: Path, config: PreTrainedConfig | None = None) -> dict[str, Any]:
-    """What ``steerer.json`` holds; quick, since no tensors are read.
-
-    Args:
-        config: Of the model that the steerer is meant for, to check that it is.
-
-    Raises:
-        ArtifactError: No steerer, a damaged one, or another model's.
-    """
+    """What ``steerer.json`` holds, checked against the config of a model; no tensors are read."""
     path = folder / STEERER
     if not is_fitted(folder):
         raise ArtifactError(
@@ -73,11 +65,7 @@ def read_steerer(folder: Path, config: PreTrainedConfig | None = None) -> dict[s
 
 
 def load_clusters(folder: Path) -> tuple[Clusters, list[HeadWeights], HeadWeights]:
-    """The clusters of users, the map of each, and the shared map.
-
-    Raises:
-        ArtifactError: Missing or damaged.
-    """
+    """The clusters of users, the map of each, and the shared map."""
     maps, tensors, meta = load_steerer_maps(folder)
     clusters, shared = Clusters.from_tensors(tensors, meta), maps.pop(SHARED)
     if len(maps) != clusters.n_clusters:
@@ -114,9 +102,6 @@ def load_seen(folder: Path) -> Seen:
     """The samples and people that a fit saw, which a test must not see again.
 
     Fits by version 0.1.0 may have kept the names of users alone, which files of LaMP do not give.
-
-    Raises:
-        ArtifactError: Damaged.
     """
     path = folder / SEEN
     if path.is_file():

@@ -26,9 +26,9 @@ from prefheads.errors import SteeringError
 from prefheads.interventions.branching import BranchedForward, CompiledStep
 from prefheads.interventions.cache import CachedPrompt, can_fork, fork_cache, is_forked
 from prefheads.interventions.forward import Forward, ForwardCall
-from prefheads.interventions.hooks import forward_hooks, hooked, set_step_hook
-from prefheads.interventions.intercept import HeadLayout, attention_backend
-from prefheads.interventions.masks import MASKABLE
+from prefheads.interventions.hooks import attention_backend, forward_hooks, hooked, set_step_hook
+from prefheads.interventions.intercept import MASKABLE
+from prefheads.interventions.layout import HeadLayout
 from prefheads.interventions.plan import (
     ALL_POSITIONS,
     ActivePositions,
@@ -43,10 +43,7 @@ from prefheads.steering.setting import Steering
 
 
 class SteeredForward:
-    """Answers the calls of a model in a block of :func:`prefheads.steer`.
-
-    Must be made and used inside :func:`prefheads.interventions.intercept.intercept`.
-    """
+    """Answers the calls of a model in a block of :func:`prefheads.steer`."""
 
     def __init__(self, model: PreTrainedModel, layout: HeadLayout, steering: Steering) -> None:
         self.model, self.layout = model, layout
@@ -229,11 +226,8 @@ class SteeredForward:
         return self.sharing.cached and plain and not offloading
 
     def _profile(self, call: ForwardCall, active: ActivePositions | None) -> Tensor | None:
-        """The profile's tokens among all keys ``(n, past + length)``.
-
-        Args:
-            active: Of a call that begins a text, whose prompt the mask must cover.
-        """
+        """The profile's tokens among all keys ``(n, past + length)``; ``active`` is of a call that
+        begins a text, whose prompt the mask must cover."""
         if self.setting.target != "profile":
             return None
         stated, length = response.current.get(), call.past + call.length

@@ -19,7 +19,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from prefheads.errors import SteeringError
 from prefheads.interventions.forward import Forward, ForwardCall, replaced_forward
-from prefheads.interventions.intercept import causal_model, intercept
+from prefheads.interventions.intercept import intercept
+from prefheads.interventions.layout import causal_model
 from prefheads.steering.setting import Setting
 
 _ROW_CHANGES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
@@ -146,9 +147,8 @@ class _ContextContrast:
         self, forward: Forward, call: ForwardCall, ids: Tensor, mask: Tensor
     ) -> tuple[_Side, Tensor]:
         """Run the bare prompt; its cache goes along with the call's from now on."""
-        side = _Side(
-            DynamicCache(config=self.model.config), call.past + call.length - call.predicting + 1
-        )
+        prompt = call.past + call.length - call.predicting + 1
+        side = _Side(DynamicCache(config=self.model.config), prompt)
         if any(getattr(layer, "record_past", False) for layer in call.cache.layers):
             side.cache.activate_past_recording()  # assisted generation will take tokens back
         logits = self._bare(forward, side, {"input_ids": ids}, mask)
@@ -184,22 +184,17 @@ class _ContextContrast:
             after = mask.new_ones((len(mask), past + new))
         return self._bare(forward, side, tokens, torch.cat([mask, after], 1), keep=new)
 
+    @staticmethod
     def _bare(
-        self,
-        forward: Forward,
-        side: _Side,
-        tokens: dict[str, Tensor],
-        mask: Tensor,
-        keep: int = 1,
+        forward: Forward, side: _Side, tokens: dict[str, Tensor], mask: Tensor, keep: int = 1
     ) -> Tensor:
         length = next(iter(tokens.values())).shape[1]
-        out = forward(
+        logits: Tensor = forward(
             **tokens,
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, -length:],
             past_key_values=side.cache,
             use_cache=True,
             logits_to_keep=keep,
-        )
-        logits: Tensor = out.logits
+        ).logits
         return logits[:, -keep:]

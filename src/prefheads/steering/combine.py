@@ -1,4 +1,5 @@
-"""Contrasts of two distributions over the next token: of branches (Eq. 8), and of layers (DoLa)."""
+"""Contrasts of two distributions over the next token, of branches (Eq. 8) and of layers (DoLa); and
+how far one is from another."""
 
 from __future__ import annotations
 
@@ -8,8 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from prefheads.errors import SteeringError
-from prefheads.steering.divergence import divergence
+from prefheads.errors import ModelError, SteeringError
 
 
 def combine(
@@ -46,18 +46,9 @@ def combine(
 def entropy_strength(
     personalised: Tensor, gamma: Tensor | float, cap: float | None = None
 ) -> Tensor:
-    """Strength that follows the model's doubt: ``gamma`` times the entropy of its distribution, at
-    most ``cap``.
-
-    Args:
-        personalised: Logits ``(..., vocab)``.
-        gamma: Scale, broadcastable to ``(..., 1)``.
-        cap: Largest strength, in the unit of gamma.
-
-    Returns:
-        Strengths ``(..., 1)``, for :func:`combine`.
-    """
-    entropy = torch.special.entr(personalised.float().softmax(-1)).sum(-1, keepdim=True)  # in nats
+    """Strengths ``(..., 1)`` that follow the model's doubt: ``gamma`` times the entropy in nats of
+    the distribution of logits ``(..., vocab)``, at most ``cap``."""
+    entropy = torch.special.entr(personalised.float().softmax(-1)).sum(-1, keepdim=True)
     strength: Tensor = torch.as_tensor(gamma, dtype=entropy.dtype, device=entropy.device) * entropy
     return strength if cap is None else strength.clamp(max=cap)
 
@@ -84,17 +75,12 @@ def contrast_layers(
     result, farthest = log_p, torch.full_like(log_p[..., :1], float("-inf"))
     for logits in early:
         log_q = logits.float().log_softmax(-1)
-        distance = _disagreement(log_p, log_q)
+        log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+        distance = ((divergence(log_m, log_p) + divergence(log_m, log_q)) / 2)[..., None]
         difference = torch.where(log_p.isneginf(), log_p, log_p - log_q)
         result = torch.where(distance > farthest, difference, result)
         farthest = torch.maximum(farthest, distance)
     return _plausible(result, log_p, plausibility)
-
-
-def _disagreement(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Mean divergence ``(..., 1)`` in nats of two distributions from the one halfway between."""
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return ((divergence(log_m, log_p) + divergence(log_m, log_q)) / 2)[..., None]
 
 
 def _plausible(result: Tensor, logits: Tensor, share: float | None) -> Tensor:
@@ -106,10 +92,25 @@ def _plausible(result: Tensor, logits: Tensor, share: float | None) -> Tensor:
 
 
 def require_plausibility(share: float | None) -> None:
-    """Refuse a plausibility that is not a share.
-
-    Raises:
-        SteeringError: It is neither None nor in (0, 1].
-    """
+    """Refuse a plausibility that is neither None nor in (0, 1]."""
     if share is not None and not 0 < share <= 1:
         raise SteeringError("plausibility must lie in (0, 1]")
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats: ``(..., vocab)`` log-probabilities of each to ``(...)``.
+
+    Tokens that p rules out (log-probability of minus infinity) add nothing, whatever q says of
+    them. Infinite, never NaN, where q rules out a token that p does not.
+    """
+    terms = log_p.exp() * (log_p - log_q)  # NaN where a p that rounds to 0 meets infinity
+    terms = terms.masked_fill_(log_q.isneginf(), float("inf"))
+    return terms.masked_fill_(log_p.isneginf(), 0.0).sum(-1)
+
+
+def require_numbers(scores: Tensor, example_id: str) -> None:
+    """Raise a ``ModelError`` that names the example if one of its scores is NaN."""
+    if scores.isnan().any():
+        raise ModelError(
+            f"the model's logits for example {example_id!r} are not finite; try float32"
+        )

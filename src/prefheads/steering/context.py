@@ -20,18 +20,15 @@ from transformers import PreTrainedModel
 from prefheads.errors import SteeringError
 from prefheads.heads.scores import HeadWeights, fingerprint
 from prefheads.interventions.forward import replaced_forward
-from prefheads.interventions.hooks import set_step_hook
+from prefheads.interventions.hooks import attention_backend, set_step_hook
 from prefheads.interventions.intercept import (
-    HeadLayout,
-    attention_backend,
-    causal_model,
     evaluating,
     head_layout,
     intercept,
+    masked_backend,
     occupied,
 )
-from prefheads.interventions.layout import require_keys_of_tokens
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.layout import causal_model, require_keys_of_tokens
 from prefheads.steering.answer import SteeredForward
 from prefheads.steering.setting import Setting, Steering
 from prefheads.types import Mode, Schedule, Scope, Target
@@ -105,17 +102,13 @@ def steer_with(
     settings: Setting | Sequence[Setting],
     profile_mask: Tensor | None = None,
 ) -> Iterator[Steering]:
-    """:func:`steer`, as a setting says.
-
-    Args:
-        settings: One, or one a user of a batch; these differ in gamma alone.
-    """
+    """:func:`steer`, as a setting says, or one a user of a batch; these differ in gamma alone."""
     settings = [settings] if isinstance(settings, Setting) else settings
     model, setting = causal_model(model), settings[0]
     layout = head_layout(model)
     if profile_mask is not None:
         profile_mask = torch.atleast_2d(_numbers("profile_mask", profile_mask)).bool()
-    steering = Steering(model, _as_map(weights, layout), settings, profile_mask)
+    steering = Steering(model, _as_map(weights, layout.shape), settings, profile_mask)
     if isinstance(weights, HeadWeights):
         _require_fit(weights, model, setting.scope)
     if steering.idle:
@@ -158,16 +151,16 @@ def active_steering(model: PreTrainedModel) -> Steering | None:
     return _active.get(model)
 
 
-def _as_map(weights: HeadWeights | Tensor, layout: HeadLayout) -> Tensor:
+def _as_map(weights: HeadWeights | Tensor, wanted: tuple[int, int]) -> Tensor:
     given = weights.values if isinstance(weights, HeadWeights) else weights
     values = _numbers("weights", given).detach().cpu()
     shape = tuple(values.shape)
     if values.dim() == 2:
         values = values[None]
-    if values.dim() != 3 or values.shape[1:] != layout.shape or not len(values):
+    if values.dim() != 3 or values.shape[1:] != wanted or not len(values):
         raise SteeringError(
             f"weights of shape {shape} do not fit this model; expected (n_layers, n_heads) = "
-            f"{layout.shape} or with a batch before it"
+            f"{wanted} or with a batch before it"
         )
     if not torch.isfinite(values).all():
         raise SteeringError("NaN or infinity in the weights")

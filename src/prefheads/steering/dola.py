@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from prefheads.errors import ModelError, SteeringError
 from prefheads.interventions.forward import Forward, ForwardCall, replaced_forward
 from prefheads.interventions.hooks import AttentionHook, hooked
-from prefheads.interventions.intercept import causal_model, intercept
+from prefheads.interventions.intercept import intercept
+from prefheads.interventions.layout import causal_model
 from prefheads.steering.combine import contrast_layers, require_plausibility
 
 Layers = Literal["low", "high"] | Sequence[int]
@@ -53,14 +54,23 @@ def layer_contrast(
     require_plausibility(plausibility)
     model = causal_model(model)
     with intercept(model) as layout:
-        candidates = candidate_layers(layers, layout.shape[0], _is_tied(model))
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
+        if head is None:
+            raise ModelError(f"{type(model).__name__} has no output embeddings to read layers with")
+        tied = head.weight is model.get_input_embeddings().weight
+        candidates = candidate_layers(layers, layout.shape[0], tied)
 
         def forward(forward: Forward, call: ForwardCall) -> Any:
             tap = _Tap(candidates, call.keep)
             with hooked(tap):
                 out = forward(**call.arguments)
-            _require_readable(model, head, tap)
+            for hidden in tap.hidden.values():  # maybe several streams, or of another width
+                width = getattr(head, "in_features", hidden.shape[-1])
+                if hidden.dim() != 3 or hidden.shape[-1] != width:
+                    raise ModelError(
+                        f"{type(model).__name__} passes other things from layer to layer than its "
+                        "output embeddings read: its layers cannot be contrasted"
+                    )
             early = (head(hidden).to(out.logits.device) for hidden in tap.hidden.values())
             out.logits = contrast_layers(out.logits, early, plausibility)
             return out
@@ -70,14 +80,8 @@ def layer_contrast(
 
 
 def candidate_layers(layers: Layers, n_layers: int, tied: bool) -> list[int]:
-    """Numbers of the early layers to choose from.
-
-    Args:
-        tied: Whether input and output embeddings are the same.
-
-    Raises:
-        SteeringError: Neither ``"low"`` nor ``"high"`` nor numbers in ``[0, n_layers)``.
-    """
+    """Numbers of the early layers to choose from; ``tied``: whether input and output embeddings are
+    the same."""
     half = n_layers // 2 if n_layers <= 40 else 20
     if layers == "low":
         start = min(2, n_layers - 1) if tied else 0
@@ -90,24 +94,6 @@ def candidate_layers(layers: Layers, n_layers: int, tied: bool) -> list[int]:
             f"layers must be 'low', 'high' or numbers from 0 to {n_layers - 1}, not {layers!r}"
         )
     return numbers
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    head: Any = model.get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{type(model).__name__} has no output embeddings to read layers with")
-    return head.weight is model.get_input_embeddings().weight
-
-
-def _require_readable(model: PreTrainedModel, head: Any, tap: _Tap) -> None:
-    """Refuse layers that pass on several streams, or states whose width is not that of the output
-    embeddings."""
-    for hidden in tap.hidden.values():
-        if hidden.dim() != 3 or hidden.shape[-1] != getattr(head, "in_features", hidden.shape[-1]):
-            raise ModelError(
-                f"{type(model).__name__} passes other things from layer to layer than its output "
-                "embeddings read: its layers cannot be contrasted"
-            )
 
 
 class _Tap(AttentionHook):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from prefheads.data.encoding import Batch, encode, pad_batch
 from prefheads.data.example import Example
 from prefheads.errors import DataError, ModelError
 from prefheads.heads.scores import HeadWeights
-from prefheads.interventions.intercept import input_device
+from prefheads.interventions.layout import input_device
 from prefheads.models.limits import context_length
 from prefheads.steering.context import steer_with
 from prefheads.steering.setting import Setting
@@ -45,15 +45,8 @@ def generate_texts(
     max_new_tokens: int,
     **options: Any,
 ) -> list[str]:
-    """One text for each example, all in one batch, each steered with its own map.
-
-    Args:
-        options: Go to ``model.generate`` as they are.
-
-    Raises:
-        DataError: No room for new tokens, or an input longer than the context.
-        ModelError: The logits are not finite.
-    """
+    """One text for each example, all in one batch, each steered with its own map; ``options`` go to
+    ``model.generate`` as they are."""
     room = room_for_prompt(model, max_new_tokens)
     encoded = [encode(tokenizer, e, max_length=room) for e in examples]
     batch = pad_batch(encoded, tokenizer.pad_token_id or 0)
@@ -64,11 +57,8 @@ def generate_texts(
 
 
 def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
-    """Tokens that a prompt may have, or None where the model's context is not known.
-
-    Raises:
-        DataError: No room is left.
-    """
+    """Tokens that a prompt may have, or None where the model's context is not known; a DataError if
+    no room is left."""
     limit = context_length(model)
     if limit is not None and max_new_tokens >= limit:
         raise DataError(f"max_new_tokens={max_new_tokens}: the context has only {limit} tokens")
@@ -77,10 +67,8 @@ def room_for_prompt(model: PreTrainedModel, max_new_tokens: int) -> int | None:
 
 @torch.no_grad()
 def encode_prompt(model: PreTrainedModel, batch: Batch) -> Cache | None:
-    """Keys and values of the prompts but for their last token; ``None`` if there is no more.
-
-    What acts on the response only can go on from a copy of it (:func:`complete`).
-    """
+    """Keys and values of the prompts but for their last token, for :func:`complete`; ``None`` if
+    there is no more."""
     if batch.prompt_ids.shape[1] < 2:
         return None
     device = input_device(model)
@@ -110,9 +98,6 @@ def complete(
     Args:
         prompt: Of :func:`encode_prompt`, left as it is.
         options: Go to ``model.generate`` as they are.
-
-    Raises:
-        ModelError: The logits are not finite.
     """
     device = input_device(model)
     processors = [*options.pop("logits_processor", ()), _NoNaN()]
@@ -129,21 +114,18 @@ def complete(
     new = ids[:, batch.prompt_ids.shape[1] :]
     ends = end_tokens(model, options.get("eos_token_id"))
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [
-        Completion(text.strip(), _length(row, ends))
-        for text, row in zip(texts, new.tolist(), strict=True)
+    # Tokens up to the first end token, that one included; the rest is padding.
+    lengths = [
+        next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        for row in new.tolist()
     ]
+    return [Completion(text.strip(), n) for text, n in zip(texts, lengths, strict=True)]
 
 
 def end_tokens(model: PreTrainedModel, chosen: int | Sequence[int] | None = None) -> frozenset[int]:
     """The tokens that end an answer: those chosen, or else the model's own."""
     ends = getattr(model.generation_config, "eos_token_id", None) if chosen is None else chosen
     return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
-
-
-def _length(row: list[int], ends: Collection[int]) -> int:
-    """Tokens up to the first end token, that one included; the rest is padding."""
-    return next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
 
 
 class _NoNaN(LogitsProcessor):

@@ -15,15 +15,10 @@ from prefheads.errors import SteeringError
 
 @dataclass(frozen=True)
 class Response:
-    """Where the response of a forward call begins.
+    """Where the response of a forward call begins."""
 
-    Attributes:
-        n_prompt: Columns of the prompt; one number, or one a row ``(B,)``.
-        profile_mask: ``(B, n_prompt)`` bool, or None for that of the steering.
-    """
-
-    n_prompt: int | Tensor
-    profile_mask: Tensor | None = None
+    n_prompt: int | Tensor  # columns of the prompt; one number, or one a row (B,)
+    profile_mask: Tensor | None = None  # (B, n_prompt) bool; that of the steering if None
 
 
 current: ContextVar[Response | None] = ContextVar("prefheads_response", default=None)

@@ -108,12 +108,8 @@ class Setting:
         gamma: Tensor | float | None = None,
         active: Tensor | None = None,
     ) -> Tensor:
-        """Logits ``(..., vocab)`` of a contrast of two branches (Eq. 8).
-
-        Args:
-            gamma: Strengths in place of the setting's, broadcastable to ``(..., 1)``.
-            active: Where to contrast, as for :func:`prefheads.steering.combine.combine`.
-        """
+        """Logits ``(..., vocab)`` of a contrast of two branches (Eq. 8); ``gamma``, in place of the
+        setting's, and ``active`` as for :func:`prefheads.steering.combine.combine`."""
         strength = self.gamma if gamma is None else gamma
         if self.schedule == "entropy":
             strength = entropy_strength(personalised, strength, self.cap)
@@ -187,11 +183,8 @@ class Steering:
         return per_user.repeat_interleave(n // len(per_user), 0)
 
     def plan(self, n: int, *, bottom: bool = False) -> BranchPlan:
-        """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches.
-
-        Args:
-            bottom: Branches leave in the lowest layer, whatever the map.
-        """
+        """Rows and gains for a batch of ``n``: amplified, or with ``n`` depersonalised branches,
+        which leave in the lowest layer if ``bottom``, whatever the map."""
         if (n, bottom) not in self._plans:
             gains, target = self.rows(self._gains, n), self.setting.target
             if self.setting.mode == "amplify":

@@ -30,20 +30,9 @@ _LARGEST_ERROR = 1e100
 _UNIT = (0.0, 1.0)
 
 
-def _itself(mean: Array) -> Array:
-    return mean
-
-
-def _root(mean: Array) -> Array:
-    return np.asarray(np.sqrt(mean))
-
-
 def _macro_f1(mean: Array) -> Array:
-    """Mean over labels of 2 TP / (predicted + gold), zero for a label that never occurs.
-
-    Args:
-        mean: ``(..., 2 K)``: rates of true positives of K labels, then of predicted plus gold ones.
-    """
+    """Mean over K labels of 2 TP / (predicted + gold), from the rates ``(..., 2 K)`` of both; zero
+    for a label that never occurs."""
     hits, total = np.split(mean, 2, axis=-1)
     f1 = np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
     return np.asarray(f1.mean(axis=-1))
@@ -65,8 +54,8 @@ class Metric:
 
     name: str
     higher_is_better: bool = True
-    of_mean: Callable[[Array], Array] = _itself
-    outer: Callable[[Array], Array] = _itself
+    of_mean: Callable[[Array], Array] = np.asarray
+    outer: Callable[[Array], Array] = np.asarray
     bounds: tuple[float, float] = (-math.inf, math.inf)
     share: bool = False
     resampled: bool = False
@@ -106,11 +95,8 @@ class AnswerType(ABC):
         return ""
 
     def prepare(self) -> dict[str, str]:
-        """Load what the metrics need, and tell what scores depend on besides the texts.
-
-        Raises:
-            ModelError: Something is not installed.
-        """
+        """Load what the metrics need, and tell what scores depend on besides the texts; a
+        ``ModelError`` if something is not installed."""
         return {}
 
     def caveat(self, references: Sequence[str]) -> str:
@@ -170,7 +156,7 @@ class RatingAnswer(AnswerType):
     kind = "Reg."
     metrics = (
         Metric("mae", False, bounds=(0, math.inf)),
-        Metric("rmse", False, _root, bounds=(0, math.inf)),
+        Metric("rmse", False, np.sqrt, bounds=(0, math.inf)),
     )
 
     def rows(self, pairs: Pairs) -> dict[str, Array]:

@@ -10,8 +10,9 @@ import re
 import ssl
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.error import HTTPError, URLError
@@ -57,14 +58,9 @@ def download(
     ``out/<task>_<setting>/`` as the hub has it. Each is a source for ``load_examples``.
 
     Args:
-        tasks: Names of tasks.
-        splits: Of ``train``, ``dev`` and ``test``.
-        out: Folder to put the files into.
         setting: ``"user"``: other users in each split; ``"time"``: later texts of the same users.
-        base_url: Where the folders of LaMP are.
         retries: How often in a row a transfer may fail without a byte more; then it is given up.
         wait: Seconds before the first retry, doubled for each further one.
-        progress: Whether to draw a bar for each file.
 
     Returns:
         The files of LaMP, and of LongLaMP the splits.
@@ -83,14 +79,14 @@ def download(
     if not base_url.startswith(("http://", "https://")):
         raise DataError(f"not an address: {base_url!r}; it must begin with https://")
     writable_dir(out)
-    fetch = _Fetch(base_url.rstrip("/"), retries, wait, progress)
+    server = _Server(base_url.rstrip("/"), retries, wait, progress)
     files: list[Path] = []
     for name in dict.fromkeys(names):
         for split in dict.fromkeys(splits):
             if name in FOLDERS:
                 files.append(_longlamp(name, split, out, setting))
             else:
-                files += fetch.lamp(name, split, out, setting)
+                files += server.lamp(name, split, out, setting)
     return files
 
 
@@ -133,20 +129,20 @@ def _longlamp(task: str, split: str, out: Path, setting: Separation) -> Path:
     return out / folder / name
 
 
-class _Fetch:
-    """Transfers from one server."""
+@dataclass(frozen=True)
+class _Server:
+    """Where the folders of LaMP are, and how to fetch from there."""
 
-    def __init__(self, base_url: str, retries: int, wait: float, progress: bool) -> None:
-        self.base_url = base_url
-        self.retries = retries
-        self.wait = wait
-        self.progress = progress
+    base_url: str
+    retries: int
+    wait: float
+    progress: bool
 
     def lamp(self, task: str, split: str, out: Path, setting: Separation) -> list[Path]:
         """One split of LaMP: questions, and golds unless it is the test split."""
         folder = ("time/" if setting == "time" else "") + task.replace("-", "_")
         # The server keeps under LaMP_2 itself an older task, news categorisation.
-        remote = folder + ("/new" if task == "LaMP-2" else "")
+        remote = f"{self.base_url}/{folder}{'/new' if task == 'LaMP-2' else ''}/{split}"
         local = writable_dir(out / folder / split)
         wanted = [split + QUESTIONS] + ([split + OUTPUTS] if split != "test" else [])
         files = [local / name for name in wanted]
@@ -154,41 +150,34 @@ class _Fetch:
             return files
         if why := unreachable(self.base_url):
             raise DataError(f"{self.base_url} cannot be reached: {why}; check the network")
-        came = [
-            file if file.is_file() else self.file(f"{remote}/{split}/{file.name}", file)
-            for file in files
-        ]
+        came = [f if f.is_file() else self.part_of(f, f"{remote}/{f.name}") for f in files]
         try:
             _check(task, *came)
         except DataError as error:
             for part in set(came) - set(files):
                 part.unlink()
             raise DataError(
-                f"{self.base_url}/{remote}/{split}: what came is not what it should be ({error}); "
+                f"{remote}: what came is not what it should be ({error}); "
                 "try again or check the address"
             ) from None
         for part, file in zip(came, files, strict=True):
             part.rename(file)
         return files
 
-    def file(self, remote: str, file: Path) -> Path:
-        """A whole file, as ``<name>.part``; what is there of it from before is not fetched again.
-
-        Raises:
-            DataError: The server has no such file, or the transfer keeps failing.
-        """
-        url, part = f"{self.base_url}/{remote}", file.with_name(file.name + ".part")
+    def part_of(self, file: Path, url: str) -> Path:
+        """The whole file, as ``<name>.part``; what is there of it is not fetched again."""
+        part = file.with_name(file.name + ".part")
         failures = 0
         while failures <= self.retries:
             before = _size(part)
             try:
-                if self._transfer(url, part):
+                if self.transfer(url, part):
                     return part
                 reason = "the connection ended early"
             except HTTPError as error:
-                if error.code not in _TRANSIENT:
-                    raise DataError(f"{url}: the server says {error.code} {error.reason}") from None
                 reason = f"the server says {error.code} {error.reason}"
+                if error.code not in _TRANSIENT:
+                    raise DataError(f"{url}: {reason}") from None
             except (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             failures = 0 if _size(part) > before else failures + 1
@@ -198,7 +187,7 @@ class _Fetch:
             "and run the same command again, which resumes"
         )
 
-    def _transfer(self, url: str, part: Path) -> bool:
+    def transfer(self, url: str, part: Path) -> bool:
         """Fetch what is missing of a file; whether it is complete then."""
         have = _size(part)
         headers = {"User-Agent": "prefheads", "Accept-Encoding": "identity"}
@@ -215,17 +204,17 @@ class _Fetch:
                 part.unlink(missing_ok=True)
             return complete
         with response:
-            start, total = _extent(response)
-            if start not in (0, have):  # 0: the server sends all of it again
-                raise HTTPException("the server sent another part of the file than asked for")
+            start, total = 0, response.length  # a server may send all of it again
+            if response.status == 206:
+                sent = response.headers.get("Content-Range", "")
+                match = re.fullmatch(rf"bytes {have}-\d+/(?:(\d+)|\*)", sent)
+                if match is None:
+                    raise HTTPException("the server sent another part of the file than asked for")
+                start, total = have, match[1] and int(match[1])
             bar = track(
-                desc="/".join(part.parts[-3:]).removesuffix(".part"),
-                total=total,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                disable=not self.progress,
-            )
+                desc="/".join(part.parts[-3:]).removesuffix(".part"), total=total, initial=start,
+                unit="B", unit_scale=True, disable=not self.progress,
+            )  # fmt: skip
             with bar, part.open("ab" if start else "wb") as file:
                 while chunk := response.read(_CHUNK):
                     file.write(chunk)
@@ -233,23 +222,12 @@ class _Fetch:
         return total is None or _size(part) == total
 
 
-def _extent(response: HTTPResponse) -> tuple[int, int | None]:
-    """Where in the file a response begins, and how long the whole file is, if the server says."""
-    if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if match is None:
-            raise HTTPException("the server does not say which part of the file it sends")
-        return int(match[1]), None if match[2] == "*" else int(match[2])
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length is not None else None
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
 def _check(task: str, questions: Path, outputs: Path | None = None) -> None:
-    """Make sure that files hold questions, and a gold for each and no other, of the task."""
+    """Make sure that files hold questions of the task, and a gold for each and no other."""
     golds: dict[str, str] = {}
     if outputs is not None:
         named, golds = read_golds(outputs)
@@ -262,5 +240,5 @@ def _check(task: str, questions: Path, outputs: Path | None = None) -> None:
         ids.add(row["id"])
     if not ids:
         raise DataError(f"{questions}: holds no questions")
-    if outputs is not None and golds.keys() - ids:
-        raise DataError(f"{outputs}: golds without a question: {sorted(golds.keys() - ids)[:3]}")
+    if foreign := sorted(golds.keys() - ids):
+        raise DataError(f"{outputs}: golds without a question: {foreign[:3]}")

@@ -63,11 +63,8 @@ def rating(text: str) -> str | None:
 
 
 def bare_text(text: str, one_line: bool) -> str | None:
-    """The text without announcements ("Here is a title:", "Title:") and wrapping quotes.
-
-    Args:
-        one_line: Whether an answer is one line, so that the first line is taken.
-    """
+    """The text, or its first line, without announcements ("Here is a title:", "Title:") and
+    wrapping quotes."""
     while opening := _OPENING.match(text):
         text = text[opening.end() :]
     text = text.strip()

@@ -80,7 +80,6 @@ class LampFormat(DataFormat):
     def rows(
         self, source: Path, outputs: Path | None, require_output: bool
     ) -> Iterator[tuple[str, Any]]:
-        """As :func:`read_lamp` reads them."""
         return read_lamp(source, outputs, require_output)
 
     def sources(self, folder: Path, files: Sequence[str]) -> Iterable[Path]:
@@ -90,7 +89,7 @@ class LampFormat(DataFormat):
     def task(self, source: Path) -> str | None:
         """What the nearest folder says, such as ``LaMP_4``."""
         for part in reversed(source.resolve().parts):
-            if match := re.search(r"LaMP[-_]\d", part):
+            if match := re.search(r"(?<!Long)LaMP[-_]\d", part):
                 return task_name(match[0])
         return None
 
@@ -109,28 +108,28 @@ FORMAT = LampFormat()
 def read_lamp(
     source: Path, outputs: Path | None, require_output: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows in the example format from a pair of official files, each with the place it came from.
-
-    The questions are read one at a time, so memory does not grow with the file.
-
-    Args:
-        source: A ``*_questions.json``, or a folder that holds one.
-        outputs: The golds; by default the ``*_outputs.json`` beside the questions.
-        require_output: Whether every question needs a gold.
-
-    Yields:
-        ``(place, row)``; a sample without a ``user_id`` has the key :data:`NAMELESS`.
-
-    Raises:
-        DataError: Files that are missing or malformed, or a question without a gold.
-    """
-    questions = _questions_in(source) if source.is_dir() else source
+    """Rows in the example format from a file of questions, or a folder with one, and its golds (by
+    default beside it), each with its place; a sample without a ``user_id`` has the key
+    :data:`NAMELESS`. One at a time, so memory does not grow with the file. A ``DataError`` if
+    something is missing or malformed."""
+    questions = source
+    if source.is_dir():
+        found = sorted(source.glob("*" + QUESTIONS))
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or "none"
+            raise DataError(
+                f"{source}: needs exactly one *{QUESTIONS} ({names} found); name the file"
+            )
+        questions = found[0]
     if not starts_with_list(questions):
         raise DataError(f"{questions}: must be a list of questions")
     golds: dict[str, str] = {}
+    task: str | None
     golds_at = outputs or questions.with_name(questions.name.removesuffix(QUESTIONS) + OUTPUTS)
     if outputs is None and not require_output and not golds_at.exists():
-        task = _task_in_path(questions)
+        task = FORMAT.task(questions)  # the official folders carry the name
+        if task is None:
+            raise DataError(f"{questions}: no *{OUTPUTS} names its task; call the folder LaMP_<n>")
     else:
         task, golds = read_golds(golds_at)
     for index, question in enumerate(read_json_items(questions, "item")):
@@ -146,11 +145,8 @@ def read_lamp(
 
 
 def read_golds(path: Path) -> tuple[str, dict[str, str]]:
-    """The task and the outputs by id of an official ``*_outputs.json``.
-
-    Raises:
-        DataError: Missing or malformed.
-    """
+    """The task and the outputs by id of an official ``*_outputs.json``; a ``DataError`` if it is
+    missing or malformed."""
     task = next(iter(read_json_items(path, "task")), None)
     if not isinstance(task, str):
         raise DataError(f'{path}: must be an object with "task" and "golds"')
@@ -171,19 +167,3 @@ def _id(row: Any, field: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) else None
-
-
-def _questions_in(folder: Path) -> Path:
-    found = sorted(folder.glob("*" + QUESTIONS))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise DataError(f"{folder}: needs exactly one *{QUESTIONS} ({names} found); name the file")
-    return found[0]
-
-
-def _task_in_path(questions: Path) -> str:
-    """Test questions come without golds, so without a task name: the official folders carry it."""
-    found = re.findall(r"(?<!Long)LaMP[-_]\d", "/".join(questions.resolve().parts[-3:]))
-    if not found:
-        raise DataError(f"{questions}: no *{OUTPUTS} names its task; call the folder LaMP_<n>")
-    return task_name(found[-1])

@@ -81,10 +81,13 @@ class LongLampFormat(DataFormat):
     def rows(
         self, source: Path, outputs: Path | None, require_output: bool
     ) -> Iterator[tuple[str, Any]]:
-        """As :func:`read_longlamp` reads them."""
         if outputs is not None:
             raise DataError(f"outputs belong to a LaMP *{QUESTIONS}; {source} holds its own golds")
-        return read_longlamp(source, str(self.task(source)))
+        index, task = count(), self.task(source)
+        split, files = _files(source)
+        for path in files:
+            for where, row in _records(path):
+                yield where, _row(row, where, f"{split}-{next(index)}") | {"task": task}
 
     def sources(self, folder: Path, files: Sequence[str]) -> Iterable[Path]:
         """The splits of a task's folder."""
@@ -112,25 +115,8 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
     return dict(splits)
 
 
-def read_longlamp(source: Path, task: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows in the example format from one split of LongLaMP, each with the place it came from.
-
-    Args:
-        source: A file; a folder with the files of one split; or a split of a folder, such as
-            ``topic_writing_user/test``.
-        task: Name of the task.
-
-    Raises:
-        DataError: No such split, several, or files that are malformed.
-    """
-    split, files = _files(source)
-    index = count()
-    for path in files:
-        for where, row in _records(path):
-            yield where, _row(row, where, task, f"{split}-{next(index)}")
-
-
 def _files(source: Path) -> tuple[str, list[Path]]:
+    """The name and the files of a split: a file, a folder of its files, or its name in a folder."""
     if source.is_file():
         match = _FILE.fullmatch(source.name)
         if match is None:
@@ -172,7 +158,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: cannot be read as Parquet ({reason})") from None
 
 
-def _row(row: Any, where: str, task: str, key: str) -> dict[str, Any]:
+def _row(row: Any, where: str, key: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object")
     user = next((row[field] for field in _USER_FIELDS if row.get(field) is not None), None)
@@ -181,14 +167,8 @@ def _row(row: Any, where: str, task: str, key: str) -> dict[str, Any]:
     profile = row.get("profile")
     if isinstance(profile, list):
         profile = [_item(item) for item in profile]
-    return {
-        "id": str(row.get("id", key)),
-        "user_id": str(user),
-        "profile": profile,
-        "input": row.get("input"),
-        "output": row.get("output"),
-        "task": task,
-    }
+    known = {"id": str(row.get("id", key)), "user_id": str(user), "profile": profile}
+    return known | {field: row.get(field) for field in ("input", "output")}
 
 
 def _item(item: Any) -> Any:

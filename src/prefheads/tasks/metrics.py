@@ -35,11 +35,6 @@ def sample_scores(
     The types of answers say what rows hold (:mod:`prefheads.tasks.answers`). Golds of which ROUGE
     sees nothing get a ``MetricWarning``.
 
-    Args:
-        task: Name of the task.
-        predictions: n texts.
-        references: n gold texts, in the same order.
-
     Returns:
         ``(n,)`` or ``(n, k)`` float64 for each metric's name.
 
@@ -79,12 +74,8 @@ def evaluate(
 def write_predictions(
     path: PathLike, task: str, ids: Sequence[str], predictions: Sequence[str]
 ) -> None:
-    """Write predictions as the official evaluation reads them, whole or not at all.
-
-    Raises:
-        DataError: An id occurs twice, or ids and predictions differ in number.
-        ArtifactError: The file cannot be written.
-    """
+    """Write predictions as the official evaluation reads them, whole or not at all; a ``DataError``
+    unless there is one for each of different ids."""
     if len(ids) != len(predictions) or len(set(ids)) != len(ids):
         raise DataError(
             f"{path}: needs one prediction for each of the different ids "
@@ -97,22 +88,15 @@ def write_predictions(
 
 
 def read_predictions(path: PathLike) -> tuple[str, dict[str, str]]:
-    """The task and the text of every id, from a file of predictions or golds.
-
-    Raises:
-        DataError: A missing or malformed file.
-    """
+    """The task and the text of every id, from a file of predictions or golds; a ``DataError`` if it
+    is missing or malformed."""
     return read_golds(Path(path))
 
 
 def aligned(
     predictions: Mapping[str, str], golds: Mapping[str, str]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Ids, predictions and golds in the order of the golds.
-
-    Raises:
-        DataError: Not the same set of ids.
-    """
+    """Ids, predictions and golds in the order of the golds; a ``DataError`` if ids differ."""
     missing = [id_ for id_ in golds if id_ not in predictions]
     foreign = [id_ for id_ in predictions if id_ not in golds]
     if missing or foreign:

@@ -27,15 +27,10 @@ class TaskStatistics:
     """What one task holds in one setting.
 
     Attributes:
-        task: Name of the task; ``None`` for examples of none.
         setting: ``"user"``: other users in each split; ``"time"``: later texts of the same users.
-        kind: Generation, classification or regression.
         splits: The splits counted together.
         users: Different users; where files name none, instances that share a text are one's.
-        instances: Examples.
-        profile_items: Items of a profile.
-        input_words: Words of an input, split at whitespace.
-        output_words: Words of an output; ``None`` where no output is known.
+        input_words, output_words: Split at whitespace; ``None`` where no output is known.
     """
 
     task: str | None
@@ -55,8 +50,7 @@ def task_statistics(paths: Iterable[str | Path]) -> list[TaskStatistics]:
     Files are read piece by piece: a few numbers are kept of each example.
 
     Args:
-        paths: Sources of examples, or folders with several of them (all splits of a task, or a
-            folder for each task).
+        paths: Sources of examples, or folders with several (all splits of a task, or all tasks).
 
     Raises:
         DataError: No data under a path, or malformed files.
@@ -64,13 +58,19 @@ def task_statistics(paths: Iterable[str | Path]) -> list[TaskStatistics]:
     counts: dict[tuple[str | None, str], _Counts] = {}
     sources = [source for path in paths for source in find_sources(Path(path))]
     for source in dict.fromkeys(source.resolve() for source in sources):
-        setting = _setting(source)
+        # Only folders tell the setting; the last four hold all those of a download.
+        nearby = source.parts[-4:]
+        timed = "time" in nearby or any(part.endswith("_temporal") for part in nearby)
+        setting = "time" if timed else "user"
+        split = format_of(source).split(source).partition("-")[0].partition(".")[0]
         for where, row in read_rows(source, require_output=False):
             example = parse_example(row, where)
             found = counts.setdefault((example.task, setting), _Counts())
-            found.add(example, _split(source))
-            if NAMELESS in row:
-                found.join(f"{source}:{example.id}", marks_of(example))
+            found.add(example)
+            found.splits[split] = None
+            if NAMELESS in row:  # samples with a common text are one person's
+                found.unnamed.append(f"{source}:{example.id}")
+                found.people.add(found.unnamed[-1], marks_of(example))
             else:
                 found.users.add(example.user_id)
     # Official names sort as they should; what has no task comes last.
@@ -88,17 +88,11 @@ class _Counts:
     input_words: array[int] = field(default_factory=lambda: array("l"))
     output_words: array[int] = field(default_factory=lambda: array("l"))
 
-    def add(self, example: Example, split: str) -> None:
-        self.splits[split] = None
+    def add(self, example: Example) -> None:
         self.profile_items.append(len(example.profile))
         self.input_words.append(len(example.input.split()))
         if example.output is not None:
             self.output_words.append(len(example.output.split()))
-
-    def join(self, sample: str, marks: Iterable[int | None]) -> None:
-        """Count a sample of whom the file says nothing: samples with a common text are one's."""
-        self.unnamed.append(sample)
-        self.people.add(sample, marks)
 
     def summary(self, task: str | None, setting: str) -> TaskStatistics:
         return TaskStatistics(
@@ -116,14 +110,3 @@ class _Counts:
 
 def _spread(counts: Sequence[Any]) -> Spread:
     return Spread(statistics.fmean(counts), float(statistics.median(counts)))
-
-
-def _split(source: Path) -> str:
-    return format_of(source).split(source).partition("-")[0].partition(".")[0]
-
-
-def _setting(source: Path) -> str:
-    """The setting, which only the folders tell (the last four hold all those of a download)."""
-    nearby = source.parts[-4:]
-    timed = "time" in nearby or any(part.endswith("_temporal") for part in nearby)
-    return "time" if timed else "user"

@@ -46,15 +46,9 @@ def resampled(values: Array, seed: int = SEED) -> float:
 
 
 def meteor(prediction: str, reference: str) -> float:
-    score = require("nltk.translate.meteor_score", "eval").single_meteor_score(
-        _words(reference),
-        _words(prediction),
-        wordnet=wordnet.load(),
-        alpha=0.9,
-        beta=3.0,
-        gamma=0.5,
-    )
-    return float(score)
+    score = require("nltk.translate.meteor_score", "eval").single_meteor_score
+    options = {"alpha": 0.9, "beta": 3.0, "gamma": 0.5, "wordnet": wordnet.load()}
+    return float(score(_words(reference), _words(prediction), **options))
 
 
 def _words(text: str) -> list[str]:

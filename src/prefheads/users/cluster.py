@@ -48,9 +48,8 @@ class Clusters:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON-serialisable metadata, as ``storage.save_tensors`` takes them."""
-        return {"centroids": torch.from_numpy(self.centroids)}, {
-            "assignment": dict(self.assignment)
-        }
+        tensors = {"centroids": torch.from_numpy(self.centroids)}
+        return tensors, {"assignment": dict(self.assignment)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
@@ -93,12 +92,13 @@ def fit_clusters(
         DataError: bad embeddings or ids, or a given number of clusters that cannot be had.
     """
     points, users = _sorted_users(embeddings, user_ids)
-    counts = {
-        user: 1 if samples_per_user is None else samples_per_user.get(user, 0) for user in users
-    }
+    per_user = dict.fromkeys(users, 1) if samples_per_user is None else samples_per_user
+    counts = {user: per_user.get(user, 0) for user in users}
+    needed = max(min_samples, 1)
 
-    def samples(clusters: Clusters) -> list[int]:
-        return [sum(counts[u] for u in clusters.members(c)) for c in range(clusters.n_clusters)]
+    def smallest(clusters: Clusters) -> int:
+        members = map(clusters.members, range(clusters.n_clusters))
+        return min(sum(counts[user] for user in group) for group in members)
 
     if n_clusters is not None:
         if not 1 <= n_clusters <= len(users):
@@ -106,19 +106,19 @@ def fit_clusters(
                 f"{n_clusters} clusters of {len(users)} users: give 1 to {len(users)} clusters"
             )
         clusters = _k_means(points, users, n_clusters, seed)
-        if n_clusters > 1 and min(samples(clusters)) < max(min_samples, 1):
+        if n_clusters > 1 and smallest(clusters) < needed:
             raise DataError(
-                f"with {n_clusters} clusters the smallest has {min(samples(clusters))} discovery "
-                f"samples of the {max(min_samples, 1)} it needs; ask for fewer clusters, give "
-                "more samples, or lower min_samples"
+                f"with {n_clusters} clusters the smallest has {smallest(clusters)} discovery "
+                f"samples of the {needed} it needs; ask for fewer clusters, give more samples, or "
+                "lower min_samples"
             )
         return clusters
 
     best, best_score = _k_means(points, users, 1, seed), 0.0  # no better than 0: no groups at all
-    most = min(MAX_CLUSTERS, len(users) - 1, sum(counts.values()) // max(min_samples, 1))
+    most = min(MAX_CLUSTERS, len(users) - 1, sum(counts.values()) // needed)
     for k in range(2, most + 1):
         clusters = _k_means(points, users, k, seed)
-        if min(samples(clusters)) >= max(min_samples, 1):
+        if smallest(clusters) >= needed:
             labels = [clusters.assignment[user] for user in users]
             score = require("sklearn.metrics", "cluster").silhouette_score(points, labels)
             if score >= best_score:
@@ -187,9 +187,7 @@ def _k_means(points: NDArray[np.float64], users: list[str], n_clusters: int, see
     # Training users go where routing would send them; k-means' own labels may differ at borders.
     labels = route(points, centroids).argmax(axis=1)
     sizes = np.bincount(labels, minlength=n_clusters)
-    first = [
-        int(np.flatnonzero(labels == c)[0]) if sizes[c] else len(users) for c in range(n_clusters)
-    ]
+    first = [int((labels == c).argmax()) for c in range(n_clusters)]
     order = sorted(range(n_clusters), key=lambda c: (-sizes[c], first[c]))
     assignment = {user: order.index(int(label)) for user, label in zip(users, labels, strict=True)}
     return Clusters(centroids[order], assignment)

@@ -12,11 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.attention.attention import (
-    _encode_layer_name,
-    unified_attention_with_output,
-    unified_kv_cache_update,
-)
+from vllm.model_executor.layers.attention import attention as direct
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -29,15 +25,11 @@ from prefheads.vllm.batch import Batch, Plan
 
 
 class SteeredAttention(Attention):
-    """An attention layer of the model; gains multiply what its heads put out.
-
-    Attributes:
-        branch: The second branch's attention, from the fork on.
-    """
+    """An attention layer of the model; gains multiply what its heads put out."""
 
     batch: Batch
     layer: int
-    branch: BranchAttention | None
+    branch: BranchAttention | None  # from the fork on
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Attention of the model's rows, then of the second branch's, which follow them."""
@@ -92,8 +84,11 @@ class BranchAttention(Attention):
         n = query.shape[0]
         output = query.new_empty(n, self.num_heads, self.head_size_v)
         query = query.unflatten(-1, (self.num_heads, self.head_size))
-        ops: Any = _Direct if self.use_direct_call else torch.ops.vllm
-        name = self.layer_name if self.use_direct_call else _encode_layer_name(self.layer_name)
+        # On some platforms attention is no custom operator.
+        ops: Any = direct if self.use_direct_call else torch.ops.vllm
+        name = self.layer_name
+        if not self.use_direct_call:
+            name = direct._encode_layer_name(name)
         written = ops.unified_kv_cache_update(keys, values, name)
         # In a step whose tokens are all prompt there is nothing to attend from.
         if self.static or n:
@@ -103,13 +98,6 @@ class BranchAttention(Attention):
         return output.flatten(-2)
 
 
-class _Direct:
-    """What vLLM calls on platforms where attention is no custom operator."""
-
-    unified_kv_cache_update = staticmethod(unified_kv_cache_update)
-    unified_attention_with_output = staticmethod(unified_attention_with_output)
-
-
 def steer_attention(
     attention: Attention, batch: Batch, layer: int, cache_config: Any
 ) -> SteeredAttention:
@@ -117,9 +105,6 @@ def steer_attention(
 
     Its class changes, nothing else: names of weights, vLLM's registry of attention layers and the
     cache stay as they are. From the fork on it gets a second attention, with a cache of its own.
-
-    Raises:
-        ModelError: A kind of attention that cannot be steered.
     """
     if type(attention) is not Attention:
         raise ModelError(f"{attention.layer_name}: {type(attention).__name__} cannot be steered")

@@ -24,7 +24,6 @@ from typing import Any
 
 from prefheads.errors import ArtifactError, SteeringError
 from prefheads.heads.files import maps_in
-from prefheads.heads.provenance import Provenance
 from prefheads.heads.weights import HeadWeights, require_model
 
 _SHOWN = 8  # ids named in an error message
@@ -33,13 +32,7 @@ _SHOWN = 8  # ids named in an error message
 class Library:
     """Maps below some paths, read when first asked for and kept.
 
-    Args:
-        paths: Files and folders as the module's docstring says.
-        fork: Lowest layer that contrast may suppress; that of the maps present now if None.
-
-    Raises:
-        ArtifactError: A path that does not exist or holds no maps, a damaged map, maps for
-            different models, or an id that occurs twice.
+    ``fork`` is the lowest layer that contrast may suppress; that of the maps present now if None.
     """
 
     def __init__(self, paths: tuple[Path, ...], fork: int | None = None) -> None:
@@ -69,12 +62,7 @@ class Library:
         return list(self._files)
 
     def get(self, name: str) -> HeadWeights:
-        """The map with an id.
-
-        Raises:
-            SteeringError: No such map.
-            ArtifactError: A damaged map, or one for another model than the others.
-        """
+        """The map with an id; an error if there is none, or it is for another model."""
         with self._lock:
             if name not in self._files:
                 self._files = self._scan()
@@ -83,7 +71,8 @@ class Library:
                 raise SteeringError(f"no head map {name!r}; there are {known}")
             if name not in self._maps:
                 found = self._files[name]()
-                if found.shape != self.shape or not _same_model(found.info, self._reference.info):
+                models = {found.info.fingerprint, self._reference.info.fingerprint} - {""}
+                if found.shape != self.shape or len(models) > 1:
                     raise ArtifactError(
                         f"head map {name!r} is for another model than {next(iter(self._files))!r}"
                     )
@@ -106,10 +95,6 @@ class Library:
                         raise ArtifactError(f"{entry}: a second head map {name!r}; rename one")
                     files[name] = load
         return files
-
-
-def _same_model(a: Provenance, b: Provenance) -> bool:
-    return "" in (a.fingerprint, b.fingerprint) or a.fingerprint == b.fingerprint
 
 
 def contrast_enabled() -> bool:

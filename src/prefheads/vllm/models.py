@@ -46,22 +46,13 @@ class Steered:
         count = attentions[0].num_heads
         compilation = vllm_config.compilation_config
         static = compilation.mode != CompilationMode.NONE or bool(compilation.cudagraph_mode)
-        heads = Heads(
-            maps.shape,
-            count * get_tensor_model_parallel_rank(),
-            count,
-            maps.fork if contrast_enabled() else len(layers),
-            static or _FORCE_STATIC,
-        )
+        first = count * get_tensor_model_parallel_rank()
+        fork = maps.fork if contrast_enabled() else len(layers)
+        heads = Heads(maps.shape, first, count, fork, static or _FORCE_STATIC)
         scheduler = vllm_config.scheduler_config
-        parameter = next(layers.parameters())
-        self.batch = Batch(
-            scheduler.max_num_seqs,
-            scheduler.max_num_batched_tokens,
-            heads,
-            parameter.device,
-            vllm_config.model_config.dtype,
-        )
+        sizes = (scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        device, dtype = next(layers.parameters()).device, vllm_config.model_config.dtype
+        self.batch = Batch(*sizes, heads, device, dtype)
         SteeringProcessor.follow(vllm_config, self.batch)
         for index, (layer, attention) in enumerate(zip(layers, attentions, strict=True)):
             steer_attention(attention, self.batch, index, vllm_config.cache_config)
@@ -94,14 +85,8 @@ class _Entry:
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         positions, hidden, residual, *rest = args
-        if self.batch.heads.static:
-            return (
-                torch.cat([positions, positions]),
-                *(_twice(x) if self.first else x for x in (hidden, residual)),
-                *rest,
-            )
-        rows = self.batch.current.rows
-        if not len(rows):
+        rows = slice(None) if self.batch.heads.static else self.batch.current.rows
+        if isinstance(rows, Tensor) and not len(rows):
             return None
         positions = torch.cat([positions, positions[rows]])
         if self.first:
@@ -109,10 +94,6 @@ class _Entry:
                 None if x is None else torch.cat([x, x[rows]]) for x in (hidden, residual)
             )
         return (positions, hidden, residual, *rest)
-
-
-def _twice(x: Tensor | None) -> Tensor | None:
-    return None if x is None else torch.cat([x, x])
 
 
 def _combined(hidden: Tensor, batch: Batch, n: int) -> Tensor:

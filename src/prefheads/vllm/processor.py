@@ -18,10 +18,10 @@ from vllm.v1.sample.logits_processor.interface import (
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessor2
 
 from prefheads.errors import ModelError
+from prefheads.vllm import ARCHITECTURES
 from prefheads.vllm.batch import Batch
 from prefheads.vllm.library import contrast_enabled, library
 from prefheads.vllm.request import resolve, steering_of
-from prefheads.vllm.support import require_architecture
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -29,21 +29,23 @@ if TYPE_CHECKING:
 
 
 class SteeringProcessor(LogitsProcessor, LogitsProcessor2):
-    """Entry point of ``vllm.logits_processors``.
+    """Entry point of ``vllm.logits_processors``; refuses maps for a model it cannot steer.
 
     It is of both model runners' kinds, since either refuses to start with a plugin of the other's;
     steering itself needs the first (:mod:`prefheads.vllm.support`).
-
-    Raises:
-        ModelError: Maps are given for a model that cannot be steered.
     """
 
     _batches: ClassVar[WeakValueDictionary[str, Batch]] = WeakValueDictionary()
 
     def __init__(self, vllm_config: VllmConfig, *_: Any) -> None:
         self._engine = vllm_config.instance_id
-        if library() is not None:
-            require_architecture(vllm_config)
+        architecture = vllm_config.model_config.architecture
+        known = [f"{name}ForCausalLM" for name in ARCHITECTURES]
+        if library() is not None and architecture not in known:
+            raise ModelError(
+                f"{architecture} cannot be steered in vLLM, only {', '.join(ARCHITECTURES)} "
+                "(ForCausalLM); serve one of these, or unset PREFHEADS_MAPS"
+            )
 
     @classmethod
     def follow(cls, vllm_config: VllmConfig, batch: Batch) -> None:
@@ -52,25 +54,17 @@ class SteeringProcessor(LogitsProcessor, LogitsProcessor2):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Check a request, and leave in its ``extra_args`` what workers need.
-
-        Raises:
-            PrefheadsError: It asks for what cannot be honoured.
-        """
-        sampling_params.extra_args = resolve(
-            sampling_params.extra_args, library(), contrast_enabled()
-        )
+        """Check a request, and leave in its ``extra_args`` what workers need."""
+        extra = resolve(sampling_params.extra_args, library(), contrast_enabled())
+        sampling_params.extra_args = extra
 
     def is_argmax_invariant(self) -> bool:
-        """Logits stay as they are."""
         return True
 
     def apply(self, logits: Tensor, *_: Any) -> Tensor:
-        """Logits as they are."""
         return logits
 
     def add_request(self, *_: Any) -> bool:
-        """Logits stay as they are."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

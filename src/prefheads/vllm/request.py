@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import add
 from typing import Any
 
 import torch
@@ -26,17 +28,11 @@ _FIELDS = ("map", *_OF_SETTING, "target", "scope")
 
 @dataclass(frozen=True)
 class RequestSteering:
-    """How one request is steered.
-
-    Attributes:
-        setting: Its mode and strength.
-        heads: Heads with a non-zero weight, as ``layer * n_heads + head``.
-        weights: Their weights in (0, 1].
-    """
+    """How one request is steered."""
 
     setting: Setting
-    heads: tuple[int, ...]
-    weights: tuple[float, ...]
+    heads: tuple[int, ...]  # those with a non-zero weight, as ``layer * n_heads + head``
+    weights: tuple[float, ...]  # theirs, in (0, 1]
 
     @property
     def contrasts(self) -> bool:
@@ -57,17 +53,10 @@ class RequestSteering:
 
 
 def resolve(extra_args: Mapping[str, Any] | None, library: Library | None, contrast: bool) -> Any:
-    """Check a request's ``extra_args`` and add to them what workers need.
+    """A request's ``extra_args``, with what the heads' gains follow from, which workers need.
 
-    Args:
-        library: The maps there are; None if the server was started without.
-        contrast: Whether the server has the second branch.
-
-    Returns:
-        Its ``extra_args``, or a copy with what the heads' gains follow from.
-
-    Raises:
-        PrefheadsError: It asks for what cannot be honoured.
+    ``library`` holds the maps there are, None if the server was started without; ``contrast`` says
+    whether it has the second branch. What cannot be honoured is an error.
     """
     if not extra_args or (KEY not in extra_args and _RESOLVED not in extra_args):
         return extra_args
@@ -143,17 +132,11 @@ def _weights(asked: Any, library: Library) -> HeadWeights:
         return library.get(asked)
     if not isinstance(asked, Mapping) or not asked or not all(isinstance(k, str) for k in asked):
         raise SteeringError(f"{KEY}: map is an id, or an object of ids and their shares")
-    shares = {name: _share(name, value) for name, value in asked.items()}
-    if sum(shares.values()) > 1 + 1e-6:
+    for name, share in asked.items():
+        if type(share) not in (int, float) or not 0 <= share <= 1:
+            raise SteeringError(f"{KEY}: {name} is a number from 0 to 1, not {share!r}")
+    if sum(asked.values()) > 1 + 1e-6:
         raise SteeringError(f"{KEY}: the shares of maps add up to more than 1")
-    (weights, *others) = (share * library.get(name) for name, share in shares.items())
-    for other in others:
-        weights = weights + other
-    return weights
-
-
-def _share(name: str, value: Any) -> float:
-    right = isinstance(value, int | float) and not isinstance(value, bool)
-    if not right or not 0 <= value <= 1:
-        raise SteeringError(f"{KEY}: {name} is a number from 0 to 1, not {value!r}")
-    return float(value)
+    shares = (share * library.get(name) for name, share in asked.items())
+    mixed: HeadWeights = functools.reduce(add, shares)
+    return mixed

@@ -10,31 +10,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def require_architecture(config: VllmConfig) -> None:
-    """Refuse a model that has no steered form.
-
-    Raises:
-        ModelError: It has none.
-    """
-    from prefheads.vllm import ARCHITECTURES
-
-    architecture = config.model_config.architecture
-    if architecture not in [f"{name}ForCausalLM" for name in ARCHITECTURES]:
-        raise ModelError(
-            f"{architecture} cannot be steered in vLLM, only {', '.join(ARCHITECTURES)} "
-            "(ForCausalLM); serve one of these, or unset PREFHEADS_MAPS"
-        )
-
-
 def require_supported(config: VllmConfig, contrast: bool) -> None:
-    """Refuse options of vLLM under which steering would be wrong.
-
-    Args:
-        contrast: Whether there is a second branch.
-
-    Raises:
-        ModelError: Such an option; the message says how to do without.
-    """
+    """Refuse options of vLLM under which steering, with a second branch or none, would be wrong."""
     from prefheads.vllm.scheduler import SteeringScheduler
 
     parallel, model = config.parallel_config, config.model_config

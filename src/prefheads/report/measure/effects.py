@@ -21,13 +21,12 @@ from prefheads.interventions.hooks import (
     hooked,
     require_weights,
 )
-from prefheads.interventions.intercept import input_device, intercept
-from prefheads.interventions.masks import masked_backend
+from prefheads.interventions.intercept import intercept, masked_backend
+from prefheads.interventions.layout import input_device
 from prefheads.models.limits import Budget
 from prefheads.progress import track
-from prefheads.scoring.nll import token_nll
-from prefheads.scoring.scorer import Scorer, encode_all
-from prefheads.steering.divergence import divergence, require_numbers
+from prefheads.scoring.scorer import Scorer, encode_all, token_nll
+from prefheads.steering.combine import divergence, require_numbers
 from prefheads.types import Scope, Target
 
 FLOOR = 1e-4  # mean probability below which a token is no candidate, and its change no finding

@@ -18,9 +18,8 @@ from prefheads.data.example import Example, spread, without_profile
 from prefheads.errors import ArtifactError, DataError
 from prefheads.evaluation.decoder import make_decoder
 from prefheads.evaluation.methods import Method
-from prefheads.evaluation.records import Record
+from prefheads.evaluation.records import Record, read_samples
 from prefheads.evaluation.run import answer_length
-from prefheads.evaluation.samples import read_samples
 from prefheads.heads.scores import HeadWeights
 from prefheads.models.limits import context_length
 from prefheads.report.measure.comparison import compare, shown_setting

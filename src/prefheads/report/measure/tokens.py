@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefheads.data.encoding import Encoded
-from prefheads.interventions.intercept import input_device, positions
+from prefheads.interventions.layout import input_device, positions
 from prefheads.report.measure.effects import token_text
 from prefheads.steering.response import response_from
 

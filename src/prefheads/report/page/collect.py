@@ -11,7 +11,7 @@ from typing import Any
 
 from prefheads.data.example import Example, load_examples
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.samples import SAMPLES, read_samples
+from prefheads.evaluation.records import SAMPLES, read_samples
 from prefheads.heads.scores import HeadScores
 from prefheads.models.bundled import NAME
 from prefheads.report import run as runs

@@ -10,12 +10,12 @@ from typing import Any
 
 from prefheads.calibration.validate import Validation
 from prefheads.errors import ArtifactError, DataError
-from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.methods import Method
 from prefheads.evaluation.records import Record, Records
 from prefheads.evaluation.results import read_results
 from prefheads.evaluation.run import LIKELIHOOD, RECORDS
 from prefheads.evaluation.significance import difference as paired_difference
+from prefheads.evaluation.significance import over_draws
 from prefheads.evaluation.tables import Cell
 from prefheads.report.run import parsed
 from prefheads.report.wording import columns

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from prefheads.errors import ArtifactError
-from prefheads.evaluation.draws import over_draws
 from prefheads.evaluation.records import Record
-from prefheads.evaluation.significance import paired_test
+from prefheads.evaluation.significance import over_draws, paired_test
 from prefheads.evaluation.tables import LEVEL
 from prefheads.models.bundled import model_name
 from prefheads.optional import require
