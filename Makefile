@@ -11,7 +11,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_STAMP := $(VLLM_VENV)/.prefheads-installed
 OLDEST_VENV := .venv-oldest
 OLDEST_STAMP := $(OLDEST_VENV)/.prefheads-installed
-OLDEST := torch==2.8.* transformers==5.16.*
+OLDEST := torch==2.8.* transformers==5.18.*
 PIP := $(PY) -m pip --disable-pip-version-check
 # What finds heads and steers with them.
 CORE_TESTS := $(addprefix tests/,calibration data discovery export heads interventions models scoring steerer steering users)
@@ -67,6 +67,7 @@ $(OLDEST_STAMP): pyproject.toml
 	@$(OLDEST_VENV)/bin/python --version >/dev/null 2>&1 || $(PYTHON) -m venv $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
 		$(OLDEST) -e '.[cli,cluster,eval,judge,parquet,plots,serve]' openai peft pytest pytest-xdist
+	$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(BUNDLED)
 	@touch $@
 
 test-oldest: $(OLDEST_STAMP) ## run the core's tests with the oldest torch and transformers supported (.venv-oldest)

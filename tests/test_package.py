@@ -76,3 +76,9 @@ def test_every_direct_dependency_is_pinned() -> None:
     wanted = {re.split(r"[\[<>=;]", line)[0] for line in requirements} - {"prefheads"}
     pins = re.findall(r"^([\w.-]+)==[\w.]+$", (ROOT / "constraints.txt").read_text(), re.M)
     assert wanted <= {pin.lower() for pin in pins}
+
+
+def test_makefile_tests_the_oldest_versions_that_are_supported() -> None:
+    bounds = [line for line in PROJECT["dependencies"] if re.match("torch|transformers", line)]
+    oldest = " ".join(f"{line.replace('>=', '==')}.*" for line in bounds)
+    assert f"OLDEST := {oldest}\n" in (ROOT / "Makefile").read_text()

@@ -11,8 +11,9 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,14 @@ def run(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         [*pip, "--no-index", "--no-deps", str(wheel)], env=alone, check=True, timeout=120
     )
 
+    (info,) = folder.glob("venv/lib/python*/site-packages/prefheads-*.dist-info")
+
     @cache
     def libraries(*extras: str) -> Path:
         """The development environment's libraries, but only those that pip would install."""
         path = folder / "-".join(["libraries", *extras])
         path.mkdir()
-        for name in required("prefheads", set(extras), {}).keys() - {"prefheads"}:
+        for name in required(PathDistribution(info), set(extras), {}).keys() - {"prefheads"}:
             found = distribution(name)
             for top in {file.parts[0] for file in found.files or ()} - {".."}:
                 if not (path / top).exists():
@@ -102,20 +105,21 @@ def run(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def required(name: str, extras: set[str], found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """All distributions that one needs, with the extras that are asked of each."""
-    key = canonicalize_name(name)
+def required(
+    package: Distribution, extras: set[str], found: dict[str, set[str]]
+) -> dict[str, set[str]]:
+    """All distributions that one needs, itself too, with the extras that are asked of each."""
+    key = canonicalize_name(package.name)
     if key in found and extras <= found[key]:
         return found
-    try:
-        requirements = map(Requirement, distribution(name).requires or ())
-    except PackageNotFoundError:  # for another platform
-        return found
     found[key] = found.get(key, set()) | extras
-    for wanted in requirements:
+    for wanted in map(Requirement, package.requires or ()):
         asked = ({"extra": extra} for extra in {"", *found[key]})
         if wanted.marker is None or any(map(wanted.marker.evaluate, asked)):
-            required(wanted.name, set(wanted.extras), found)
+            with suppress(PackageNotFoundError):  # for another platform, or vLLM
+                same = canonicalize_name(wanted.name) == key  # an extra that names others
+                other = package if same else distribution(wanted.name)
+                required(other, set(wanted.extras), found)
     return found
 
 

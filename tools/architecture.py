@@ -153,7 +153,8 @@ def draw(imports: Imports, path: Path) -> None:
         axes.text(x[n], y + 0.09, n, size=11, weight="bold", **text)
         axes.text(x[n], y - 0.13, f"{lines(n):,} lines", size=8, **text)
     patches = [Patch(facecolor=c, edgecolor=LINE, label=name) for name, c in LEGEND.items()]
-    axes.legend(handles=patches, loc="lower right", frameon=False, fontsize=10)
+    corner = {"loc": "upper left", "bbox_to_anchor": (0.8 / (right - left), 1)}
+    axes.legend(handles=patches, frameon=False, fontsize=10, **corner)
     with plt.rc_context({"svg.hashsalt": PACKAGE}):  # the same house gives the same file
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

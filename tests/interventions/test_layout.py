@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import peft
 import pytest
 import torch
@@ -132,7 +134,7 @@ def unmarked(kind: str):
     """A model whose code does not say which modules are its layers."""
     model = tiny(kind)
     stock = {"llama": LlamaDecoderLayer, "gpt2": GPT2Block}[kind]
-    foreign = type("Block", (nn.Module,), {"forward": stock.forward.__wrapped__})
+    foreign = type("Block", (nn.Module,), {"forward": inspect.unwrap(stock.forward)})
     for module in model.modules():
         if type(module) is stock:
             module.__class__ = foreign
