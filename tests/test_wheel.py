@@ -30,7 +30,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # What cannot be imported without an extra; everything else can with none.
 NEED = {
     "plots": ("report.figures", "report.page"),
-    "judge": ("judge.results", "judge.serve"),
+    "judge": ("judge.endpoint", "judge.llm", "judge.results", "judge.serve"),
     "serve": ("serve",),
     "vllm": ("vllm",),  # lives in an environment of its own, whose tests import it
 }
