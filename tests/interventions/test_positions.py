@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from support.matrix import gap
 from support.models import SHAPE, random_encoded, random_ids, tiny
 from support.pictures import END, picture_inputs, tiny_picture_model
@@ -21,6 +23,11 @@ from prefheads.scoring.scorer import Scorer
 EXACT = 5e-5  # of the largest logit
 SWITCH = 40  # tokens up to which a text is short
 BOTH = [(mode, target) for mode in ("contrast", "amplify") for target in ("head", "profile")]
+# Older ones decode on with the short text's cache, so that plain texts are not right either.
+starts_again = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.20"),
+    reason="this transformers does not begin again where a text turns long",
+)
 each_mode_and_target = pytest.mark.parametrize(("mode", "target"), BOTH)
 
 
@@ -44,6 +51,7 @@ def longrope(attention: str | None = None):
     )
 
 
+@starts_again
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("scope", ["response", "all"])
 @each_mode_and_target
@@ -61,6 +69,7 @@ def test_every_step_across_the_switching_point_equals_a_full_pass(
         assert gap(logits[step], after(new[:step])) < EXACT
 
 
+@starts_again
 @each_mode_and_target
 def test_beams_across_the_switching_point(mode, target) -> None:
     model = longrope()
