@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from support.maps import INFO, make_scores, make_weights, one_line
 
 from prefheads.errors import ArtifactError
 from prefheads.heads.files import (
@@ -17,31 +18,8 @@ from prefheads.heads.files import (
     maps_in,
     save_steerer_maps,
 )
-from prefheads.heads.scores import HeadScores, HeadWeights, Provenance
+from prefheads.heads.scores import HeadScores, HeadWeights
 from prefheads.storage import load_tensors, save_tensors, write_json
-
-INFO = Provenance(model_id="tiny", task="LaMP-4", scope="all", seed=3)
-
-
-def make_scores(n: int = 12, layers: int = 4, heads: int = 3, seed: int = 0) -> HeadScores:
-    generator = torch.Generator().manual_seed(seed)
-    return HeadScores(
-        torch.randn(n, layers, heads, generator=generator),
-        torch.rand(n, generator=generator) + 1,
-        tuple(f"e{i}" for i in range(n)),
-        tuple(f"u{i // 2}" for i in range(n)),
-        INFO,
-    )
-
-
-def make_weights(seed: int = 0, layers: int = 4, heads: int = 3) -> HeadWeights:
-    return HeadWeights(torch.rand(layers, heads, generator=torch.Generator().manual_seed(seed)))
-
-
-def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
-    message = str(error.value)
-    assert message and "\n" not in message
-    return message
 
 
 def test_scores_and_weights_come_back_as_saved(tmp_path: Path) -> None:

@@ -8,23 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import t as student
+from support.maps import INFO, make_scores
 from support.models import tiny
 
 from prefheads.errors import ArtifactError, DataError, SteeringError
 from prefheads.heads.scores import HeadScores, Provenance, fingerprint, select_heads
-
-INFO = Provenance(model_id="tiny", task="LaMP-4", scope="all", seed=3)
-
-
-def make_scores(n: int = 12, layers: int = 4, heads: int = 3, seed: int = 0) -> HeadScores:
-    generator = torch.Generator().manual_seed(seed)
-    return HeadScores(
-        torch.randn(n, layers, heads, generator=generator),
-        torch.rand(n, generator=generator) + 1,
-        tuple(f"e{i}" for i in range(n)),
-        tuple(f"u{i // 2}" for i in range(n)),
-        INFO,
-    )
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> str:

@@ -88,7 +88,9 @@ def _find(model: PreTrainedModel) -> Sharing:
             found, seen = run(), torch.isfinite(whole)  # a model may rule tokens out
             gap = (found - whole)[seen].abs().max()
             return bool(gap <= slack * whole[seen].abs().max())
-        except Exception:  # whatever it is that does not fit
+        except torch.OutOfMemoryError:  # says nothing of the model, and the answer is remembered
+            raise
+        except Exception:  # models refuse what does not fit them with errors of any kind
             return False
 
     def branched(plan: BranchPlan) -> BranchedForward:
